@@ -4,6 +4,7 @@ Each stage writes into its own folder under ``runs/<name>/`` and is skipped when
 """
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -22,7 +23,7 @@ from flows.policy import check_policy, resolve_policy
 from flows.process import run_logged
 from flows.settings import PipelineSettings
 from flows.stage import digest, file_digest, is_done, working_on
-from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
+from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights
 from vpo_plugin.openrlhf.log import read_steps
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 
@@ -65,14 +66,18 @@ def check_specification(settings: PipelineSettings) -> RewardSpec:
 
 
 @task(task_run_name="prepare-data")
-def prepare_data(settings: PipelineSettings) -> Path:
-    """Write the prompts, train and held out, as ``datasets`` datasets; the fingerprint is in ``stage.json``."""
+def prepare_data(settings: PipelineSettings, test_seed: int | None = None) -> Path:
+    """Write the prompts, train and held out, as ``datasets`` datasets; the fingerprint is in ``stage.json``.
+
+    Runs that are given the same ``test_seed`` share their held-out prompts, whatever the seeds of their settings.
+    """
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
     folder = settings.folder / "data"
     sizes = {"train": settings.steps * settings.prompts_per_step, "test": settings.eval_prompts}
-    inputs = {"spec": load_spec(settings.spec).model_dump(mode="json"), "sizes": sizes, "seed": settings.seed}
+    seeds = {"train": settings.seed, "test": settings.seed if test_seed is None else test_seed}
+    inputs = {"spec": load_spec(settings.spec).model_dump(mode="json"), "sizes": sizes, "seeds": seeds}
     if skip(folder, inputs):
         return folder
     spec = load_spec(settings.spec)
@@ -80,7 +85,7 @@ def prepare_data(settings: PipelineSettings) -> Path:
         for split, size in sizes.items():
             rows = [
                 {"input": row["prompt"], "label": json.dumps(row["label"])}
-                for row in spec.rows(split, size, settings.seed)
+                for row in spec.rows(split, size, seeds[split])
             ]
             if len(rows) < size:
                 raise ValueError(f"The {split} split of spec {spec.name!r} has {len(rows)} rows, {size} are needed.")
@@ -127,6 +132,7 @@ def evaluate(settings: PipelineSettings, name: str, policy: str, candidates: int
         *("--max_new_tokens", str(settings.max_new_tokens)),
         *("--temperature", str(settings.temperature)),
         *("--seed", str(settings.seed)),
+        *(["--tell_weights"] if tells_weights(name) else []),
     ]
     inputs = {"command": command, "data": file_digest(data / "test"), "policy": policy_digest(policy)}
     if not skip(folder, inputs):
@@ -175,19 +181,25 @@ def trains_sets(method: str) -> bool:
     return method in advantage_estimator_names() and get_advantage_estimator(method).candidates == "several"
 
 
+def tells_weights(method: str) -> bool:
+    """Whether a method's prompts tell objective weights, in training and in the search."""
+    return method in advantage_estimator_names() and get_advantage_estimator(method).weights_in_prompt
+
+
 def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
     """Refuse, before anything is spent, settings that cannot work and a folder that cannot be used.
 
     Raises:
-        ValueError: a method that the evaluation does not fit, candidates that responses do not fill or that a response
-            cannot hold, a folder of another specification.
+        ValueError: a method that the specification does not fit, candidates that responses do not fill or that a
+            response cannot hold, a folder of another specification.
         OSError: the policy's folder has no model, the run's folder cannot be written, or its disk is full.
     """
     check_policy(settings.model)
     for method in settings.methods:
-        if method in advantage_estimator_names() and get_advantage_estimator(method).weights_in_prompt:
+        if tells_weights(method) and spec.ragged:
             raise ValueError(
-                f"{method} tells each prompt its weights; the evaluation does not, so it cannot be compared."
+                f"{method} names the objectives in the prompt, and those of spec {spec.name!r} differ in number from "
+                "prompt to prompt."
             )
     m = settings.candidates or spec.candidates
     if settings.eval_candidates % m:
@@ -236,12 +248,16 @@ def train_command(
 
     spec = load_spec(settings.spec)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    texts = render_prompts(spec, [row["input"] for row in load_prompts(data / "train")], candidates, tokenizer)
+    rows = load_prompts(data / "train")
+    goals = None
+    if tells_weights(method):
+        goals = [goal_weights(row["label"], len(spec.objective_keys), seed=settings.seed) for row in rows]
+    texts = render_prompts(spec, [row["input"] for row in rows], candidates, tokenizer, goals)
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     m = settings.candidates or spec.candidates
     rollouts = settings.rollouts_per_prompt * m // candidates
     batch = settings.prompts_per_step * rollouts
-    micro_batch = min(batch, 32)
+    micro_batch = math.gcd(batch, 32)
     flags: dict[str, Any] = {
         "advantage": method,
         "vpo.spec": settings.spec,

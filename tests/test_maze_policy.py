@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reward_specs.maze.maze import read_label
 from reward_specs.maze.warm_start import save_untrained_policy, sft_examples
+from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import load_spec, parse_candidates
 
 POLICY = Path(__file__).parent.parent / "reward_specs" / "maze_small" / "policy"
@@ -57,6 +58,9 @@ def test_the_shipped_policy_is_small_and_knows_every_word(policy) -> None:
         for candidates in (1, 3):
             ids = tokenizer(spec.render_prompt(row["prompt"], candidates)).input_ids
             assert tokenizer.unk_token_id not in ids and len(ids) <= 60
+        goal = goal_weights(row["label"], 4)
+        told = write_goal(spec.render_prompt(row["prompt"], 1), spec.objective_keys, goal)
+        assert tokenizer.unk_token_id not in tokenizer(told).input_ids
     assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
     words = spec.write_response(["UP DOWN", "LEFT RIGHT", ""])
     decoded = tokenizer.decode(tokenizer(words).input_ids, skip_special_tokens=True)

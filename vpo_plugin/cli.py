@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 
 PROGRAMS = {
-    "bench": "time and error of the set reward's estimator",
-    "explain": "what vpo does, on an exact example in seconds",
+    "bench": ("vpo_plugin.bench", "time and error of the set reward's estimator"),
+    "explain": ("vpo_plugin.explain", "what vpo does, on an exact example in seconds"),
+    "experiment": ("flows.experiment", "train and compare several methods and seeds at matched compute"),
 }
 """Commands that are modules with a parser of their own."""
 
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; what is wrong is said in one sentence on stderr, with exit code 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in PROGRAMS:
-        return importlib.import_module(f"vpo_plugin.{arguments[0]}").main(arguments[1:])
+        return importlib.import_module(PROGRAMS[arguments[0]][0]).main(arguments[1:])
     args = build_parser().parse_args(arguments)
     if getattr(args, "unsafe_no_sandbox", False):
         os.environ["VPO_UNSAFE_NO_SANDBOX"] = "1"  # read by vpo_plugin.rewards.sandbox, here and in other processes
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vpo", description="Vector rewards: specifications, scoring, estimators.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for program, text in PROGRAMS.items():
+    for program, (_module, text) in PROGRAMS.items():
         commands.add_parser(program, help=text)
     unsafe = argparse.ArgumentParser(add_help=False)
     unsafe.add_argument(

@@ -15,10 +15,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
 from reward_specs.maze.maze import MOVES, Cell, Maze, distances, moves_along, read_label
+from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import RewardSpec, load_spec
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
+# Words are split at white space, and the weights that a prompt may tell, such as "0.25,", into their digits.
+WORDS = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.WhitespaceSplit(),
+        pre_tokenizers.Split(Regex(r"(?<=^[01]\.)\d|(?<=^[01]\.\d)\d"), behavior="isolated"),
+    ]
+)
 EDGE_NOISE = 4.0  # an edge is 1 long, plus a uniform number up to this,
 OFF_DIAGONAL = 1.0  # plus this for each step that it lies off the diagonal from start to exit
 WAYPOINT_SHARE = 0.1  # of the routes go by way of a random cell
@@ -42,7 +52,7 @@ def main() -> None:
     examples = list(sft_examples(spec, args.steps * args.batch_size, args.seed))
     (work / "sft.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
     save_untrained_policy(examples, work / "untrained", args.seed)
-    longest = max(len((row["prompt"] + row["response"]).split()) for row in examples) + 1
+    longest = max(len(words(row["prompt"] + row["response"])) for row in examples) + 1
     command = [
         *(sys.executable, "-m", "vpo_plugin.train_sft"),
         *("--model.model_name_or_path", str(work / "untrained")),
@@ -63,8 +73,10 @@ def main() -> None:
 
 
 def sft_examples(spec: RewardSpec, num_rows: int, seed: int) -> Iterator[dict[str, str]]:
-    """`num_rows` prompts with responses, half of them of one route, half of `spec.candidates` different
-    routes.
+    """`num_rows` prompts with responses, half of them of one route, half of `spec.candidates` different routes.
+
+    Every fourth prompt of one route tells objective weights, which the route does not mind: `goal_conditioned`
+    starts from a policy that has seen such prompts.
     """
     rng = random.Random(f"warm start {seed}")
     mazes = list(spec.rows("train", -(-num_rows // ROWS_PER_MAZE), seed))
@@ -73,8 +85,12 @@ def sft_examples(spec: RewardSpec, num_rows: int, seed: int) -> Iterator[dict[st
     for i, row in enumerate(order[:num_rows]):
         candidates = 1 if i % 2 else spec.candidates
         routes = random_routes(read_label(row["label"]), candidates, rng)
+        prompt = spec.render_prompt(row["prompt"], candidates)
+        if i % 8 == 1:
+            keys = spec.objective_keys
+            prompt = write_goal(prompt, keys, goal_weights(f"{i} {row['label']}", len(keys), seed=seed))
         yield {
-            "prompt": spec.render_prompt(row["prompt"], candidates),
+            "prompt": prompt,
             "response": spec.write_response([" ".join(route) for route in routes]),
         }
 
@@ -136,17 +152,21 @@ def random_path(maze: Maze, source: Cell, goal: Cell, rng: random.Random) -> lis
 # ------------------------------------------------------------------------------------------------ policy
 
 
+def words(text: str) -> list[str]:
+    """The words of a text, each a token of the policy."""
+    return [word for word, _span in WORDS.pre_tokenize_str(text)]
+
+
 def save_untrained_policy(examples: list[dict[str, str]], folder: Path, seed: int) -> None:
     """A tokenizer with one token for each word of the examples, and a Llama with random weights."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = sorted({word for row in examples for word in (row["prompt"] + row["response"]).split()})
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL_TOKENS, *words])}
+    known = sorted({word for row in examples for word in words(row["prompt"] + row["response"])})
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL_TOKENS, *known])}
     pad, eos, unk = SPECIAL_TOKENS
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unk))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = WORDS
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=pad,

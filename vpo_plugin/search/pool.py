@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.rewards import RewardSpec, load_spec
 
@@ -30,6 +31,8 @@ class Sampling:
     max_new_tokens: int
     temperature: float = 1.0
     seed: int = 0
+    tell_weights: bool = False
+    """Whether each rollout's prompt tells it objective weights of its own, drawn at random (``goal_conditioned``)."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,34 @@ def load_prompts(dataset: Path) -> list[dict[str, Any]]:
     return load_from_disk(str(dataset)).to_list()
 
 
-def render_prompts(spec: RewardSpec, prompts: list[str], candidates: int, tokenizer: Any) -> list[str]:
-    """What the policy reads: the prompt with its instruction, in the chat template where the tokenizer has one."""
+def render_prompts(
+    spec: RewardSpec,
+    prompts: list[str],
+    candidates: int,
+    tokenizer: Any,
+    goals: list[list[float]] | None = None,
+) -> list[str]:
+    """What the policy reads: the prompt with its instruction, in the chat template where the tokenizer has one.
+
+    Args:
+        goals: the objective weights that each prompt is told, if any.
+    """
     rendered = [spec.render_prompt(prompt, candidates) for prompt in prompts]
+    if goals is not None:
+        keys = spec.objective_keys
+        rendered = [write_goal(text, keys, goal) for text, goal in zip(rendered, goals, strict=True)]
     if not tokenizer.chat_template:
         return rendered
     return [
         tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
         for text in rendered
     ]
+
+
+def random_goals(spec: RewardSpec, labels: list[str], number: int, seed: int) -> list[list[float]]:
+    """Objective weights to tell, ``number`` for each label: every draw is another one, the same in every run."""
+    objectives = len(spec.objective_keys)
+    return [goal_weights(f"{i} {label}", objectives, seed=seed) for label in labels for i in range(number)]
 
 
 def sample_pool(model: str, spec: RewardSpec, rows: list[dict[str, Any]], sampling: Sampling, folder: Path) -> Pool:
@@ -90,7 +112,11 @@ def sample_pool(model: str, spec: RewardSpec, rows: list[dict[str, Any]], sampli
 
     started = time.monotonic()
     tokenizer = AutoTokenizer.from_pretrained(model)
-    texts = render_prompts(spec, [row["input"] for row in rows], sampling.candidates, tokenizer)
+    inputs, goals, each = [row["input"] for row in rows], None, sampling.rollouts
+    if sampling.tell_weights:  # every rollout has a prompt of its own
+        goals = random_goals(spec, [row["label"] for row in rows], sampling.rollouts, sampling.seed)
+        inputs, each = [prompt for prompt in inputs for _ in range(sampling.rollouts)], 1
+    texts = render_prompts(spec, inputs, sampling.candidates, tokenizer, goals)
     prompts = [TokensPrompt(prompt_token_ids=ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     longest = max(len(prompt["prompt_token_ids"]) for prompt in prompts)
     engine = LLM(
@@ -103,15 +129,16 @@ def sample_pool(model: str, spec: RewardSpec, rows: list[dict[str, Any]], sampli
     outputs = engine.generate(
         prompts,
         SamplingParams(
-            n=sampling.rollouts,
+            n=each,
             temperature=sampling.temperature,
             max_tokens=sampling.max_new_tokens,
             skip_special_tokens=False,
         ),
     )
     matrices, responses = [], []
-    for number, (row, output) in enumerate(zip(rows, outputs, strict=True)):
-        for sample in output.outputs:
+    samples = [sample for output in outputs for sample in output.outputs]
+    for number, row in enumerate(rows):
+        for sample in samples[number * sampling.rollouts : (number + 1) * sampling.rollouts]:
             scored = spec.score_response(sample.text, row["label"], sampling.candidates)
             matrices.append(scored.matrix)
             responses.append(
@@ -160,13 +187,18 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, required=True)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--tell_weights", action="store_true", help="tell each rollout random objective weights (goal_conditioned)"
+    )
     args = parser.parse_args()
     import torch
 
     if not torch.cuda.is_available():
         for name, value in cpu.ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-    sampling = Sampling(args.rollouts, args.candidates, args.max_new_tokens, args.temperature, args.seed)
+    sampling = Sampling(
+        args.rollouts, args.candidates, args.max_new_tokens, args.temperature, args.seed, args.tell_weights
+    )
     sample_pool(args.model, load_spec(args.spec), load_prompts(args.prompts), sampling, args.output)
 
 

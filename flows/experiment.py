@@ -1,0 +1,246 @@
+"""The experiment: several methods and seeds at matched compute, on the same held-out prompts.
+
+``vpo experiment --methods grpo,vpo --seeds 0,1,2`` trains one policy for each method and seed (a cell), samples its
+pool, and writes results.json, summary.md and the plots. A cell that has finished is kept, so a killed run continues.
+"""
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.futures import wait
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import CliApp
+
+from flows.pipeline import VERSIONS, check_settings, evaluate, prepare_data, prepare_policy, train, trains_sets
+from flows.settings import PipelineSettings
+from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
+from vpo_plugin.openrlhf.log import read_steps
+from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.search.experiment import BASE, Cell, analyse, read_targets, write_experiment
+from vpo_plugin.search.metrics import expected_set_reward, mean_pairwise_l1
+from vpo_plugin.search.pool import load_pool, load_prompts
+
+
+class ExperimentSettings(PipelineSettings):
+    """Settings of an experiment: those of a pipeline for each cell, and what is compared."""
+
+    name: str = Field(
+        "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and of its folder."
+    )
+    methods: list[str] = Field(
+        [name for name in advantage_estimator_names() if name != "vpo"] + ["vpo"],
+        min_length=1,
+        description="Advantage estimators to compare. The last is compared with each of the others.",
+    )
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of training: one policy for each, and method.")
+    match: Literal["candidates", "tokens"] = Field(
+        "candidates",
+        description="What every method gets the same number of, in training and in the search: 'candidates', or "
+        "generated 'tokens' (training by the first policy's response lengths, the search by each policy's own).",
+    )
+    parallel: int = Field(1, ge=1, description="Cells at once. A cell on a CPU uses little more than one core.")
+
+    @field_validator("methods", "seeds")
+    @classmethod
+    def _no_repetition(cls, values: list[object]) -> list[object]:
+        if len(set(values)) < len(values):
+            raise ValueError("names something twice")
+        return values
+
+
+def vpo_experiment(settings: ExperimentSettings) -> Path:
+    """Run an experiment as a Prefect flow; returns its folder."""
+    runner = ThreadPoolTaskRunner(max_workers=settings.parallel)  # type: ignore[var-annotated]
+    return experiment_flow.with_options(task_runner=runner)(settings)
+
+
+@flow(name="vpo-experiment", flow_run_name="{settings.name}")
+def experiment_flow(settings: ExperimentSettings) -> Path:
+    """Train every method with every seed, and compare what their pools give a search."""
+    spec = load_spec(settings.spec)
+    m = settings.candidates or spec.candidates
+    base = prepare_policy(settings)
+    seeds = {seed: cell_settings(settings, seed) for seed in settings.seeds}
+    data = {seed: prepare_data(of_seed, test_seed=settings.seed) for seed, of_seed in seeds.items()}
+
+    first = settings.seeds[0]
+    bases = {(BASE, 1): evaluate(seeds[first], BASE, base, 1, data[first])}
+    if any(map(trains_sets, settings.methods)) and m > 1:
+        name = f"{BASE}, sets of {m}"
+        bases[name, m] = evaluate(seeds[first], name.replace(" ", "_").replace(",", ""), base, m, data[first])
+    rollouts = single_rollouts(settings, m, list(bases.values()))
+
+    import transformers.models.auto  # noqa: F401 (here, since its lazy imports fail when threads race for them)
+
+    futures = {}
+    for seed in settings.seeds:
+        for method in settings.methods:
+            candidates = m if trains_sets(method) else 1
+            of_cell = seeds[seed]
+            if candidates == 1:
+                of_cell = of_cell.model_copy(update={"candidates": 1, "rollouts_per_prompt": rollouts})
+            futures[method, seed] = run_cell.submit(of_cell, method, candidates, base, data[seed])
+    wait(list(futures.values()))
+    failed = {cell: future.state for cell, future in futures.items() if not future.state.is_completed()}
+    if failed:
+        named = ", ".join(f"{method} with seed {seed}" for method, seed in failed)
+        error = next(iter(failed.values())).result(raise_on_failure=False)
+        raise RuntimeError(
+            f"{len(failed)} of {len(futures)} cells failed ({named}). The first one said: {error} The finished cells "
+            "are kept: the same command continues with the others."
+        )
+
+    cells = [read_cell(name, first, pool, None) for (name, _), pool in bases.items()]
+    for method in settings.methods:
+        for seed in settings.seeds:
+            log_dir = seeds[seed].folder / "train" / method / "policy" / "vpo"
+            cells.append(read_cell(method, seed, futures[method, seed].result(), log_dir))
+    return compare(settings, spec, cells, data[first])
+
+
+@task(task_run_name="{method}-seed-{settings.seed}")
+def run_cell(settings: PipelineSettings, method: str, candidates: int, base: str, data: Path) -> Path:
+    """Train one policy and sample its pool; returns the pool's folder."""
+    policy = train(settings, method, candidates, base, data)
+    return evaluate(settings, method, policy, candidates, data)
+
+
+def cell_settings(settings: ExperimentSettings, seed: int) -> PipelineSettings:
+    """The settings of one seed's cells, whose folders lie in the experiment's."""
+    shared = settings.model_dump(include=set(PipelineSettings.model_fields))
+    return PipelineSettings(**shared | {"runs": settings.folder, "name": f"seed-{seed}", "seed": seed})
+
+
+def single_rollouts(settings: ExperimentSettings, m: int, bases: list[Path]) -> int:
+    """Rollouts for each prompt of a method of single candidates, at the compute of a set method's.
+
+    As many candidates, or as many tokens as the first policy's responses have: rounded to an even number.
+    """
+    if settings.match == "candidates" or len(bases) == 1:
+        return settings.rollouts_per_prompt * m
+    single, sets = (np.mean([r["tokens"] for r in load_pool(pool).responses]) for pool in bases)
+    return max(2, 2 * round(settings.rollouts_per_prompt * sets / single / 2))
+
+
+def read_cell(method: str, seed: int, pool_folder: Path, log_dir: Path | None) -> Cell:
+    """A cell's pool and, where it was trained, its curves."""
+    pool = load_pool(pool_folder)
+    prompts = len(pool.reward_matrices)
+    return Cell(
+        method,
+        seed,
+        pool.reward_matrices,
+        tokens_per_prompt=sum(response["tokens"] for response in pool.responses) / prompts,
+        unique=float(np.mean([response["unique"] for response in pool.responses])),
+        training={} if log_dir is None else training_curves(log_dir),
+    )
+
+
+def training_curves(log_dir: Path) -> dict[str, list[float]]:
+    """What a training logged, by step; sets and diversity over all candidates of a prompt, so that methods compare."""
+    curves: dict[str, list[float]] = {key: [] for key in ("set_reward", "diversity", "reward", "tokens", "candidates")}
+    for step in read_steps(log_dir):
+        with np.load(log_dir / "rollouts" / f"step_{step['step']:06d}.npz") as arrays:
+            matrices = arrays["reward_matrices"].astype(float)
+            present = arrays["mask"].any((1, 2))
+        groups, rollouts, m, objectives = matrices.shape
+        pools = matrices.reshape(groups, rollouts * m, objectives)
+        curves["set_reward"].append(float(expected_set_reward(pools, seed=0, present=present).mean()))
+        curves["diversity"].append(float(mean_pairwise_l1(pools).mean()))
+        curves["reward"].append(step["reward"])
+        curves["tokens"].append(step["response_length"] * groups * rollouts)
+        curves["candidates"].append(float(groups * rollouts * m))
+    return curves
+
+
+@task(task_run_name="compare")
+def compare(settings: ExperimentSettings, spec: RewardSpec, cells: list[Cell], data: Path) -> Path:
+    """Compare all cells and write results.json, summary.md and the plots into the experiment's folder."""
+    if spec.ragged:
+        raise ValueError(f"The objectives of spec {spec.name!r} differ in number from prompt to prompt.")
+    labels = [row["label"] for row in load_prompts(data / "test")]
+    targets = read_targets(spec, labels, len(spec.objective_keys))
+    m = settings.candidates or spec.candidates
+    given = settings.model_dump(mode="json", exclude_defaults=True)
+    flags = [f"--{key}={','.join(map(str, v)) if isinstance(v, list) else v}" for key, v in given.items()]
+    results = {
+        "title": f"{settings.name}: {', '.join(settings.methods)} on {spec.name}",
+        "command": shlex.join(["vpo", "experiment", *flags]),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+        "commit": commit(),
+        "spec": spec.name,
+        "objectives": list(spec.objective_keys),
+        "prompts": len(labels),
+        "seeds": settings.seeds,
+        "settings": settings.model_dump(mode="json"),
+        **analyse(cells, targets, candidates=m, match=settings.match),
+    }
+    write_experiment(results, cells, settings.folder)
+    summary = (settings.folder / "summary.md").read_text()
+    create_markdown_artifact(summary.split("![", 1)[0], key="experiment")
+    print(f"\n{summary}\nResults: {settings.folder / 'results.json'}, plots beside it.")
+    return settings.folder
+
+
+def commit() -> str:
+    """The commit of the code that runs, where it lies in a git checkout."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return "unknown"
+    return described.stdout.strip() or "unknown"
+
+
+def main(arguments: list[str]) -> int:
+    """``vpo experiment``: the flags are the fields of ``ExperimentSettings``, with ``_`` or ``-``."""
+    try:
+        given = [re.sub(r"^--\w+", lambda flag: flag[0].replace("_", "-"), word) for word in arguments]
+        settings = CliApp.run(ExperimentSettings, cli_args=given)
+        check_experiment(settings)
+        vpo_experiment(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        print(f"vpo experiment: --{where} {first.get('input')!r}: {first['msg']}.", file=sys.stderr)
+        return 2
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"\nvpo experiment: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def check_experiment(settings: ExperimentSettings) -> None:
+    """Refuse, before anything is spent, what ``check_settings`` refuses, methods that do not exist, ragged objectives.
+
+    Raises:
+        ValueError: as said.
+        OSError: see ``check_settings``.
+    """
+    spec = load_spec(settings.spec)
+    if spec.ragged:
+        raise ValueError(
+            f"The objectives of spec {spec.name!r} differ in number from prompt to prompt: an experiment compares "
+            "fixed objectives. Use the pipeline, whose report takes them."
+        )
+    for method in settings.methods:
+        get_advantage_estimator(method)
+    check_settings(settings, spec)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
