@@ -25,7 +25,9 @@ def test_examples_are_valid_different_routes() -> None:
         routes = parse_candidates(example["response"], spec.tag, candidates)
         label = next(label for text, label in labels.items() if example["prompt"].startswith(text))
         assert None not in routes and len(set(routes)) == candidates
-        assert example["prompt"] == spec.render_prompt(example["prompt"].split("Write")[0], candidates)
+        prompt, _, goal = example["prompt"].partition("Objective weights: ")
+        assert prompt == spec.render_prompt(prompt.split("Write")[0], candidates)
+        assert bool(goal) == (i % 8 == 1)
         scored = spec.score_response(example["response"], label, candidates)
         assert (scored.matrix[:, 0] == 1).all() and scored.unique == candidates
         assert all(len(route.split()) <= read_label(label).max_steps for route in routes if route)

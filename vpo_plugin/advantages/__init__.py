@@ -24,15 +24,15 @@ from vpo_plugin.advantages.registry import (
     get_advantage_estimator,
     register_advantage_estimator,
 )
-from vpo_plugin.advantages.set_reward import NUM_WEIGHTS, set_rewards
+from vpo_plugin.advantages.set_reward import default_num_weights, set_rewards
 from vpo_plugin.advantages.simplex import sample_simplex_weights
 from vpo_plugin.advantages.vpo import vpo_advantages
 
 __all__ = [
-    "NUM_WEIGHTS",
     "AdvantageEstimator",
     "advantage_estimator_names",
     "batch_z_norm",
+    "default_num_weights",
     "get_advantage_estimator",
     "goal_weights",
     "group_norm",

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from vpo_plugin.advantages.normalize import group_z_norm
-from vpo_plugin.advantages.set_reward import NUM_WEIGHTS
 
 
 class RolloutRewards(Protocol):
@@ -31,7 +30,7 @@ class RolloutRewards(Protocol):
         mask: Tensor | None = None,
         objective_weights: Sequence[float] | Tensor | None = None,
         alpha: float = 1.0,
-        num_weights: int = NUM_WEIGHTS,
+        num_weights: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor: ...
 
@@ -60,7 +59,7 @@ class AdvantageEstimator:
         mask: Tensor | None = None,
         objective_weights: Sequence[float] | Tensor | None = None,
         alpha: float = 1.0,
-        num_weights: int = NUM_WEIGHTS,
+        num_weights: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         rollout_rewards = self.rollout_rewards(

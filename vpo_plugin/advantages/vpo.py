@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vpo_plugin.advantages.normalize import group_z_norm
 from vpo_plugin.advantages.registry import register_advantage_estimator
-from vpo_plugin.advantages.set_reward import NUM_WEIGHTS, set_rewards
+from vpo_plugin.advantages.set_reward import set_rewards
 
 
 @register_advantage_estimator("vpo", normalize=group_z_norm, candidates="several")
@@ -16,7 +16,7 @@ def vpo(
     *,
     mask: Tensor | None = None,
     alpha: float = 1.0,
-    num_weights: int = NUM_WEIGHTS,
+    num_weights: int | None = None,
     generator: torch.Generator | None = None,
     **_: Any,
 ) -> Tensor:
@@ -33,7 +33,7 @@ def vpo_advantages(
     *,
     mask: Tensor | None = None,
     alpha: float = 1.0,
-    num_weights: int = NUM_WEIGHTS,
+    num_weights: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """`set_rewards` (same arguments and errors), z-normalised in each group: `(G, N, m, k)` -> `(G, N)`."""

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vpo_plugin.advantages import NUM_WEIGHTS, advantage_estimator_names, get_advantage_estimator
+from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
 from vpo_plugin.openrlhf import cpu, worker
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.files import spec_file
@@ -92,7 +92,11 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
         help="candidates in one response (default: the specification's, or 1 for an estimator of single candidates)",
     )
     group.add_argument("--vpo.alpha", type=float, default=1.0, help="Dirichlet parameter of the random weightings")
-    group.add_argument("--vpo.num_weights", type=int, default=NUM_WEIGHTS, help="random weightings for each set reward")
+    group.add_argument(
+        "--vpo.num_weights",
+        type=int,
+        help="random weightings for each set reward (default: 1,024, or 3,000 above 8 objectives)",
+    )
     group.add_argument(
         "--vpo.k", type=int, help="max_at_k: of how many rollouts the best counts (default: half of a prompt's)"
     )
@@ -149,7 +153,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace, o
             given["reward.clip_range"] = (-math.inf, math.inf)
     if not given["vpo.alpha"] > 0:
         parser.error(f"--vpo.alpha is {given['vpo.alpha']}: a Dirichlet parameter is above 0.")
-    if given["vpo.num_weights"] < 1:
+    if given["vpo.num_weights"] is not None and given["vpo.num_weights"] < 1:
         parser.error(f"--vpo.num_weights is {given['vpo.num_weights']}: at least 1 weighting is needed.")
     budget = min(given["rollout.max_new_tokens"] or given["data.max_len"], given["data.max_len"])
     needed = candidates * spec.limits.tokens_per_candidate

@@ -416,7 +416,7 @@ class RewardSpec(_Model):
         return None if front is None else float((front @ self.weights_of(front.shape[1])).max())
 
     def best_set_reward(
-        self, label: object, *, alpha: float = 1.0, num_weights: int = 1024, seed: int = 0
+        self, label: object, *, alpha: float = 1.0, num_weights: int | None = None, seed: int = 0
     ) -> float | None:
         """The set reward of the whole front, which no set of candidates exceeds, where the task can tell."""
         import torch

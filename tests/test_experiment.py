@@ -1,0 +1,190 @@
+"""The experiment: its figures on pools made by hand, its outputs, and the command end to end."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.experiment import ExperimentSettings, cell_settings, single_rollouts
+from vpo_plugin.rewards import load_spec
+from vpo_plugin.search.experiment import Cell, Targets, analyse, pack_array, unpack_array, write_experiment
+from vpo_plugin.search.pool import random_goals
+
+PROMPTS, KEYS = 12, ("gold", "lava")
+
+
+def cell(method: str, seed: int, level: float, *, m: int = 1, tokens: float = 60.0, steps: int = 3) -> Cell:
+    """A pool of 6 candidates a prompt with rewards up to `level`; the same prompts are hard for every method."""
+    generator = np.random.default_rng(seed + 100 * len(method))
+    hardness = np.linspace(0.5, 1.0, PROMPTS)[:, None, None, None]
+    matrices = level * hardness * generator.random((PROMPTS, 6 // m, m, len(KEYS)))
+    curves = {key: [float(step) for step in range(steps)] for key in ("set_reward", "diversity", "reward")}
+    training = curves | {"tokens": [10.0] * steps, "candidates": [4.0] * steps}
+    return Cell(method, seed, matrices.astype(np.float32), tokens, float(m), {} if method == "base" else training)
+
+
+@pytest.fixture
+def targets() -> Targets:
+    return Targets(np.full((PROMPTS, 2), 0.5), np.full(PROMPTS, 0.4), 1.0, 1.0)
+
+
+@pytest.fixture
+def cells() -> list[Cell]:
+    good = [cell("vpo", seed, 1.0, m=3) for seed in (0, 1)]
+    return [cell("base", 0, 0.3), *(cell(name, seed, 0.6) for name in ("grpo", "set_max") for seed in (0, 1)), *good]
+
+
+def test_figures_are_those_of_all_subsets(cells: list[Cell], targets: Targets) -> None:
+    results = analyse(cells, targets, candidates=3)
+    measured = {method["name"]: method for method in results["methods"]}
+    values = np.array([c.reward_matrices.reshape(PROMPTS, 6, 2).mean(-1) for c in cells if c.method == "vpo"])
+    by_hand = np.mean([values[..., list(chosen)].max(-1) for chosen in combinations(range(6), 4)])
+    assert measured["vpo"]["best_at_k"]["mean"][3] == pytest.approx(by_hand)
+    solved = np.mean([(values[..., list(chosen)] >= 0.4).any(-1) for chosen in combinations(range(6), 2)])
+    assert measured["vpo"]["pass_at_k"]["mean"][1] == pytest.approx(solved)
+    assert measured["vpo"]["distinct_rewards"]["mean"] == 3 and measured["grpo"]["candidates"] == 1
+    assert measured["base"]["seeds"] == 1 and len(measured["vpo"]["best_by_seed"]) == 2
+    assert all(
+        m["best_at_k"]["low"][-1] <= m["best_at_k"]["mean"][-1] <= m["best_at_k"]["high"][-1] for m in measured.values()
+    )
+
+
+def test_differences_are_paired_and_the_strongest_is_a_scalar_baseline(cells: list[Cell], targets: Targets) -> None:
+    results = analyse(cells, targets, candidates=3)
+    measured = {method["name"]: method["best_at_k"]["mean"] for method in results["methods"]}
+    assert [d["b"] for d in results["differences"]] == ["base", "grpo", "set_max"]
+    for difference in results["differences"]:
+        expected = np.subtract(measured["vpo"], measured[difference["b"]])
+        assert difference["best_at_k"]["mean"] == pytest.approx(expected.tolist())
+        assert difference["best_at_k"]["low"][-1] > 0
+        assert difference["growth"]["from_k"] == 3
+        assert difference["growth"]["mean"] == pytest.approx(expected[-1] - expected[2])
+    assert set(results["strongest"]["names"]) == {"grpo"}  # set_max is an ablation, the base is not trained
+    twice = [*cells[1:3], *(replace(made, method="again") for made in cells[1:3])]
+    same = analyse(twice, targets, candidates=3)
+    assert same["differences"][0]["best_at_k"]["low"] == same["differences"][0]["best_at_k"]["high"] == [0.0] * 6
+
+
+def test_intervals_widen_with_the_seeds_spread(targets: Targets) -> None:
+    alike = [cell("vpo", seed, 0.8) for seed in (0, 1, 2)]
+    apart = [cell("vpo", seed, level) for seed, level in ((0, 0.4), (1, 0.8), (2, 1.2))]
+    widths = [
+        measure["high"][-1] - measure["low"][-1]
+        for measure in (analyse(c, targets, candidates=1)["methods"][0]["best_at_k"] for c in (alike, apart))
+    ]
+    assert widths[1] > 2 * widths[0]
+
+
+def test_in_tokens_a_budget_buys_the_longer_responses_fewer_candidates(targets: Targets) -> None:
+    short, long = cell("short", 0, 0.8, tokens=60), cell("longer", 0, 0.8, tokens=120)
+    results = analyse([short, long], targets, candidates=1, match="tokens")
+    measured = {method["name"]: method for method in results["methods"]}
+    assert results["ks"] == [20, 40, 60]  # tokens: up to what the shorter pool cost, by one longer candidate each
+    assert measured["short"]["searched"] == {"candidates": 6.0, "tokens": 60.0}
+    assert measured["longer"]["searched"] == {"candidates": 3.0, "tokens": 60.0}
+    alone = analyse([long], targets, candidates=1)["methods"][0]["best_at_k"]["mean"]
+    assert measured["longer"]["best_at_k"]["mean"] == pytest.approx(alone[:3])
+
+
+def test_other_prompts_or_candidates_are_refused(targets: Targets) -> None:
+    whole = cell("grpo", 0, 0.5)
+    shorter = replace(whole, reward_matrices=whole.reward_matrices[:, :4])
+    with pytest.raises(ValueError, match="same prompts and candidates"):
+        analyse([shorter, cell("vpo", 0, 0.5)], targets, candidates=3)
+
+
+def test_results_hold_every_raw_pool(cells: list[Cell], targets: Targets, tmp_path: Path) -> None:
+    head = {"title": "t", "command": "c", "machine": "m", "versions": {"a": "1"}, "commit": "0", "prompts": PROMPTS}
+    results = head | {"objectives": KEYS, "seeds": [0, 1]} | analyse(cells, targets, candidates=3)
+    write_experiment(results, cells, tmp_path)
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert [pool["method"] for pool in stored["pools"]] == [c.method for c in cells]
+    for pool, made in zip(stored["pools"], cells, strict=True):
+        np.testing.assert_array_equal(unpack_array(pool["reward_matrices"]), made.reward_matrices)
+    assert unpack_array(pack_array(np.arange(6.0).reshape(2, 3))).shape == (2, 3)
+    summary = (tmp_path / "summary.md").read_text()
+    assert "| vpo | 3 |" in summary and "vpo − set_max" in summary  # noqa: RUF001
+    plots = {"best_at_k.png", "pass_at_k.png", "gap_at_k.png", "training.png", "sets.png"}
+    assert all((tmp_path / name).stat().st_size > 5000 and name in summary for name in plots)
+
+
+def test_matched_candidates_and_matched_tokens_in_training(tmp_path: Path) -> None:
+    settings = ExperimentSettings(rollouts_per_prompt=8)
+    assert single_rollouts(settings, 3, []) == 24
+    pools = []
+    for name, tokens in (("single", 10), ("sets", 25)):
+        folder = tmp_path / name
+        folder.mkdir()
+        np.savez(folder / "pool.npz", reward_matrices=np.zeros((1, 1, 1, 4)))
+        (folder / "responses.jsonl").write_text(json.dumps({"prompt": 0, "tokens": tokens}) + "\n")
+        (folder / "pool.json").write_text("{}")
+        pools.append(folder)
+    assert single_rollouts(settings.model_copy(update={"match": "tokens"}), 3, pools) == 20  # 8 · 25 / 10
+
+
+def test_a_seed_shares_the_settings_and_the_folder_of_its_experiment(tmp_path: Path) -> None:
+    settings = ExperimentSettings(name="e", runs=tmp_path, steps=7, seeds=[4])
+    of_seed = cell_settings(settings, 4)
+    assert (of_seed.steps, of_seed.seed, of_seed.folder) == (7, 4, tmp_path / "e" / "seed-4")
+
+
+def test_every_rollout_of_a_search_is_told_weights_of_its_own() -> None:
+    spec = load_spec("maze_small")
+    goals = random_goals(spec, ["a", "b"], 3, seed=1)
+    assert len(goals) == 6 == len({tuple(goal) for goal in goals})
+    assert all(sum(goal) == pytest.approx(1) for goal in goals)
+    assert goals == random_goals(spec, ["a", "b"], 3, seed=1) != random_goals(spec, ["a", "b"], 3, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--methods", "vpo,grpoo"], "no advantage estimator named 'grpoo'"),
+        (["--seeds", "1,1"], "--seeds '1,1': Value error, names something twice"),
+        (["--steps", "many"], "--steps 'many'"),
+        (["--spec", "code"], "differ in number from prompt to prompt"),
+        (["--eval_candidates", "31"], "a multiple of 3"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_start(flags: list[str], said: str, tmp_path: Path) -> None:
+    done = experiment(tmp_path, *flags)
+    assert done.returncode in (1, 2) and said in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*/seed-*"))
+
+
+def experiment(runs: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """The public command, with a Prefect of its own."""
+    command = [sys.executable, "-m", "vpo_plugin.cli", "experiment", "--runs", str(runs), *flags]
+    environment = {**os.environ, "PREFECT_HOME": str(runs / "prefect")}
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+
+
+def test_experiment_runs_to_its_results_and_keeps_finished_cells(tmp_path: Path) -> None:
+    flags = ["--name", "small", "--methods", "goal_conditioned,vpo", "--seeds", "0", "--steps", "2", "--parallel", "2"]
+    flags += ["--prompts_per_step", "4", "--rollouts_per_prompt", "4", "--eval_prompts", "6", "--eval_candidates", "6"]
+    first = experiment(tmp_path, *flags)
+    assert first.returncode == 0, first.stdout + first.stderr
+    folder = tmp_path / "small"
+    results = json.loads((folder / "results.json").read_text())
+    assert [m["name"] for m in results["methods"]] == ["base", "base, sets of 3", "goal_conditioned", "vpo"]
+    trained = [m["trained"] for m in results["methods"][2:]]
+    assert trained[0]["candidates"] == trained[1]["candidates"] == 2 * 4 * 12
+    assert all(len(curve) == 2 for curve in results["training"]["vpo"].values())
+    assert all(m["best_at_k"]["mean"][-1] <= results["ceiling"]["best"] for m in results["methods"])
+    assert {pool["method"] for pool in results["pools"]} == {m["name"] for m in results["methods"]}
+    assert "vpo − goal_conditioned" in first.stdout  # noqa: RUF001
+
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("**/stage.json")}
+    (folder / "results.json").unlink()
+    (folder / "seed-0" / "eval" / "vpo" / "stage.json").unlink()  # as if killed in the last evaluation
+    second = experiment(tmp_path, *flags)
+    assert second.returncode == 0, second.stdout + second.stderr
+    again = {path for path in made if path.stat().st_mtime_ns != made[path]}
+    assert again == {folder / "seed-0" / "eval" / "vpo" / "stage.json"}
+    assert json.loads((folder / "results.json").read_text())["methods"][2] == results["methods"][2]
