@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
 
 from vpo_plugin.advantages import default_num_weights, group_z_norm, sample_simplex_weights, vpo_advantages
@@ -143,6 +142,8 @@ def bench_estimator(args: argparse.Namespace) -> None:
 
 def bench_host(args: argparse.Namespace) -> None:
     """Train with `vpo` and with the host's `group_norm` on the same prompts, in turns, and print the steps' times."""
+    from datasets import Dataset
+
     spec = load_spec("maze_small")
     policy = importlib.resources.files("reward_specs.maze_small") / "policy"
     rows = [
