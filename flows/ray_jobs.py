@@ -73,20 +73,21 @@ def run_job(
     *,
     cluster: RayCluster,
     name: str,
+    result: Path,
     what: str,
     on_poll: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a command on the cluster with its output in ``log``, calling ``on_poll`` about once a second.
 
-    If a job of that name runs already, it is followed; one that succeeded counts. The job is stopped when this function
-    is left early.
+    If a job of that name runs already, it is followed; one that succeeded counts where its result is still there. The
+    job is stopped when this function is left early.
 
     Raises:
         RuntimeError: the job failed; the message ends with its last line and names the log. Or the cluster was lost.
         ConnectionError: the cluster does not answer at the start.
     """
     client = connect(cluster)
-    job, is_new = submit(client, command, cluster, name)
+    job, is_new = submit(client, command, cluster, name, result)
     if is_new and log.exists():  # of an earlier try
         tries = len(list(log.parent.glob(f"{log.stem}.*{log.suffix}")))
         log.rename(log.with_suffix(f".{tries + 1}{log.suffix}"))
@@ -107,20 +108,32 @@ def run_job(
         )
 
 
-def submit(client: JobSubmissionClient, command: Sequence[str], cluster: RayCluster, name: str) -> tuple[str, bool]:
-    """The id of the job of that name that runs or has succeeded, else of a new one; and whether it is new."""
+def submit(
+    client: JobSubmissionClient, command: Sequence[str], cluster: RayCluster, name: str, result: Path
+) -> tuple[str, bool]:
+    """The id of the job of that name that runs or has left its result, else of a new one; and whether it is new."""
     number = re.compile(re.escape(name) + r"-(\d+)")
     tries = [(int(m[1]), job) for job in client.list_jobs() if (m := number.fullmatch(job.submission_id or ""))]
     last, latest = max(tries, key=lambda numbered: numbered[0], default=(0, None))
-    if latest is not None and latest.status not in (JobStatus.FAILED, JobStatus.STOPPED):
-        return f"{name}-{last}", False
+    if latest is not None:
+        has_left = latest.status == JobStatus.SUCCEEDED and result.exists()
+        if has_left or not latest.status.is_terminal():
+            return f"{name}-{last}", False
     job = f"{name}-{last + 1}"
-    try:
-        client.submit_job(entrypoint=shlex.join(command), submission_id=job, runtime_env={"env_vars": cluster.env_vars})
-    except RuntimeError:  # Ray refuses an id that is there: another flow was quicker
-        client.get_job_status(job)
-        return job, False
-    return job, True
+    deadline = time.monotonic() + LOST_SECONDS
+    while True:
+        try:
+            env = {"env_vars": cluster.env_vars}
+            return client.submit_job(entrypoint=shlex.join(command), submission_id=job, runtime_env=env), True
+        except RuntimeError as error:
+            if job in {other.submission_id for other in client.list_jobs()}:  # another flow was quicker
+                return job, False
+            if time.monotonic() > deadline:  # before, the cluster may be starting
+                reason = str(error).splitlines()[0]
+                raise RuntimeError(
+                    f"The Ray cluster {cluster.address} does not take the job {job}: {reason}"
+                ) from error
+        time.sleep(POLL_SECONDS)
 
 
 def stop(client: JobSubmissionClient, job: str) -> None:

@@ -56,7 +56,7 @@ def train(settings: PipelineSettings, method: str, candidates: int, base: str, d
         return str(policy)
     command = host_command(settings, flags)
     get_run_logger().info("Training with %s: %s", method, shlex.join(command))
-    log, what = folder / "train.log", f"Training with {method}"
+    log, trained, what = folder / "train.log", policy / "config.json", f"Training with {method}"
     progress = TrainingProgress(log, policy / "vpo", settings.steps, method)
     with working_on(folder, inputs, resume=True):
         if settings.cluster is None:
@@ -64,10 +64,16 @@ def train(settings: PipelineSettings, method: str, candidates: int, base: str, d
         else:
             from flows.ray_jobs import resolve_cluster, run_job
 
-            name = f"vpo-{settings.name}-{method}-{digest([inputs, folder.resolve()])}"
-            cluster = resolve_cluster(settings.cluster)
-            run_job(command, log, cluster=cluster, name=name, what=what, on_poll=progress.show)
-        if not (policy / "config.json").exists():
+            run_job(
+                command,
+                log,
+                cluster=resolve_cluster(settings.cluster),
+                name=f"vpo-{settings.name}-{method}-{digest([inputs, folder.resolve()])}",
+                result=trained,
+                what=what,
+                on_poll=progress.show,
+            )
+        if not trained.exists():
             raise RuntimeError(
                 f"{what} ended and left no policy in {policy}: on a cluster, that folder must be one that its nodes "
                 "share with this machine."
@@ -164,12 +170,12 @@ class TrainingProgress:
             return
         self.shown, self.shown_at = len(done), time.monotonic()
         last, times = done[-1], [step["time"] for step in done[-10:]]
-        per_step = statistics.median(b - a for a, b in pairwise(times)) if times[1:] else 0.0
-        left = time.strftime("%M:%S", time.gmtime(per_step * (self.steps - len(done))))
-        self.logger.info(
-            f"{self.method}: step {len(done)}/{self.steps}, reward {last['reward']:.3f}, "
-            f"set reward {last['set_reward']:.3f}, {left} left"
-        )
+        said = f"{self.method}: step {len(done)}/{self.steps}, reward {last['reward']:.3f}, "
+        said += f"set reward {last['set_reward']:.3f}"
+        if len(done) < self.steps and times[1:]:  # the median, for a step before which the training stood still
+            left = statistics.median(b - a for a, b in pairwise(times)) * (self.steps - len(done))
+            said += time.strftime(", %H:%M:%S left", time.gmtime(left))
+        self.logger.info(said)
         update_progress_artifact(self.artifact, 100.0 * len(done) / self.steps)
 
     def _pass_remarks_on(self) -> None:

@@ -15,13 +15,14 @@ import runpy
 import shutil
 import signal
 import sys
+import uuid
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vpo_plugin.advantages import NUM_WEIGHTS, advantage_estimator_names, get_advantage_estimator
 from vpo_plugin.openrlhf import cpu, worker
 from vpo_plugin.openrlhf.checkpoints import rewind
-from vpo_plugin.openrlhf.log import REMARK
+from vpo_plugin.openrlhf.log import REMARK, own
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.files import spec_file
 
@@ -298,10 +299,12 @@ def start_ray(args: argparse.Namespace, spec: RewardSpec | None, on_cpu: bool) -
         on_scorer_error=given["vpo.on_scorer_error"],
         log_dir=log_dir(given["ckpt.output_dir"]),
         on_cpu=on_cpu,
+        run=uuid.uuid4().hex,
         goal=(given["vpo.alpha"], given["vpo.seed"]) if tells_weights else None,
     )
     if spec is not None:
         given["train.agent_func_path"] = str(AGENT)
+        own(settings.log_dir, settings.run)
 
     def set_up_vpo_worker() -> None:
         worker.setup(settings)

@@ -13,8 +13,26 @@ from typing import Any
 import numpy as np
 
 METRICS = "metrics.jsonl"
+OWNER = "owner"
 REMARK = "vpo: "
 """What a line of a run's output starts with that a person should see."""
+
+
+def own(log_dir: Path, run: str) -> None:
+    """Make the folder that of one start of a training: an earlier one that still runs stops before its next step."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    (log_dir / OWNER).write_text(run)
+
+
+def check_owner(log_dir: Path, run: str) -> None:
+    """Refuse to go on in a folder that a later start of the training has taken over.
+
+    Raises:
+        RuntimeError: it has.
+    """
+    owner = log_dir / OWNER
+    if owner.exists() and owner.read_text() != run:
+        raise RuntimeError(f"Another training has been started in {log_dir.parent}; this one stops.")
 
 
 def log_step(log_dir: Path, step: int, status: dict[str, Any]) -> None:

@@ -38,6 +38,8 @@ class Settings:
     """Folder of ``metrics.jsonl``, the reward matrices of each step, and scorer errors."""
     on_cpu: bool
     """Whether the run's machines have no CUDA."""
+    run: str = ""
+    """What this start of a training writes into its log folder, so that one that a later start replaced can tell."""
     goal: tuple[float, int] | None = None
     """Dirichlet parameter and seed of the objective weights that each prompt is told; None tells none."""
 
@@ -119,7 +121,7 @@ def _patch_experience_maker(module: Any) -> None:
 
 
 def _patch_trainer(module: Any) -> None:
-    from vpo_plugin.openrlhf.log import forget_steps_after, log_step
+    from vpo_plugin.openrlhf.log import check_owner, forget_steps_after, log_step
 
     trainer = module.BasePPOTrainer
     original, init_checkpoint_states = trainer.train_step, trainer.init_checkpoint_states
@@ -127,6 +129,7 @@ def _patch_trainer(module: Any) -> None:
     # Both trainers' actor classes, made in the unpatched driver, name these methods by reference: unpickled here, they
     # have the ones below.
     def train_step(self: Any, rollout_samples: Any, global_step: int) -> Any:
+        check_owner(current_settings().log_dir, current_settings().run)
         self.experience_maker.global_step = global_step
         status, next_step = original(self, rollout_samples, global_step)
         log_step(current_settings().log_dir, next_step, status)
