@@ -1,5 +1,6 @@
 """The training stage: the host's own command, as a process with a private Ray or as a job of a Ray cluster."""
 
+import math
 import shlex
 import statistics
 import sys
@@ -15,6 +16,7 @@ from prefect.logging import get_run_logger
 from flows.process import run_logged
 from flows.settings import PipelineSettings
 from flows.stage import code_version, digest, file_digest, policy_digest, skip, spec_digest, working_on
+from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints
 from vpo_plugin.openrlhf.log import REMARK, read_steps
 from vpo_plugin.rewards import load_spec
@@ -92,12 +94,16 @@ def training_flags(
 
     spec = load_spec(settings.spec)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    texts = render_prompts(spec, [row["input"] for row in load_prompts(data / "train")], candidates, tokenizer)
+    rows = load_prompts(data / "train")
+    goals = None
+    if tells_weights(method):
+        goals = [goal_weights(row["label"], len(spec.objective_keys), seed=settings.seed) for row in rows]
+    texts = render_prompts(spec, [row["input"] for row in rows], candidates, tokenizer, goals)
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     m = settings.candidates or spec.candidates
     rollouts = settings.rollouts_per_prompt * m // candidates
     batch = settings.prompts_per_step * rollouts
-    micro_batch = min(batch, 32)
+    micro_batch = math.gcd(batch, 32)
     named = settings.spec in spec_files()
     flags: dict[str, Any] = {
         "advantage": method,
@@ -131,6 +137,11 @@ def training_flags(
     if tokenizer.chat_template:
         flags["data.apply_chat_template"] = True
     return flags
+
+
+def tells_weights(method: str) -> bool:
+    """Whether a method's prompts tell objective weights, in training and in the search."""
+    return method in advantage_estimator_names() and get_advantage_estimator(method).weights_in_prompt
 
 
 def host_command(settings: PipelineSettings, flags: dict[str, Any]) -> list[str]:
