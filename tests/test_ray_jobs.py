@@ -25,15 +25,20 @@ FLOW = """
 import json, sys
 from prefect import flow
 from flows.pipeline import check_specification, prepare_data, prepare_policy
+from flows.ray_jobs import RayCluster
 from flows.settings import PipelineSettings
 from flows.train import train
 
 @flow
-def only_train(settings: PipelineSettings) -> str:
+def only_train(settings: PipelineSettings, block: str | None = None) -> str:
+    if block is not None:
+        RayCluster(address=block, env_vars={"MY_SETTING": "x"}).save("mine")
     spec = check_specification(settings)
     return train(settings, "vpo", spec.candidates, prepare_policy(settings), prepare_data(settings))
 
-only_train(PipelineSettings(**json.loads(sys.argv[1])))
+if __name__ == "__main__":
+    settings, *block = sys.argv[1:]
+    only_train(PipelineSettings(**json.loads(settings)), *block)
 """
 
 
@@ -143,12 +148,13 @@ class Flow:
             **{"name": "small", "runs": str(tmp_path), "steps": STEPS, "prompts_per_step": 4, "save_steps": 1},
             **{"rollouts_per_prompt": 4, "eval_prompts": 2, "eval_candidates": 6, **settings},
         }
-        self.command = [sys.executable, str(script)]
+        self.script = script
+        self.block: list[str] = []
         self.environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*self.command, json.dumps(self.settings)],
+            [sys.executable, str(self.script), json.dumps(self.settings), *self.block],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -215,9 +221,13 @@ def test_stopped_flow_stops_its_job(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_failed_job_says_why(cluster: Cluster, tmp_path: Path) -> None:
-    flow = Flow(tmp_path, cluster=cluster.address, name="failing", host_flags=["--vpo.candidates", "0"])
+    """The cluster is named by a block here, which has environment variables for the job."""
+    flow = Flow(tmp_path, cluster="ray-cluster/mine", name="failing", host_flags=["--vpo.candidates", "0"])
+    flow.block = [cluster.address]
     code, output = flow.run()
     assert code != 0
+    (job,) = [job for job in cluster.jobs if "-failing-" in str(job.submission_id)]
+    assert job.runtime_env == {"env_vars": {"MY_SETTING": "x"}}
     assert "RuntimeError: Training with vpo failed (Ray job vpo-failing-vpo-" in output
     assert "--vpo.candidates is 0: a response holds at least 1 candidate." in output.strip().splitlines()[-1]
 
