@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -36,7 +37,9 @@ def only_train(settings: PipelineSettings, block: str | None = None) -> str:
     spec = check_specification(settings)
     return train(settings, "vpo", spec.candidates, prepare_policy(settings), prepare_data(settings))
 
-if __name__ == "__main__":
+if sys.argv[1] == "serve":
+    only_train.serve(name="served")
+else:
     settings, *block = sys.argv[1:]
     only_train(PipelineSettings(**json.loads(settings)), *block)
 """
@@ -218,6 +221,40 @@ def test_stopped_flow_stops_its_job(cluster: Cluster, tmp_path: Path) -> None:
     (job,) = [job for job in cluster.jobs if "-stopped-" in str(job.submission_id)]
     assert job.status == JobStatus.STOPPED
     wait_until(lambda: not cluster.working(), None, 30)
+
+
+@pytest.mark.slow
+def test_cancelled_flow_run_stops_its_job(cluster: Cluster, tmp_path: Path) -> None:
+    """Cancelled with Prefect's command, on a server of the test's own."""
+    flow = Flow(tmp_path, cluster=cluster.address, name="cancelled", steps=1000)
+    flow.folder = tmp_path / "cancelled" / "train" / "vpo"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    prefect = [sys.executable, "-m", "prefect"]
+    env = flow.environment | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+
+    def ask(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*prefect, *command], env=env, capture_output=True, text=True, timeout=120)
+
+    with contextlib.ExitStack() as stack:
+        for command in (
+            [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, str(flow.script), "serve"],
+        ):
+            process = stack.enter_context(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
+            stack.callback(process.terminate)
+            if "server" in command:
+                wait_until(lambda: ask("version").returncode == 0 and ask("flow", "ls").returncode == 0, None)
+        wait_until(lambda: "served" in ask("deployment", "ls").stdout, None)
+        started = ask("deployment", "run", "only-train/served", "--params", json.dumps({"settings": flow.settings}))
+        (run,) = set(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", started.stdout))
+        wait_until(lambda: flow.steps, None)
+        assert ask("flow-run", "cancel", run).returncode == 0
+        wait_until(lambda: not cluster.working(), None, 40)  # 30 s, and what the command itself takes on a busy machine
+        (job,) = [job for job in cluster.jobs if "-cancelled-" in str(job.submission_id)]
+        assert job.status == JobStatus.STOPPED
+        wait_until(lambda: "CANCELLED" in ask("flow-run", "inspect", run).stdout.upper(), None, 60)
 
 
 def test_failed_job_says_why(cluster: Cluster, tmp_path: Path) -> None:
