@@ -83,7 +83,11 @@ def is_done(folder: Path, inputs: dict[str, Any]) -> bool:
 
 
 def skip(folder: Path, inputs: dict[str, Any]) -> bool:
-    """Whether a stage has nothing to do, said in the log."""
+    """Whether a stage has nothing to do, said in the log. Results that were set aside for others are put back."""
+    kept = folder.with_name(f"{folder.name}.{digest(inputs)}")
+    if kept.exists() and not is_done(folder, inputs):
+        _clear(folder)
+        kept.rename(folder)
     done = is_done(folder, inputs)
     if done:
         get_run_logger().info("Skipped: finished before with the same inputs (%s).", folder)
@@ -94,17 +98,15 @@ def skip(folder: Path, inputs: dict[str, Any]) -> bool:
 def working_on(folder: Path, inputs: dict[str, Any], *, resume: bool = False) -> Iterator[Path]:
     """Empty the folder, hand it out, and mark it done when the body succeeds.
 
-    With ``resume`` it is not emptied where an earlier try with the same inputs was not finished.
+    With ``resume`` it is not emptied where an earlier try with the same inputs was not finished. Finished results of
+    other inputs are set aside, as ``<folder>.<fingerprint of the inputs>``.
 
     Raises:
         RuntimeError: a program of an earlier run still works there.
     """
     key = digest(inputs)
     if not (resume and _key(folder / STARTED) == key):
-        for job in folder.glob("*.job"):
-            if (process := running(job.with_suffix(""))) is not None:
-                raise RuntimeError(f"{folder} is in use: {describe(process)} works there, with other settings.")
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
         folder.mkdir(parents=True)
     _write(folder / STARTED, {"key": key, "inputs": inputs})
     with timed():
@@ -133,6 +135,17 @@ def overhead(flow_started: float) -> dict[str, float]:
     since = flow_started if command_started is None else command_started
     stages = sum(seconds for started, seconds in _worked if started >= since)
     return {"stages": stages, "seconds": time.time() - since - stages}
+
+
+def _clear(folder: Path) -> None:
+    for job in folder.glob("*.job"):
+        if (process := running(job.with_suffix(""))) is not None:
+            raise RuntimeError(f"{folder} is in use: {describe(process)} works there, with other settings.")
+    if (key := _key(folder / DONE)) is not None:
+        kept = folder.with_name(f"{folder.name}.{key}")
+        shutil.rmtree(kept, ignore_errors=True)
+        folder.rename(kept)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _key(marker: Path) -> str | None:

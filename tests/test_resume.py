@@ -13,10 +13,11 @@ import psutil
 import pytest
 import torch
 from conftest import MARK, Training, write_prompts
+from prefect.logging import disable_run_logger
 
 from flows.policy import TINY, resolve_policy
 from flows.process import run_logged, running
-from flows.stage import code_version, policy_digest, spec_digest, working_on
+from flows.stage import code_version, policy_digest, skip, spec_digest, working_on
 from vpo_plugin.advantages import group_z_norm, set_rewards
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints, rewind
 from vpo_plugin.openrlhf.log import check_owner, forget_steps_after, log_rollouts, log_step, own, read_steps
@@ -100,7 +101,9 @@ def test_full_disk_leaves_the_last_checkpoint(training: Training, tmp_path: Path
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
     weights = (Path(training.policy) / "model.safetensors").stat().st_size
-    size = weights * 7 * 3 // 2  # with the optimizer's three float32 a parameter, a checkpoint is seven times the weights
+    size = (
+        weights * 7 * 3 // 2
+    )  # with the optimizer's three float32 a parameter, a checkpoint is seven times the weights
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(checkpoints)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("a small file system needs the right to mount one")
@@ -254,6 +257,20 @@ def test_killed_flow_finds_its_program_again(tmp_path: Path, ends: str, code: in
     again = ends == "unseen" and code != 0
     assert starts.read_text() == "started\n" * (2 if again else 1)
     assert running(log) is None
+
+
+def test_finished_results_come_back_with_their_inputs(tmp_path: Path) -> None:
+    folder, done = tmp_path / "stage", []
+    for inputs in ({"a": 1}, {"a": 2}, {"a": 1}, {"a": 2}, {"a": 2}):
+        with disable_run_logger():
+            skipped = skip(folder, inputs)
+        if not skipped:
+            with working_on(folder, inputs):
+                (folder / "result").write_text(str(inputs))
+            done.append(inputs)
+        assert (folder / "result").read_text() == str(inputs)
+    assert done == [{"a": 1}, {"a": 2}]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_stage_is_cached_by_what_it_reads(tmp_path: Path) -> None:
