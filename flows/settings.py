@@ -40,6 +40,16 @@ class PipelineSettings(BaseModel):
         30, ge=1, description="Candidates for each held-out prompt, the same for every policy."
     )
     seed: int = Field(0, ge=0, description="Seed of prompts, training and evaluation.")
+    save_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps between the checkpoints from which an interrupted training goes on; None is a tenth of all.",
+    )
+    cluster: str | None = Field(
+        None,
+        description="Ray cluster to train on: the address of its dashboard (http://HOST:8265), or a Prefect block "
+        "(ray-cluster/NAME). None starts a private Ray on this machine.",
+    )
     host_flags: list[str] = Field(
         [], description="Further flags of openrlhf.cli.train_ppo_ray; they win over the above."
     )

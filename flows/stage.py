@@ -1,14 +1,32 @@
 """A stage of a run: a folder with results, done once for the same inputs."""
 
+import functools
 import hashlib
+import importlib.util
 import json
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from prefect.logging import get_run_logger
+
+import vpo_plugin
+from flows.process import describe, running
+from vpo_plugin.rewards import RewardSpec
+
 DONE = "stage.json"
+STARTED = "started.json"
+
+command_started: float | None = None
+"""When the command began that does nothing but run a flow; None where a flow is a part of something longer."""
+
+_worked: list[tuple[float, float]] = []
+"""Start and seconds of each piece of a stage's work that this process did."""
 
 
 def digest(value: Any) -> str:
@@ -19,22 +37,126 @@ def digest(value: Any) -> str:
 def file_digest(path: Path) -> str:
     """A short fingerprint of a file's content, or of all files under a folder."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    sums = [(str(f.relative_to(path)), hashlib.sha256(f.read_bytes()).hexdigest()) for f in files if f.is_file()]
+    return _digest_of(path, files)
+
+
+def policy_digest(policy: str) -> str:
+    """What identifies a policy: the files of its folder, or the id of one that the hub holds."""
+    folder = Path(policy)
+    return _digest_of(folder, sorted(folder.glob("*"))) if folder.is_dir() else policy
+
+
+def spec_digest(spec: RewardSpec) -> str:
+    """A short fingerprint of a specification and of the Python that it names."""
+    data = spec.model_dump(mode="json")
+    modules = set(re.findall(r'"([\w.]+):\w+"', json.dumps(data)))
+    places = [importlib.util.find_spec(module) for module in sorted(modules)]
+    folders = sorted({Path(place.origin).parent for place in places if place and place.origin})
+    return digest([data, *(_digest_of(folder, sorted(folder.glob("*.py"))) for folder in folders)])
+
+
+@functools.cache
+def code_version(*parts: str) -> str:
+    """A short fingerprint of the plugin's subpackages and modules that a result depends on, and of the host."""
+    home = Path(vpo_plugin.__path__[0])
+    files = [
+        file for part in parts for file in ([home / part] if part.endswith(".py") else (home / part).rglob("*.py"))
+    ]
+    return digest([version("openrlhf"), _digest_of(home, sorted(files))])
+
+
+def _digest_of(folder: Path, files: list[Path]) -> str:
+    sums = []
+    for file in files:
+        if file.is_file():
+            content = hashlib.sha256()
+            with file.open("rb") as opened:
+                while block := opened.read(1 << 20):
+                    content.update(block)
+            sums.append((str(file.relative_to(folder)), content.hexdigest()))
     return digest(sums)
 
 
 def is_done(folder: Path, inputs: dict[str, Any]) -> bool:
     """Whether the stage in this folder finished with these inputs."""
-    marker = folder / DONE
-    return marker.exists() and json.loads(marker.read_text())["key"] == digest(inputs)
+    return _key(folder / DONE) == digest(inputs)
+
+
+def skip(folder: Path, inputs: dict[str, Any]) -> bool:
+    """Whether a stage has nothing to do, said in the log. Results that were set aside for others are put back."""
+    kept = folder.with_name(f"{folder.name}.{digest(inputs)}")
+    if kept.exists() and not is_done(folder, inputs):
+        _clear(folder)
+        kept.rename(folder)
+    done = is_done(folder, inputs)
+    if done:
+        get_run_logger().info("Skipped: finished before with the same inputs (%s).", folder)
+    return done
 
 
 @contextmanager
-def working_on(folder: Path, inputs: dict[str, Any]) -> Iterator[Path]:
-    """Empty the folder, hand it out, and mark it done when the body succeeds."""
+def working_on(folder: Path, inputs: dict[str, Any], *, resume: bool = False) -> Iterator[Path]:
+    """Empty the folder, hand it out, and mark it done when the body succeeds.
+
+    With ``resume`` it is not emptied where an earlier try with the same inputs was not finished. Finished results of
+    other inputs are set aside, as ``<folder>.<fingerprint of the inputs>``.
+
+    Raises:
+        RuntimeError: a program of an earlier run still works there.
+    """
+    key = digest(inputs)
+    if not (resume and _key(folder / STARTED) == key):
+        _clear(folder)
+        folder.mkdir(parents=True)
+    _write(folder / STARTED, {"key": key, "inputs": inputs})
+    with timed():
+        yield folder
+    (folder / STARTED).rename(folder / DONE)
+
+
+@contextmanager
+def timed() -> Iterator[None]:
+    """Count the time of the body as a stage's work, and not as what the pipeline adds to it."""
+    started = time.time()
+    try:
+        yield
+    finally:
+        _worked.append((started, time.time() - started))
+
+
+def overhead(flow_started: float) -> dict[str, float]:
+    """What orchestration has added so far: start-up of command and server, looking for what is done, Prefect's own.
+
+    Args:
+        flow_started: when the flow run began, in seconds of ``time.time``.
+    Returns:
+        ``stages``: seconds of the stages' own work; ``seconds``: the rest of the time since then.
+    """
+    since = flow_started if command_started is None else command_started
+    stages = sum(seconds for started, seconds in _worked if started >= since)
+    return {"stages": stages, "seconds": time.time() - since - stages}
+
+
+def _clear(folder: Path) -> None:
+    for job in folder.glob("*.job"):
+        if (process := running(job.with_suffix(""))) is not None:
+            raise RuntimeError(f"{folder} is in use: {describe(process)} works there, with other settings.")
+    if (key := _key(folder / DONE)) is not None:
+        kept = folder.with_name(f"{folder.name}.{key}")
+        shutil.rmtree(kept, ignore_errors=True)
+        folder.rename(kept)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    yield folder
-    unfinished = folder / f"{DONE}.tmp"
-    unfinished.write_text(json.dumps({"key": digest(inputs), "inputs": inputs}, indent=2, default=str))
-    unfinished.rename(folder / DONE)
+
+
+def _key(marker: Path) -> str | None:
+    """The inputs that a marker was written for; None where there is none, or a full disk cut it short."""
+    try:
+        return str(json.loads(marker.read_text())["key"])
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(json.dumps(value, indent=2, default=str))
+    unfinished.rename(path)

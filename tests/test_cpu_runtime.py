@@ -51,7 +51,7 @@ try:
     print("ready", flush=True)
     time.sleep(1000)
 finally:
-    launcher.stop_ray(on_cpu=True)
+    launcher.stop_ray()
 """
 
 

@@ -132,7 +132,7 @@ def test_run_logged_stops_the_program_when_left(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_logged([sys.executable, "-c", program], log, what="The program", on_poll=interrupt)
-    child = int(log.read_text())
+    child = int(log.read_text().split()[0])
     deadline = time.monotonic() + 10
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the child is still running"

@@ -79,8 +79,14 @@ ray_folder: str | None = None
 
 
 def cuda_available() -> bool:
-    """Whether this run has CUDA: on this machine, or (taken on trust) on the Ray cluster that ``RAY_ADDRESS`` names."""
+    """Whether this run has CUDA: on this machine, or on the Ray cluster that ``RAY_ADDRESS`` names.
+
+    A cluster is taken to have it, unless it was started with ``VPO_DEVICE=cpu`` in its environment.
+    """
     import torch
+
+    if os.environ.get("VPO_DEVICE") == "cpu":
+        return False
 
     return torch.cuda.is_available() or bool(os.environ.get("RAY_ADDRESS"))
 

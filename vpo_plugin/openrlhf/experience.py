@@ -5,10 +5,12 @@ the agent executor sent along are taken out of the experiences, the estimator tu
 and the host, told of no baseline of its own, carries them to the tokens with its own KL, clipping and returns.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from openrlhf.trainer.ppo_utils.length_penalty import apply_length_penalties
 from torch import Tensor
@@ -88,6 +90,7 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
         rollout_rewards=worth.numpy(),
         advantages=advantages.numpy(),
         token_advantages=batch.token_means("advantages").view_as(worth).numpy(),
+        prompts=np.array([fingerprint(prompt) for prompt in batch.prompts[:: args.rollout.n_samples_per_prompt]]),
     )
     return experiences
 
@@ -112,8 +115,15 @@ class Batch:
     @property
     def labels(self) -> list[Any]:
         """The prompts' labels, one a rollout."""
-        labels = [label for experience in self.experiences for label in experience.labels]
-        return [labels[i] for i in self.order.argsort().tolist()]
+        return self._in_order([label for experience in self.experiences for label in experience.labels])
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts as the policy reads them, one a rollout."""
+        return self._in_order([prompt for experience in self.experiences for prompt in experience.prompts])
+
+    def _in_order(self, values: list[Any]) -> list[Any]:
+        return [values[i] for i in self.order.argsort().tolist()]
 
     @property
     def rewards(self) -> Tensor:
@@ -138,6 +148,11 @@ class Batch:
             mask = experience.action_mask
             means.append((getattr(experience, field) * mask).sum(-1) / mask.sum(-1).clamp(min=1))
         return self._gather(means)
+
+
+def fingerprint(prompt: str) -> str:
+    """A few digits that tell prompts apart, for the log."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def set_metrics(spec: RewardSpec, matrices: Tensor, mask: Tensor | None) -> dict[str, Tensor]:

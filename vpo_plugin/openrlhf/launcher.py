@@ -15,11 +15,14 @@ import runpy
 import shutil
 import signal
 import sys
+import uuid
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
 from vpo_plugin.openrlhf import cpu, worker
+from vpo_plugin.openrlhf.checkpoints import rewind
+from vpo_plugin.openrlhf.log import REMARK, own
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.files import spec_file
 
@@ -50,6 +53,7 @@ def main() -> None:
         add_flags(parser, on_cpu)
         args = host_parse_args(parser, *rest)
         spec = check_arguments(parser, args, on_cpu)
+        resume(args)
         start_ray(args, spec, on_cpu)
         return args
 
@@ -58,7 +62,7 @@ def main() -> None:
     try:
         runpy.run_module(HOST_MODULE, run_name="__main__")
     finally:
-        stop_ray(on_cpu)
+        stop_ray()
 
 
 def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
@@ -268,6 +272,19 @@ def claim_output(parser: argparse.ArgumentParser, spec: RewardSpec, given: dict[
         parser.error(f"--ckpt.output_dir {output} cannot be written: {error.strerror}.")
 
 
+def resume(args: argparse.Namespace) -> None:
+    """With ``--ckpt.load_enable``, go on from the newest checkpoint that is whole, and say which; from none, afresh."""
+    given = vars(args)
+    if not given["ckpt.load_enable"]:
+        return
+    step, passed_over = rewind(Path(given["ckpt.path"]))
+    for sentence in passed_over:
+        print(f"{REMARK}{sentence}", flush=True)
+    if step:
+        print(f"{REMARK}Going on after step {step}, from its checkpoint in {given['ckpt.path']}.", flush=True)
+    given["ckpt.load_enable"] = step > 0
+
+
 def log_dir(output_dir: str) -> Path:
     """Where a run that saves its model to ``output_dir`` keeps its metrics and matrices."""
     return Path(output_dir).resolve() / "vpo"
@@ -286,10 +303,12 @@ def start_ray(args: argparse.Namespace, spec: RewardSpec | None, on_cpu: bool) -
         on_scorer_error=given["vpo.on_scorer_error"],
         log_dir=log_dir(given["ckpt.output_dir"]),
         on_cpu=on_cpu,
+        run=uuid.uuid4().hex,
         goal=(given["vpo.alpha"], given["vpo.seed"]) if tells_weights else None,
     )
     if spec is not None:
         given["train.agent_func_path"] = str(AGENT)
+        own(settings.log_dir, settings.run)
 
     def set_up_vpo_worker() -> None:
         worker.setup(settings)
@@ -304,6 +323,8 @@ def start_ray(args: argparse.Namespace, spec: RewardSpec | None, on_cpu: bool) -
         },
     }
     if on_cpu:
+        runtime_env["env_vars"] |= {name: os.environ[name] for name in cpu.ENVIRONMENT}
+    if on_cpu and not os.environ.get("RAY_ADDRESS"):
         cpu.start_private_ray(runtime_env)
     else:
         ray.init(runtime_env=runtime_env)
@@ -314,9 +335,9 @@ def _exit_on_sigterm(signum: int, frame: Any) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def stop_ray(on_cpu: bool) -> None:
-    """Leave Ray; without CUDA the whole of it was this run's, and no process of it stays behind."""
-    if on_cpu:
+def stop_ray() -> None:
+    """Stop a Ray that was this run's own, and every process of it; a cluster that was joined stops the run's itself."""
+    if cpu.ray_folder is not None:
         for signum in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not cut the clean-up short
             signal.signal(signum, signal.SIG_IGN)
         cpu.stop_private_ray()

@@ -1,7 +1,8 @@
 """What a training run leaves for people and programs to read, in ``<--ckpt.output_dir>/vpo/``.
 
 ``metrics.jsonl``: one line a step, the host's own metrics with the plugin's among them.
-``rollouts/step_000001.npz``: that step's reward matrices and the advantages made of them.
+``rollouts/step_000001.npz``: that step's reward matrices, the advantages made of them, and a
+fingerprint of each prompt.
 """
 
 import json
@@ -12,6 +13,26 @@ from typing import Any
 import numpy as np
 
 METRICS = "metrics.jsonl"
+OWNER = "owner"
+REMARK = "vpo: "
+"""What a line of a run's output starts with that a person should see."""
+
+
+def own(log_dir: Path, run: str) -> None:
+    """Make the folder that of one start of a training: an earlier one that still runs stops before its next step."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    (log_dir / OWNER).write_text(run)
+
+
+def check_owner(log_dir: Path, run: str) -> None:
+    """Refuse to go on in a folder that a later start of the training has taken over.
+
+    Raises:
+        RuntimeError: it has.
+    """
+    owner = log_dir / OWNER
+    if owner.exists() and owner.read_text() != run:
+        raise RuntimeError(f"Another training has been started in {log_dir.parent}; this one stops.")
 
 
 def log_step(log_dir: Path, step: int, status: dict[str, Any]) -> None:
@@ -23,17 +44,29 @@ def log_step(log_dir: Path, step: int, status: dict[str, Any]) -> None:
 
 
 def read_steps(log_dir: Path) -> list[dict[str, float]]:
-    """The logged steps in order; where a resumed run repeated a step, its last writing counts."""
+    """The logged steps in order."""
     path = log_dir / METRICS
     if not path.exists():
         return []
     complete = path.read_text().rpartition("\n")[0]
-    steps = {line["step"]: line for line in map(json.loads, complete.splitlines())}
-    return [steps[step] for step in sorted(steps)]
+    return [json.loads(line) for line in complete.splitlines()]
+
+
+def forget_steps_after(log_dir: Path, step: int) -> None:
+    """Remove what was logged of later steps (1-based): a run that goes on from a checkpoint does them again."""
+    path = log_dir / METRICS
+    if path.exists():
+        kept = "".join(json.dumps(line) + "\n" for line in read_steps(log_dir) if line["step"] <= step)
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(kept)
+        unfinished.replace(path)
+    for file in (log_dir / "rollouts").glob("step_*.npz"):
+        if int(file.stem.removeprefix("step_")) > step:
+            file.unlink()
 
 
 def log_rollouts(log_dir: Path, step: int, **arrays: np.ndarray) -> None:
-    """Save the arrays of one step (1-based): reward matrices, advantages, tokens' advantages."""
+    """Save the arrays of one step (1-based): reward matrices, advantages, tokens' advantages, prompts' fingerprints."""
     path = log_dir / "rollouts" / f"step_{step:06d}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]

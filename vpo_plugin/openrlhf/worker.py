@@ -9,6 +9,8 @@ symbol                                                  why
 ======================================================= ==============================================================
 ``RemoteExperienceMaker.compute_advantages_and_returns`` has a fixed list of estimators (``experience``)
 ``BasePPOTrainer.train_step``                           tells the above which step it is, and logs the step
+``BasePPOTrainer.init_checkpoint_states``               says from which step on the run goes, and the log with it
+``DeepspeedStrategy.save_ckpt``                         fails with a DeepSpeed error that does not say what to do
 ``prompts_dataset.preprocess_data``                     asks each prompt for m candidates before the chat template
 ======================================================= ==============================================================
 """
@@ -36,6 +38,8 @@ class Settings:
     """Folder of ``metrics.jsonl``, the reward matrices of each step, and scorer errors."""
     on_cpu: bool
     """Whether the run's machines have no CUDA."""
+    run: str = ""
+    """What this start of a training writes into its log folder, so that one that a later start replaced can tell."""
     goal: tuple[float, int] | None = None
     """Dirichlet parameter and seed of the objective weights that each prompt is told; None tells none."""
 
@@ -52,7 +56,8 @@ def setup(run_settings: Settings) -> None:
     if run_settings.spec is not None:
         wrapt.register_post_import_hook(_patch_prompts, "openrlhf.datasets.prompts_dataset")
         wrapt.register_post_import_hook(_patch_experience_maker, "openrlhf.trainer.ppo_utils.experience_maker")
-        wrapt.register_post_import_hook(_patch_train_step, "openrlhf.trainer.ppo_trainer")
+        wrapt.register_post_import_hook(_patch_trainer, "openrlhf.trainer.ppo_trainer")
+    wrapt.register_post_import_hook(_patch_save_ckpt, "openrlhf.utils.deepspeed.deepspeed")
 
 
 def current_settings() -> Settings:
@@ -115,17 +120,44 @@ def _patch_experience_maker(module: Any) -> None:
     maker.compute_advantages_and_returns = compute
 
 
-def _patch_train_step(module: Any) -> None:
-    from vpo_plugin.openrlhf.log import log_step
+def _patch_trainer(module: Any) -> None:
+    from vpo_plugin.openrlhf.log import check_owner, forget_steps_after, log_step
 
-    original = module.BasePPOTrainer.train_step
+    trainer = module.BasePPOTrainer
+    original, init_checkpoint_states = trainer.train_step, trainer.init_checkpoint_states
 
-    # Both trainers' actor classes, made in the unpatched driver, name this method by reference: unpickled here, they
-    # have the one below.
+    # Both trainers' actor classes, made in the unpatched driver, name these methods by reference: unpickled here, they
+    # have the ones below.
     def train_step(self: Any, rollout_samples: Any, global_step: int) -> Any:
+        check_owner(current_settings().log_dir, current_settings().run)
         self.experience_maker.global_step = global_step
         status, next_step = original(self, rollout_samples, global_step)
         log_step(current_settings().log_dir, next_step, status)
         return status, next_step
 
-    module.BasePPOTrainer.train_step = train_step
+    def checkpoint_states(self: Any) -> Any:
+        states = init_checkpoint_states(self)
+        forget_steps_after(current_settings().log_dir, states["global_step"])
+        return states
+
+    trainer.train_step, trainer.init_checkpoint_states = train_step, checkpoint_states
+
+
+def _patch_save_ckpt(module: Any) -> None:
+    import shutil
+
+    original = module.DeepspeedStrategy.save_ckpt
+
+    def save_ckpt(self: Any, model: Any, save_dir: str, tag: str | None = None, *rest: Any, **more: Any) -> None:
+        try:
+            original(self, model, save_dir, tag, *rest, **more)
+        except (OSError, RuntimeError) as error:
+            free = shutil.disk_usage(save_dir).free >> 20
+            reason = str(error).splitlines()[0]
+            raise RuntimeError(
+                f"The checkpoint {tag} could not be written to {save_dir}, where {free} MiB are free ({reason}). The "
+                "checkpoints before it are whole: make room, and start again with --ckpt.load_enable to go on from "
+                "the last one."
+            ) from error
+
+    module.DeepspeedStrategy.save_ckpt = save_ckpt

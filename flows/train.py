@@ -1,0 +1,203 @@
+"""The training stage: the host's own command, as a process with a private Ray or as a job of a Ray cluster."""
+
+import math
+import shlex
+import statistics
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.logging import get_run_logger
+
+from flows.process import run_logged
+from flows.settings import PipelineSettings
+from flows.stage import code_version, digest, file_digest, policy_digest, skip, spec_digest, working_on
+from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights
+from vpo_plugin.openrlhf.checkpoints import remove_checkpoints
+from vpo_plugin.openrlhf.log import REMARK, read_steps
+from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.files import spec_files
+
+PROGRESS_SECONDS = 10.0
+# Flags that say where things are and how often they are saved: a training with others of these is the same training.
+PLACES = (
+    "vpo.spec",
+    "actor.model_name_or_path",
+    "data.prompt_dataset",
+    "ckpt.output_dir",
+    "ckpt.path",
+    "ckpt.save_steps",
+)
+
+
+@task(task_run_name="train-{method}")
+def train(settings: PipelineSettings, method: str, candidates: int, base: str, data: Path) -> str:
+    """Train one policy with the host's own command; returns the checkpoint's folder.
+
+    A training that was interrupted goes on from its last checkpoint, and one that still runs is followed.
+
+    Raises:
+        RuntimeError: the training failed, with the last that it said.
+    """
+    folder = settings.folder / "train" / method
+    policy = folder / "policy"
+    flags = training_flags(settings, method, candidates, base, data, policy)
+    inputs = {
+        "spec": spec_digest(load_spec(settings.spec)),
+        "data": file_digest(data / "train"),
+        "policy": policy_digest(base),
+        "code": code_version("advantages", "openrlhf", "rewards"),
+        "flags": {flag: value for flag, value in flags.items() if flag not in PLACES},
+        "host_flags": settings.host_flags,
+    }
+    if skip(folder, inputs):
+        return str(policy)
+    command = host_command(settings, flags)
+    get_run_logger().info("Training with %s: %s", method, shlex.join(command))
+    log, trained, what = folder / "train.log", policy / "config.json", f"Training with {method}"
+    progress = TrainingProgress(log, policy / "vpo", settings.steps, method)
+    with working_on(folder, inputs, resume=True):
+        if settings.cluster is None:
+            run_logged(command, log, what=what, on_poll=progress.show)
+        else:
+            from flows.ray_jobs import resolve_cluster, run_job
+
+            run_job(
+                command,
+                log,
+                cluster=resolve_cluster(settings.cluster),
+                name=f"vpo-{settings.name}-{method}-{digest([inputs, folder.resolve()])}",
+                result=trained,
+                what=what,
+                on_poll=progress.show,
+            )
+        if not trained.exists():
+            raise RuntimeError(
+                f"{what} ended and left no policy in {policy}: on a cluster, that folder must be one that its nodes "
+                "share with this machine."
+            )
+        remove_checkpoints(folder / "checkpoints")
+    return str(policy)
+
+
+def training_flags(
+    settings: PipelineSettings, method: str, candidates: int, base: str, data: Path, output: Path
+) -> dict[str, Any]:
+    """The host's flags with which one method is trained: one optimizer step for each batch of fresh rollouts."""
+    from transformers import AutoTokenizer
+
+    from vpo_plugin.search.pool import load_prompts, render_prompts
+
+    spec = load_spec(settings.spec)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows = load_prompts(data / "train")
+    goals = None
+    if tells_weights(method):
+        goals = [goal_weights(row["label"], len(spec.objective_keys), seed=settings.seed) for row in rows]
+    texts = render_prompts(spec, [row["input"] for row in rows], candidates, tokenizer, goals)
+    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    m = settings.candidates or spec.candidates
+    rollouts = settings.rollouts_per_prompt * m // candidates
+    batch = settings.prompts_per_step * rollouts
+    micro_batch = math.gcd(batch, 32)
+    named = settings.spec in spec_files()
+    flags: dict[str, Any] = {
+        "advantage": method,
+        "vpo.spec": settings.spec if named else Path(settings.spec).resolve(),
+        "vpo.candidates": candidates,
+        "vpo.seed": settings.seed,
+        "actor.model_name_or_path": Path(base).resolve() if Path(base).is_dir() else base,
+        "data.prompt_dataset": (data / "train").resolve(),
+        "data.input_key": "input",
+        "data.label_key": "label",
+        "data.max_len": longest + settings.max_new_tokens,
+        "rollout.max_new_tokens": settings.max_new_tokens,
+        "rollout.temperature": settings.temperature,
+        "rollout.batch_size": settings.prompts_per_step,
+        "rollout.n_samples_per_prompt": rollouts,
+        "rollout.micro_batch_size": micro_batch,
+        "train.batch_size": batch,
+        "train.micro_batch_size": micro_batch,
+        "train.seed": settings.seed,
+        "actor.adam.lr": settings.learning_rate,
+        "actor.lr_scheduler": "constant",
+        "algo.kl.init_coef": settings.kl_loss,
+        "algo.kl.estimator": "k3",
+        "ckpt.output_dir": output.resolve(),
+        "ckpt.path": output.resolve().parent / "checkpoints",
+        "ckpt.save_steps": settings.save_steps or max(1, settings.steps // 10),
+        "ckpt.load_enable": True,
+    }
+    if settings.kl_loss:
+        flags["algo.kl.use_loss"] = True
+    if tokenizer.chat_template:
+        flags["data.apply_chat_template"] = True
+    return flags
+
+
+def tells_weights(method: str) -> bool:
+    """Whether a method's prompts tell objective weights, in training and in the search."""
+    return method in advantage_estimator_names() and get_advantage_estimator(method).weights_in_prompt
+
+
+def host_command(settings: PipelineSettings, flags: dict[str, Any]) -> list[str]:
+    """The host's command with these flags and the settings' own; on a cluster, ``python`` is the one of its nodes."""
+    command = ["python" if settings.cluster else sys.executable, "-m", "vpo_plugin.train_ppo_ray"]
+    for flag, value in flags.items():
+        command += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+    return command + settings.host_flags
+
+
+def train_command(
+    settings: PipelineSettings, method: str, candidates: int, base: str, data: Path, output: Path
+) -> list[str]:
+    """The host's command that trains one method."""
+    return host_command(settings, training_flags(settings, method, candidates, base, data, output))
+
+
+class TrainingProgress:
+    """Says now and then how far a training is: a line in the log, and Prefect's progress bar.
+
+    What the plugin itself remarks in the training's output, such as the step from which it goes on, is passed on.
+    """
+
+    def __init__(self, log: Path, log_dir: Path, steps: int, method: str) -> None:
+        self.log, self.log_dir, self.steps, self.method = log, log_dir, steps, method
+        self.logger = get_run_logger()
+        self.artifact = create_progress_artifact(0.0, description=f"Training with {method}")
+        self.read = log.stat().st_size if log.exists() else 0
+        self.shown, self.shown_at = 0, time.monotonic()
+
+    def show(self) -> None:
+        """Report if there is a new step and the last report is some seconds old, or the last step is done."""
+        self._pass_remarks_on()
+        done = read_steps(self.log_dir)
+        due = time.monotonic() - self.shown_at >= PROGRESS_SECONDS or len(done) == self.steps
+        if not due or len(done) <= self.shown:
+            return
+        self.shown, self.shown_at = len(done), time.monotonic()
+        last, times = done[-1], [step["time"] for step in done[-10:]]
+        said = f"{self.method}: step {len(done)}/{self.steps}, reward {last['reward']:.3f}, "
+        said += f"set reward {last['set_reward']:.3f}"
+        if len(done) < self.steps and times[1:]:  # the median, for a step before which the training stood still
+            left = statistics.median(b - a for a, b in pairwise(times)) * (self.steps - len(done))
+            said += time.strftime(", %H:%M:%S left", time.gmtime(left))
+        self.logger.info(said)
+        update_progress_artifact(self.artifact, 100.0 * len(done) / self.steps)
+
+    def _pass_remarks_on(self) -> None:
+        if not self.log.exists():
+            return
+        if self.log.stat().st_size < self.read:  # a new log
+            self.read = 0
+        with self.log.open("rb") as file:
+            file.seek(self.read)
+            complete = file.read().rpartition(b"\n")[0]
+        self.read += len(complete) + 1 if complete else 0
+        for line in complete.decode(errors="replace").splitlines():
+            if line.startswith(REMARK):
+                self.logger.info(line.removeprefix(REMARK))

@@ -1,0 +1,294 @@
+"""The training stage as a job of a Ray cluster: a real one on this machine, with GPUs that are only numbers."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import MARK
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from vpo_plugin.openrlhf.log import read_steps
+
+STEPS = 4
+GPUS = 16
+FLOW = """
+import json, sys
+from prefect import flow
+from flows.pipeline import check_specification, prepare_data, prepare_policy
+from flows.ray_jobs import RayCluster
+from flows.settings import PipelineSettings
+from flows.train import train
+
+@flow
+def only_train(settings: PipelineSettings, block: str | None = None) -> str:
+    if block is not None:
+        RayCluster(address=block, env_vars={"MY_SETTING": "x"}).save("mine")
+    spec = check_specification(settings)
+    return train(settings, "vpo", spec.candidates, prepare_policy(settings), prepare_data(settings))
+
+if sys.argv[1] == "serve":
+    only_train.serve(name="served")
+else:
+    settings, *block = sys.argv[1:]
+    only_train(PipelineSettings(**json.loads(settings)), *block)
+"""
+
+
+@dataclass
+class Cluster:
+    """A Ray head of the test's own."""
+
+    process: subprocess.Popen[bytes]
+    mark: str
+    port: int
+    address: str
+
+    @property
+    def jobs(self) -> list[JobDetails]:
+        listed = JobSubmissionClient(self.address).list_jobs()
+        return [job for job in listed if job.submission_id]
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """The cluster's processes by name, and the jobs' with it."""
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found[" ".join(process.cmdline())[:200]] = process
+        return found
+
+    def working(self) -> list[str]:
+        """What of a training holds the cluster's resources."""
+        parts = ("Actor", "EngineCore", "PPOTrainer", "train_ppo_ray")
+        return [name for name in self.processes() if any(part in name for part in parts)]
+
+    def kill(self) -> None:
+        for process in self.processes().values():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.process.wait()
+
+
+def start_cluster(folder: Path) -> Cluster:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(7)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1] for one in sockets]
+    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+    names += ("dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
+    mark = f"cluster-{os.getpid()}-{ports[0]}"
+    flags = [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+            *("--dashboard-host=127.0.0.1", f"--num-cpus={GPUS}", f"--num-gpus={GPUS}"),
+            *(f"--temp-dir={folder}", "--object-store-memory=500000000", *flags),
+        ],
+        stdout=(folder / "head.log").open("wb"),
+        stderr=subprocess.STDOUT,
+        # What a cluster without CUDA is started with; `python` is the one that has the plugin.
+        env={
+            **os.environ,
+            MARK: mark,
+            "VPO_DEVICE": "cpu",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+    )
+    cluster = Cluster(process, mark, ports[0], f"http://127.0.0.1:{ports[1]}")
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            JobSubmissionClient(cluster.address)
+            return cluster
+        time.sleep(0.5)
+    raise AssertionError((folder / "head.log").read_text())
+
+
+@pytest.fixture(scope="module")
+def new_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Cluster]]:
+    """Starts clusters that are gone after the tests. Ray's sockets need folders with short names."""
+    import tempfile
+
+    clusters = []
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as home:
+
+        def start() -> Cluster:
+            folder = Path(home) / str(len(clusters))
+            folder.mkdir()
+            clusters.append(start_cluster(folder))
+            return clusters[-1]
+
+        yield start
+        for cluster in clusters:
+            cluster.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(new_cluster: Callable[[], Cluster]) -> Cluster:
+    return new_cluster()
+
+
+class Flow:
+    """A flow that trains on a cluster, in a process that can be killed."""
+
+    def __init__(self, tmp_path: Path, **settings: object) -> None:
+        script = tmp_path / "only_train.py"
+        script.write_text(FLOW)
+        self.folder = tmp_path / "small" / "train" / "vpo"
+        self.settings = {
+            **{"name": "small", "runs": str(tmp_path), "steps": STEPS, "prompts_per_step": 4, "save_steps": 1},
+            **{"rollouts_per_prompt": 4, "eval_prompts": 2, "eval_candidates": 6, **settings},
+        }
+        self.script = script
+        self.block: list[str] = []
+        self.environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(self.script), json.dumps(self.settings), *self.block],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self.environment,
+        )
+
+    def run(self) -> tuple[int, str]:
+        process = self.start()
+        output, _ = process.communicate(timeout=400)
+        return process.returncode, output
+
+    @property
+    def steps(self) -> list[float]:
+        return [step["step"] for step in read_steps(self.folder / "policy" / "vpo")]
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process is not None and process.poll() is not None:
+            raise AssertionError(process.communicate()[0][-3000:])
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_killed_flow_finds_its_job_again(cluster: Cluster, tmp_path: Path) -> None:
+    flow = Flow(tmp_path, cluster=cluster.address)
+    process = flow.start()
+    wait_until(lambda: flow.steps, process)
+    process.kill()
+    process.communicate()
+    (job,) = cluster.jobs
+    assert job.status == JobStatus.RUNNING
+
+    code, output = flow.run()
+    assert code == 0, output[-3000:]
+    assert [other.submission_id for other in cluster.jobs] == [job.submission_id], "no second one was started"
+    assert flow.steps == [1, 2, 3, 4]
+    assert f"vpo: step {STEPS}/{STEPS}" in output
+    assert "RolloutRayActor" not in output, "the workers' lines are in the log alone"
+    log = (flow.folder / "train.log").read_text()
+    assert f"Running entrypoint for job {job.submission_id}" in log
+    assert "Global step 4" in log
+    assert (flow.folder / "policy" / "model.safetensors").exists()
+    assert not list((flow.folder / "checkpoints").glob("_actor/global_step*")), "they have served"
+
+    code, output = flow.run()
+    assert code == 0, output[-3000:]
+    assert "Skipped: finished before" in output
+
+
+def test_stopped_flow_stops_its_job(cluster: Cluster, tmp_path: Path) -> None:
+    """SIGTERM is what Prefect sends to a flow run that it cancels."""
+    flow = Flow(tmp_path, cluster=cluster.address, name="stopped", steps=1000)
+    flow.folder = tmp_path / "stopped" / "train" / "vpo"
+    process = flow.start()
+    wait_until(lambda: flow.steps, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    (job,) = [job for job in cluster.jobs if "-stopped-" in str(job.submission_id)]
+    assert job.status == JobStatus.STOPPED
+    wait_until(lambda: not cluster.working(), None, 30)
+
+
+@pytest.mark.slow
+def test_cancelled_flow_run_stops_its_job(cluster: Cluster, tmp_path: Path) -> None:
+    """Cancelled with Prefect's command, on a server of the test's own."""
+    flow = Flow(tmp_path, cluster=cluster.address, name="cancelled", steps=1000)
+    flow.folder = tmp_path / "cancelled" / "train" / "vpo"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    prefect = [sys.executable, "-m", "prefect"]
+    env = flow.environment | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+
+    def ask(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*prefect, *command], env=env, capture_output=True, text=True, timeout=120)
+
+    with contextlib.ExitStack() as stack:
+        for command in (
+            [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, str(flow.script), "serve"],
+        ):
+            process = stack.enter_context(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
+            stack.callback(process.terminate)
+            if "server" in command:
+                wait_until(lambda: ask("version").returncode == 0 and ask("flow", "ls").returncode == 0, None)
+        wait_until(lambda: "served" in ask("deployment", "ls").stdout, None)
+        started = ask("deployment", "run", "only-train/served", "--params", json.dumps({"settings": flow.settings}))
+        (run,) = set(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", started.stdout))
+        wait_until(lambda: flow.steps, None)
+        assert ask("flow-run", "cancel", run).returncode == 0
+        wait_until(lambda: not cluster.working(), None, 40)  # 30 s, and what the command itself takes on a busy machine
+        (job,) = [job for job in cluster.jobs if "-cancelled-" in str(job.submission_id)]
+        assert job.status == JobStatus.STOPPED
+        wait_until(lambda: "CANCELLED" in ask("flow-run", "inspect", run).stdout.upper(), None, 60)
+
+
+def test_failed_job_says_why(cluster: Cluster, tmp_path: Path) -> None:
+    """The cluster is named by a block here, which has environment variables for the job."""
+    flow = Flow(tmp_path, cluster="ray-cluster/mine", name="failing", host_flags=["--vpo.candidates", "0"])
+    flow.block = [cluster.address]
+    code, output = flow.run()
+    assert code != 0
+    (job,) = [job for job in cluster.jobs if "-failing-" in str(job.submission_id)]
+    assert job.runtime_env == {"env_vars": {"MY_SETTING": "x"}}
+    assert "RuntimeError: Training with vpo failed (Ray job vpo-failing-vpo-" in output
+    assert "--vpo.candidates is 0: a response holds at least 1 candidate." in output.strip().splitlines()[-1]
+
+
+def test_cluster_that_is_not_there(tmp_path: Path) -> None:
+    code, output = Flow(tmp_path, cluster="http://127.0.0.1:9").run()
+    assert code != 0
+    assert "ConnectionError: The Ray cluster http://127.0.0.1:9 does not answer" in output
+    assert not (tmp_path / "small" / "data").exists(), "refused before anything was done"
+
+
+def test_head_is_killed(new_cluster: Callable[[], Cluster], tmp_path: Path) -> None:
+    """The flow says so; on another cluster the training goes on from its last checkpoint."""
+    first = new_cluster()
+    flow = Flow(tmp_path, cluster=first.address)
+    process = flow.start()
+    wait_until((flow.folder / "checkpoints" / "_actor" / "global_step2" / "metric.json").exists, process)
+    first.kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert f"Training with vpo is lost: the Ray cluster {first.address} is gone" in output
+
+    flow.settings["cluster"] = new_cluster().address
+    code, output = flow.run()
+    assert code == 0, output[-3000:]
+    assert "Going on after step " in output
+    assert flow.steps == [1, 2, 3, 4]
