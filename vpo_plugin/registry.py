@@ -5,9 +5,6 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 
 def main(arguments: list[str]) -> int:
     """Run the command; what is wrong is said in one sentence on stderr, with exit code 1."""
@@ -35,26 +32,27 @@ def main(arguments: list[str]) -> int:
 
 
 def run_list(args: argparse.Namespace) -> None:
-    from flows.registry import RegistryError, champion, read_version, version_ids
+    from flows.registry import RegistryError, champion, history, read_version, version_ids
 
     mend(args.registry)
     current = champion(args.registry)
-    table = Table("", "version", "parent", "prompts", "outcome", "created", "policy", box=None, pad_edge=False)
+    champions = {change.champion for change in history(args.registry)}
+    lines = [("", "version", "parent", "prompts", "outcome", "created", "policy")]
     for name in version_ids(args.registry):
         try:
             version = read_version(args.registry, name)
         except RegistryError as error:
-            table.add_row("!", name, "", "", str(error))
+            lines.append(("!", name, "", "", "", "", str(error)))
             continue
-        changes = (version.evaluation or {}).get("changes", {})
-        gains = [f"{metric} {change['mean']:+.3f}" for metric, change in changes.items()]
         mark = "*" if current and name == current.version else ""
-        outcome = ", ".join(gains[:1]) or "the first"
-        table.add_row(
-            mark, name, version.parent or "", str(len(version.prompts)), outcome, version.created, version.policy
-        )
-    console = Console(soft_wrap=True, markup=False, highlight=False)
-    console.print(table)
+        gain = next((f"{m} {c['mean']:+.3f}, " for m, c in (version.evaluation or {}).get("changes", {}).items()), "")
+        outcome = gain + ("promoted" if name in champions else "kept aside")
+        prompts = str(len(version.prompts))
+        lines.append((mark, name, version.parent or "", prompts, outcome, version.created, version.policy))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        print("".join(character if character.isprintable() else "?" for character in text))
 
 
 def run_show(args: argparse.Namespace) -> None:
