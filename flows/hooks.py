@@ -8,6 +8,7 @@ from typing import Any
 from prefect.artifacts import MarkdownArtifact, create_image_artifact, create_markdown_artifact
 
 TAIL_LINES = 25
+LOGS_SHOWN = 10
 
 
 def show_results(folder: Path, table: str, sentence: str) -> None:
@@ -30,7 +31,7 @@ def explain_failure(flow: Any, flow_run: Any, state: Any) -> None:
     folder = Path(str(parameters.get("runs", "runs"))) / str(parameters.get("name", ""))
     how = "was ended from outside" if state.is_crashed() else "failed"
     text = [f"The run {how}.", fenced(state.message or "It left no message.")]
-    if newest := max(logs(folder), key=lambda log: log.stat().st_mtime, default=None):
+    for newest in logs(folder)[:1]:
         text += [f"The last lines of the newest log, `{newest}`:", fenced(tail(newest))]
     text += [
         "Stages that finished are kept: started again with the same parameters (the page's *Retry*, or the same "
@@ -46,8 +47,8 @@ def explain_failure(flow: Any, flow_run: Any, state: Any) -> None:
 
 
 def logs(folder: Path) -> list[Path]:
-    """The logs of a run's stages, by path."""
-    return sorted(folder.rglob("*.log"))
+    """The newest logs of a run's stages, newest first."""
+    return sorted(folder.rglob("*.log"), key=lambda log: log.stat().st_mtime, reverse=True)[:LOGS_SHOWN]
 
 
 def tail(log: Path) -> str:

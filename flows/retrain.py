@@ -22,6 +22,7 @@ from flows.pipeline import (
     policy_digest,
     report_pools,
     skip,
+    tells_weights,
     train,
     training_curve,
     trains_sets,
@@ -43,6 +44,10 @@ Rows = list[dict[str, Any]]
 )
 def retrain(settings: RetrainSettings) -> State:
     """Train a challenger from the champion on new prompts, and promote it if it is better on held-out ones."""
+    if tells_weights(settings.method):
+        raise ValueError(
+            f"{settings.method} tells each prompt its weights, which a champion is not told: it cannot retrain."
+        )
     check_mlflow()
     settings.registry.mkdir(parents=True, exist_ok=True)
     try:

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
+from markdown_it import MarkdownIt
 from prefect.utilities.callables import parameter_schema
 from prefect_service import POSTGRES, Service, postgres, serving, working
 from test_retrain import write_growing_spec
@@ -180,8 +183,40 @@ def test_the_whole_pipeline_on_postgres(on_postgres: Service, tmp_path: Path) ->
     check_pipeline(on_postgres, tmp_path / "runs")
 
 
-def test_a_failure_says_what_happened(worked: Service, tmp_path: Path) -> None:
-    """The flow run's message is the cause, and what is shown of it is text, never HTML."""
+@pytest.fixture
+def messages(deployed: Service, tmp_path: Path) -> Iterator[list[str]]:
+    """What the documented automation sends, to a webhook on loopback instead of Slack."""
+    received: list[str] = []
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        block = (
+            "from prefect.blocks.notifications import CustomWebhookNotificationBlock as Block; "
+            f"print(Block(name='team', url='http://127.0.0.1:{server.server_port}', "
+            "json_data={'text': '{{subject}} {{body}}'}).save('team', overwrite=True))"
+        )
+        made = deployed.python("-c", block)
+        assert made.returncode == 0, made.stderr
+        automation = tmp_path / "notify.yaml"
+        text = (Path(__file__).parent.parent / "docs" / "notify.yaml").read_text()
+        automation.write_text(text.replace("BLOCK_ID", made.stdout.split()[-1]))
+        created = deployed.prefect("automation", "create", "--from-file", str(automation))
+        assert created.returncode == 0, created.stdout + created.stderr
+        yield received
+        server.shutdown()
+
+
+def test_a_failure_says_what_happened(worked: Service, messages: list[str], tmp_path: Path) -> None:
+    """The flow run's message is the cause, what is shown of it is text, never HTML, and the automation tells of it."""
     folder = tmp_path / "maze-cpu"
     folder.mkdir()
     (folder / "train.log").write_text("~~~\n<script>alert(1)</script>\n~~~~\nthe last line\n")
@@ -190,8 +225,14 @@ def test_a_failure_says_what_happened(worked: Service, tmp_path: Path) -> None:
     assert "There is no spec '<img src=x onerror=alert(1)>'" in run["state"]["message"]
     shown = worked.artifacts(run)["failure"]["data"]
     assert "The run failed." in shown and "There is no spec" in shown and "the last line" in shown
-    blocks = shown.split("~~~~~\n")
-    assert "<script>" in blocks[1] and all("<script>" not in block for block in blocks[::2])
+    page = MarkdownIt().render(shown)
+    assert "<script>" not in page and "<img" not in page
+    assert "&lt;script&gt;" in page and "&lt;img src=x" in page
+    deadline = time.monotonic() + 60
+    while not messages:
+        assert time.monotonic() < deadline, "no notification"
+        time.sleep(0.5)
+    assert "train maze-cpu: Failed" in messages[0] and "There is no spec" in messages[0]
 
 
 def test_a_killed_run_is_crashed_and_says_how_to_go_on(worked: Service, home: Path, tmp_path: Path) -> None:
