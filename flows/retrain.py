@@ -77,7 +77,8 @@ def challenge(settings: RetrainSettings) -> State:
         "challenger": evaluate(training, "challenger", policy, m, data),
     }
     decision = compare(settings, training, pools, held_out, data)
-    return record(settings, training, champion, policy, m, decision, fresh)
+    name, why = record(settings, training, champion, policy, m, decision, fresh)
+    return Completed(name=name, message=f"{name}: {why}")
 
 
 @task(task_run_name="find-champion")
@@ -168,8 +169,8 @@ def record(
     candidates: int,
     decision: Decision,
     fresh: Rows,
-) -> State:
-    """Put the challenger into the registry, promote it if it won, and say so."""
+) -> tuple[str, str]:
+    """Put the challenger into the registry and promote it if it won; returns `Promoted` or `Kept`, and why."""
     challenger = registry.add_version(
         settings.registry,
         policy=absolute(policy),
@@ -194,7 +195,7 @@ def record(
         key="decision",
         description="Whether the challenger took the champion's place.",
     )
-    return Completed(name=name, message=f"{name}: {decision.reason} {outcome}")
+    return name, f"{decision.reason} {outcome}"
 
 
 def challenger_settings(settings: RetrainSettings, champion: Version, fresh: Rows, held_out: Rows) -> PipelineSettings:
