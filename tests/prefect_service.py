@@ -1,6 +1,7 @@
 """A real Prefect for tests: a server on loopback with its own home, its command, and a process worker."""
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -51,6 +52,13 @@ class Service:
         return {artifact["key"] or artifact["type"]: artifact for artifact in found}
 
 
+def readme_command(start: str) -> list[str]:
+    """The arguments of the command of the README's deployment section that starts so, without the program."""
+    section = (ROOT / "README.md").read_text().split("## Deployments")[1].split("## ")[0]
+    (line,) = [line for line in section.splitlines() if line.startswith(f"prefect {start}")]
+    return shlex.split(line.removesuffix("&"))[1:]
+
+
 @contextmanager
 def serving(home: Path, **settings: str) -> Iterator[Service]:
     """A Prefect server with its data under ``home``; SQLite unless the settings name another database."""
@@ -70,7 +78,7 @@ def serving(home: Path, **settings: str) -> Iterator[Service]:
         **settings,
     }
     service = Service(environment["PREFECT_API_URL"], environment)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "prefect", *readme_command("server start"), "--port", str(port)]
     with running(command, home / "server.log", environment):
         deadline = time.monotonic() + 180
         while True:
@@ -106,9 +114,9 @@ def running(command: list[str], log: Path, environment: dict[str, str]) -> Itera
 
 
 @contextmanager
-def working(service: Service, home: Path, limit: int = 1) -> Iterator[subprocess.Popen[bytes]]:
-    """A process worker of the pool `local`, as `prefect worker start` starts it."""
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local", "--limit", str(limit)]
+def working(service: Service, home: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The README's worker."""
+    command = [sys.executable, "-m", "prefect", *readme_command("worker start"), *more]
     with running(command, home / "worker.log", service.environment) as worker:
         yield worker
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from markdown_it import MarkdownIt
 from prefect.utilities.callables import parameter_schema
-from prefect_service import POSTGRES, Service, postgres, serving, working
+from prefect_service import POSTGRES, Service, postgres, readme_command, serving, working
 from test_retrain import write_growing_spec
 
 from flows import hooks
@@ -48,14 +48,14 @@ def deployed(service: Service) -> Service:
 
 @pytest.fixture(scope="module")
 def worked(deployed: Service, home: Path) -> Iterator[Service]:
-    with working(deployed, home, limit=2):
+    with working(deployed, home, "--limit", "2"):
         yield deployed
 
 
 def deploy(service: Service) -> None:
     """The README's commands."""
-    for arguments in (["work-pool", "create", "local", "--type", "process"], ["deploy", "--all"]):
-        done = service.prefect(*arguments)
+    for start in ("work-pool create", "deploy"):
+        done = service.prefect(*readme_command(start))
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -128,7 +128,9 @@ def test_a_wrong_parameter_is_refused_before_there_is_a_run(deployed: Service, p
 
 
 def check_pipeline(service: Service, runs: Path) -> dict:
-    run, output = run_deployment(service, "pipeline/maze-cpu", steps=2, runs=str(runs), **SMALL)
+    given = [f"--param={key}={json.dumps(value)}" for key, value in (SMALL | {"runs": str(runs)}).items()]
+    done = service.prefect(*readme_command("deployment run"), *given, timeout=800)
+    run, output = service.runs("pipeline")[-1], done.stdout + done.stderr
     assert run["state"]["type"] == "COMPLETED", output + str(run["state"])
     folder = runs / "maze-cpu"
     assert run["name"] == "maze-cpu" and run["state"]["message"].startswith("best@6: vpo - base = ")
