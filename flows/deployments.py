@@ -16,12 +16,12 @@ from flows.pipeline import (
     prepare_data,
     prepare_policy,
     report_pools,
-    train,
     trains_sets,
 )
 from flows.policy import check_policy, resolve_policy
 from flows.retrain import retrain
 from flows.settings import DataSettings, PipelineSettings, SearchSettings
+from flows.train import train
 from vpo_plugin.rewards import check_spec, load_spec
 
 HOOKS = {"on_failure": [explain_failure], "on_crashed": [explain_failure]}

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flows.pipeline import check_settings, train_command, trains_sets, write_prompts
+from flows.pipeline import check_settings, trains_sets, write_prompts
 from flows.policy import SMOLLM2, SMOLLM2_FILE, TINY, WARM_START, resolve_policy
 from flows.settings import DataSettings, PipelineSettings, RetrainSettings, SearchSettings, TrainSettings
+from flows.train import train_command
 from vpo_plugin.rewards import RewardSpec, load_spec
 
 
@@ -74,10 +75,10 @@ def _training(settings: PipelineSettings, spec: RewardSpec, note: str = "") -> l
     m = settings.candidates or spec.candidates
     stages = []
     with tempfile.TemporaryDirectory() as folder:  # the command depends on the prompts: its longest counts
-        data, base = Path(folder) / "data", Path(folder) / "policy"
+        data, base = Path(folder).resolve() / "data", Path(folder).resolve() / "policy"
         write_prompts(list(spec.rows("train", settings.train_prompts, settings.seed)), data / "train")
         tokenizer.save_pretrained(base)
-        final = {str(data): str(settings.folder / "data"), str(base): policy}
+        final = {str(data): str((settings.folder / "data").resolve()), str(base): policy}
         for method in settings.methods:
             output = settings.folder / "train" / method / "policy"
             candidates = m if trains_sets(method) else 1

@@ -19,11 +19,7 @@ from flows.parameters import settings_flow
 from flows.pipeline import (
     check_specification,
     evaluate,
-    policy_digest,
     report_pools,
-    skip,
-    tells_weights,
-    train,
     training_curve,
     trains_sets,
     write_prompts,
@@ -32,7 +28,8 @@ from flows.policy import check_policy, resolve_policy
 from flows.promotion import Decision, decide, table
 from flows.registry import ChampionChanged, Version
 from flows.settings import PipelineSettings, RetrainSettings
-from flows.stage import digest, working_on
+from flows.stage import digest, policy_digest, skip, working_on
+from flows.train import tells_weights, train
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.search.pool import load_pool
 

@@ -61,8 +61,11 @@ def start(flow: str, settings: "BaseModel") -> None:
     from flows.server import check_server
 
     check_server()
-    from flows import deployments
+    import psutil
 
+    from flows import deployments, stage
+
+    stage.command_started = psutil.Process().create_time()
     state = deployments.FLOWS[flow](**dict(settings), return_state=True)
     if state.is_failed() or state.is_crashed():
         state.result()
