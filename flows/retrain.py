@@ -1,0 +1,241 @@
+"""Retraining: the champion learns from prompts that no version has seen, and what is better takes its place."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+
+from flows import registry
+from flows.hooks import explain_failure
+from flows.mlflow_mirror import check_mlflow, mirror
+from flows.parameters import settings_flow
+from flows.pipeline import (
+    check_specification,
+    evaluate,
+    report_pools,
+    training_curve,
+    trains_sets,
+    write_prompts,
+)
+from flows.policy import check_policy, resolve_policy
+from flows.promotion import Decision, decide, table
+from flows.registry import ChampionChanged, Version
+from flows.settings import PipelineSettings, RetrainSettings
+from flows.stage import digest, policy_digest, skip, working_on
+from flows.train import tells_weights, train
+from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.search.pool import load_pool
+
+Rows = list[dict[str, Any]]
+
+
+@settings_flow(
+    RetrainSettings, name="retrain", flow_run_name="{name}", on_failure=[explain_failure], on_crashed=[explain_failure]
+)
+def retrain(settings: RetrainSettings) -> State:
+    """Train a challenger from the champion on new prompts, and promote it if it is better on held-out ones."""
+    if tells_weights(settings.method):
+        raise ValueError(
+            f"{settings.method} tells each prompt its weights, which a champion is not told: it cannot retrain."
+        )
+    check_mlflow()
+    settings.registry.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(settings.registry / "retraining.lock", timeout=0):
+            return challenge(settings)
+    except Timeout:
+        return skipped(f"another retraining works on the registry {settings.registry}.")
+
+
+def challenge(settings: RetrainSettings) -> State:
+    """One retraining, alone on its registry."""
+    champion = find_champion(settings)
+    fresh, held_out = choose_prompts(settings)
+    if len(fresh) < settings.min_new_prompts:
+        return skipped(
+            f"{len(fresh)} prompts that no version was trained on, and at least {settings.min_new_prompts} are needed "
+            f"(min_new_prompts). {champion.version} stays champion."
+        )
+    fresh = fresh[: len(fresh) // settings.prompts_per_step * settings.prompts_per_step]  # whole steps
+    training = challenger_settings(settings, champion, fresh, held_out)
+    spec = check_specification(training)
+    data = write_data(training, fresh, held_out)
+    m = (settings.candidates or spec.candidates) if trains_sets(settings.method) else 1
+    policy = train(training, settings.method, m, champion.policy, data)
+    pools = {
+        "champion": evaluate(training, "champion", champion.policy, champion.candidates, data),
+        "challenger": evaluate(training, "challenger", policy, m, data),
+    }
+    decision = compare(settings, training, pools, held_out, data)
+    name, why = record(settings, training, champion, policy, m, decision, fresh)
+    return Completed(name=name, message=f"{name}: {why}")
+
+
+@task(task_run_name="find-champion")
+def find_champion(settings: RetrainSettings) -> Version:
+    """The champion; in a new registry, the model of the settings becomes the first."""
+    if done := registry.repair(settings.registry):
+        get_run_logger().warning(done)
+    spec = load_spec(settings.spec)
+    champion = registry.champion(settings.registry)
+    if champion is None:
+        check_policy(settings.model)
+        m = (settings.candidates or spec.candidates) if trains_sets(settings.method) else 1
+        policy = resolve_policy(settings.model, settings.registry / "policies", settings.seed)
+        first = registry.add_version(
+            settings.registry, policy=absolute(policy), spec=spec.name, candidates=m, run=f"first {settings.model}"
+        )
+        registry.promote(settings.registry, first.version, over=None, why="the first")
+        champion = registry.read_version(settings.registry, first.version)
+        get_run_logger().info("The registry is new: %s is its first champion, %s.", settings.model, first.version)
+    if champion.spec != spec.name:
+        raise ValueError(
+            f"The champion {champion.version} of {settings.registry} is of spec {champion.spec!r}, and this retraining "
+            f"is of {spec.name!r}: give each spec a registry of its own."
+        )
+    if winner := registry.pending(settings.registry, champion):
+        why = f"{winner.evaluation['reason']} (Its retraining ended before it was promoted.)"  # type: ignore[index]
+        registry.promote(settings.registry, winner.version, over=champion.version, why=why)
+        get_run_logger().warning("%s beat %s earlier and is promoted now: %s", winner.version, champion.version, why)
+        champion = winner
+    check_policy(champion.policy)
+    get_run_logger().info("The champion is %s: %s", champion.version, champion.policy)
+    return champion
+
+
+@task(task_run_name="choose-prompts")
+def choose_prompts(settings: RetrainSettings) -> tuple[Rows, Rows]:
+    """Prompts to train on, which no version has seen, and held-out ones, which none was trained on."""
+    spec = load_spec(settings.spec)
+    seen = {prompt for version in registry.versions(settings.registry) for prompt in version.prompts}
+    held_out = unseen(spec, "test", settings.eval_prompts, settings.seed, seen)
+    if len(held_out) < settings.eval_prompts:
+        raise ValueError(
+            f"The test split of spec {spec.name!r} has {len(held_out)} prompts that no version was trained on, "
+            f"{settings.eval_prompts} are needed (eval_prompts)."
+        )
+    kept_out = {fingerprint(row) for row in held_out}
+    fresh = unseen(spec, "train", settings.train_prompts, settings.seed, seen | kept_out)
+    get_run_logger().info(
+        "%s prompts were trained on before; %s new ones, %s held out", len(seen), len(fresh), len(held_out)
+    )
+    return fresh, held_out
+
+
+@task(task_run_name="write-prompts")
+def write_data(training: PipelineSettings, fresh: Rows, held_out: Rows) -> Path:
+    """Write the prompts where training and evaluation read them."""
+    folder = training.folder / "data"
+    splits = {"train": fresh, "test": held_out}
+    inputs = {split: digest(rows) for split, rows in splits.items()}
+    if not skip(folder, inputs):
+        with working_on(folder, inputs):
+            for split, rows in splits.items():
+                write_prompts(rows, folder / split)
+    return folder
+
+
+@task(task_run_name="compare")
+def compare(
+    settings: RetrainSettings, training: PipelineSettings, pools: dict[str, Path], held_out: Rows, data: Path
+) -> Decision:
+    """Decide, and write the report of both."""
+    spec = load_spec(settings.spec)
+    decision = decide(load_pool(pools["champion"]), load_pool(pools["challenger"]), spec, held_out, settings)
+    command = ["prefect", "deployment", "run", "retrain/maze-cpu", "--params"]
+    command.append(settings.model_dump_json(exclude_defaults=True))
+    log = training.folder / "train" / settings.method / "policy" / "vpo"
+    report_pools(training, pools, data, shlex.join(command), {settings.method: training_curve(log)})
+    get_run_logger().info(decision.reason)
+    return decision
+
+
+@task(task_run_name="record")
+def record(
+    settings: RetrainSettings,
+    training: PipelineSettings,
+    champion: Version,
+    policy: str,
+    candidates: int,
+    decision: Decision,
+    fresh: Rows,
+) -> tuple[str, str]:
+    """Put the challenger into the registry and promote it if it won; returns `Promoted` or `Kept`, and why."""
+    challenger = registry.add_version(
+        settings.registry,
+        policy=absolute(policy),
+        spec=champion.spec,
+        candidates=candidates,
+        parent=champion.version,
+        run=training.name,
+        prompts=[fingerprint(row) for row in fresh],
+        evaluation=decision.model_dump(),
+    )
+    name, outcome = "Kept", f"{champion.version} stays champion; {challenger.version} is in the registry."
+    if decision.promote:
+        try:
+            registry.promote(settings.registry, challenger.version, over=champion.version, why=decision.reason)
+            name, outcome = "Promoted", f"{challenger.version} is champion in the place of {champion.version}."
+        except ChampionChanged as error:
+            outcome = str(error)
+    if mirrored := mirror(settings.registry):
+        get_run_logger().info(mirrored)
+    create_markdown_artifact(
+        f"**{name}.** {decision.reason}\n\n{outcome}\n\n{table(decision, (champion.version, challenger.version))}",
+        key="decision",
+        description="Whether the challenger took the champion's place.",
+    )
+    return name, f"{decision.reason} {outcome}"
+
+
+def challenger_settings(settings: RetrainSettings, champion: Version, fresh: Rows, held_out: Rows) -> PipelineSettings:
+    """The challenger's own run; its folder is named after what it is made from: started again, it goes on there."""
+    training = settings.training(
+        model=champion.policy, steps=len(fresh) // settings.prompts_per_step, runs=settings.folder
+    )
+    made_from = [training.model_dump(mode="json", exclude={"name", "runs"}), champion.version]
+    return training.model_copy(update={"name": digest([made_from, policy_digest(champion.policy), fresh, held_out])})
+
+
+def unseen(spec: RewardSpec, split: str, number: int, seed: int, seen: set[str]) -> Rows:
+    """At most ``number`` distinct rows of a split that are not among those seen, in the order of the split.
+
+    A specification is asked for a number of rows, which for a generator has no end; it is asked for more until enough
+    are new, or until more brings nothing new.
+    """
+    asked, new = 0, -1
+    rows: dict[str, dict[str, Any]] = {}
+    while len(rows) < number and len(rows) > new:
+        new = len(rows)
+        asked = max(2 * asked, len(seen) + number)
+        given = list(spec.rows(split, asked, seed))
+        rows = {key: row for key, row in fingerprints(given) if key not in seen}
+        if len(given) < asked:
+            break
+    return list(rows.values())[:number]
+
+
+def fingerprints(rows: Rows) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((fingerprint(row), row) for row in rows)
+
+
+def fingerprint(row: dict[str, Any]) -> str:
+    """What identifies a prompt: its text and its label."""
+    return digest([row["prompt"], row["label"]])
+
+
+def absolute(policy: str) -> str:
+    """A policy's folder wherever it is read from; the id of one that the hub holds stays as it is."""
+    return str(Path(policy).resolve()) if Path(policy).exists() else policy
+
+
+def skipped(why: str) -> State:
+    """A completed run that had nothing to do."""
+    return Completed(name="Skipped", message=f"Skipped: {why}")

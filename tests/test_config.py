@@ -1,0 +1,153 @@
+"""`vpo run`: settings from YAML files and the command line, what they would do, and what is wrong with them."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from host import host_arguments, importable_host
+
+from vpo_plugin.cli import main
+from vpo_plugin.run import load_config, shipped
+
+
+def vpo_run(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vpo_plugin.cli", "run", *arguments]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_API")}
+    given = {**inherited, "PREFECT_HOME": str(cwd / "prefect"), **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=given)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_configurations_are_settings(name: str) -> None:
+    flow, settings = load_config(name, [])
+    assert settings.name == name  # type: ignore[attr-defined]
+    assert flow == ("retrain" if "retrain" in name else "pipeline")
+
+
+def test_listed(tmp_path: Path) -> None:
+    lines = vpo_run(tmp_path, "--list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(shipped())
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("name: mine\nsteps: 3\nlearning_rate: 1e-6\n")
+    overrides = ["steps=2", "methods=[grpo, vpo, maxrl]", "candidates=null", "name=2024", "runs=out", "kl_loss=1e-3"]
+    flow, settings = load_config(str(config), [*overrides, "host_flags=[--ds.zero_stage=3]"])
+    assert flow == "pipeline"
+    changed = settings.model_dump(mode="json", exclude_defaults=True)
+    assert changed == {
+        "name": "2024",
+        "runs": "out",
+        "steps": 2,
+        "learning_rate": 1e-6,
+        "kl_loss": 1e-3,
+        "methods": ["grpo", "vpo", "maxrl"],
+        "host_flags": ["--ds.zero_stage=3"],
+    }
+    assert load_config(str(config), ["flow=train"])[0] == "train"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "sentence"),
+    [
+        ("name: x", ["steps=two"], "vpo: command line: steps: Input should be a valid integer"),
+        ("name: x", ["steps=0"], "vpo: command line: steps: Input should be greater than or equal to 1, not 0."),
+        ("steps: two", [], "config.yaml: steps: Input should be a valid integer"),
+        ("stepz: 2", [], "config.yaml: the key 'stepz' is unknown; is it 'steps'?"),
+        ("name: ../x", [], "config.yaml: name: String should match pattern"),
+        ("flow: retrain\ndeployment_k: 40", [], "config.yaml: deployment_k is 40, and only 30 candidates"),
+        (
+            "flow: nothing",
+            [],
+            "the flow is 'nothing', and there are pipeline, prepare-data, train, search-eval, retrain",
+        ),
+        ("- 1", [], "is no configuration: it must be a mapping"),
+        ("", [], "is no configuration: it must be a mapping"),
+        ("a: [", [], "config.yaml is not YAML"),
+        ("a: !!python/object/apply:os.system ['true']", [], "config.yaml is not YAML"),
+        ("name: x", ["steps"], "vpo: A setting on the command line reads KEY=VALUE, not 'steps'."),
+        ("name: x", ["methods=[vpo"], "vpo: The value of methods is not YAML: '[vpo'."),
+        ("name: x", ["spec=no_such"], "vpo: There is no spec 'no_such'"),
+        ("name: x", ["eval_candidates=7"], "vpo: eval_candidates is 7, which responses of 3 candidates do not fill"),
+        ("name: x", ["model=./nowhere"], "vpo: ./nowhere is not a model folder"),
+        ("name: x", ["model=/"], "vpo: / is not a model folder"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    overrides: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(text)
+    assert main(["run", "config.yaml", *overrides, "--dry-run"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("vpo: ") and sentence in printed.err and printed.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_no_such_configuration(tmp_path: Path) -> None:
+    done = vpo_run(tmp_path, "nothing")
+    assert done.returncode == 1 and done.stderr.startswith("vpo: There is no configuration 'nothing'")
+    assert vpo_run(tmp_path).returncode == 2
+
+
+def commands(printed: str) -> list[list[str]]:
+    """The host's commands in what a dry run printed, as a shell would read them."""
+    blocks = [block for block in printed.split("\n\n") if "vpo_plugin.train_ppo_ray" in block]
+    return [shlex.split(block.replace("\\\n", " ")) for block in blocks]
+
+
+def test_a_dry_run_prints_the_commands_and_leaves_nothing(tmp_path: Path) -> None:
+    done = vpo_run(tmp_path, "maze-cpu", "steps=3", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    stages = [line.split()[1] for line in done.stdout.splitlines() if line[:3].strip().isdigit()]
+    assert stages == [
+        *("check-spec", "prepare-data", "prepare-policy", "train-grpo", "train-vpo"),
+        *("evaluate-base", "evaluate-grpo", "evaluate-vpo", "report"),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["prefect"])
+    for command, method, rollouts in zip(commands(done.stdout), ("grpo", "vpo"), ("24", "8"), strict=True):
+        flags = dict(zip(command[3::2], command[4::2], strict=False))
+        assert flags["--advantage"] == method and flags["--rollout.n_samples_per_prompt"] == rollouts
+        assert flags["--data.prompt_dataset"] == str(tmp_path / "runs" / "maze-cpu" / "data" / "train")
+        assert Path(flags["--ckpt.output_dir"]).parts[-5:] == ("runs", "maze-cpu", "train", method, "policy")
+
+
+@pytest.mark.parametrize("config", [name for name in shipped() if "gpu" in name])
+def test_the_commands_for_gpus_are_ones_that_the_host_reads(tmp_path: Path, config: str) -> None:
+    """With another model, whose tokenizer needs no hub, and fewer prompts; the flags are those of the file."""
+    done = vpo_run(tmp_path, config, "model=tiny-maze", "steps=1", "prompts_per_step=8", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    with importable_host():
+        for command in commands(done.stdout):
+            parsed = host_arguments(*command[3:])
+            assert (parsed.actor.adam.lr, parsed.algo.kl.init_coef, parsed.actor.eps_clip) == (1e-6, 1e-3, 0.2)
+            assert parsed.train.colocate_all and parsed.vllm.enable_sleep and parsed.ds.enable_sleep
+            gpus = parsed.actor.num_nodes * parsed.actor.num_gpus_per_node
+            assert parsed.vllm.num_engines * parsed.vllm.tensor_parallel_size == gpus
+            assert gpus == (16 if "2x8" in config else 8)
+            assert parsed.rollout.top_p == 1.0 and parsed.rollout.temperature == 1.0
+
+
+def test_other_flows_can_be_planned(tmp_path: Path) -> None:
+    data = vpo_run(tmp_path, "maze-cpu", "flow=train", "--dry-run").stdout
+    assert "train-vpo" in data and "evaluate" not in data
+    retraining = vpo_run(tmp_path, "maze-retrain-cpu", "--dry-run").stdout
+    assert "choose-prompts" in retraining and "compare" in retraining and len(commands(retraining)) == 1
+    (tmp_path / "search.yaml").write_text("flow: search-eval\npolicies: [{name: a, model: tiny-maze, candidates: 3}]\n")
+    assert "evaluate-a" in vpo_run(tmp_path, "search.yaml", "--dry-run").stdout
+
+
+def test_a_server_that_does_not_answer_is_said_and_nothing_is_started(tmp_path: Path) -> None:
+    done = vpo_run(tmp_path, "maze-cpu", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 1 and done.stderr.startswith("vpo: The Prefect server at http://127.0.0.1:9/api does not")
+    assert "Nothing was started." in done.stderr and not (tmp_path / "runs").exists()

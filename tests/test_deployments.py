@@ -1,0 +1,304 @@
+"""The deployments of prefect.yaml, as the README says: a real server, a real worker, and what a person finds there."""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+from markdown_it import MarkdownIt
+from prefect.utilities.callables import parameter_schema
+from prefect_service import POSTGRES, Service, postgres, readme_command, serving, working
+from test_retrain import write_growing_spec
+
+from flows import hooks
+from flows.deployments import FLOWS
+from flows.settings import SETTINGS, PipelineSettings
+
+SMALL = {
+    "methods": ["vpo"],
+    "prompts_per_step": 4,
+    "rollouts_per_prompt": 4,
+    "eval_prompts": 6,
+    "eval_candidates": 6,
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="module")
+def service(home: Path) -> Iterator[Service]:
+    """A server with nothing on it but what `prefect deploy --all` left where the work pool is absent."""
+    with serving(home / "sqlite") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def deployed(service: Service) -> Service:
+    deploy(service)
+    return service
+
+
+@pytest.fixture(scope="module")
+def worked(deployed: Service, home: Path) -> Iterator[Service]:
+    with working(deployed, home, "--limit", "2"):
+        yield deployed
+
+
+def deploy(service: Service) -> None:
+    """The README's commands."""
+    for start in ("work-pool create", "deploy"):
+        done = service.prefect(*readme_command(start))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run_deployment(service: Service, deployment: str, *, wait: bool = True, **parameters: object) -> tuple[dict, str]:
+    """The run that `prefect deployment run` made, and what the command printed."""
+    given = [part for key, value in parameters.items() for part in ("--param", f"{key}={json.dumps(value)}")]
+    watch = ["--watch", "--watch-interval", "1"] if wait else []
+    done = service.prefect("deployment", "run", deployment, *given, *watch, timeout=800)
+    return service.runs(deployment.split("/")[0])[-1], done.stdout + done.stderr
+
+
+def test_an_absent_work_pool_is_said_and_nothing_is_deployed(service: Service) -> None:
+    done = service.prefect("deploy", "--all")
+    assert done.returncode == 1
+    assert "references work pool 'local' which does not exist" in " ".join(done.stdout.split())
+    assert service.api("/deployments/filter") == []
+
+
+def test_five_flows_are_deployed_with_their_forms(deployed: Service) -> None:
+    flows = {flow["id"]: flow["name"] for flow in deployed.api("/flows/filter")}
+    found = {flows[deployment["flow_id"]]: deployment for deployment in deployed.api("/deployments/filter")}
+    assert set(found) == set(FLOWS) == set(SETTINGS)
+    for name, deployment in found.items():
+        assert deployment["name"] == "maze-cpu" and deployment["work_pool_name"] == "local"
+        assert {"vpo", "maze"} <= set(deployment["tags"]) and deployment["description"]
+        assert deployment["enforce_parameter_schema"] and not deployment["paused"]
+        assert set(deployment["parameters"]) == {"name"}
+        fields = SETTINGS[name].model_fields
+        form = deployment["parameter_openapi_schema"]["properties"]
+        assert list(form) == list(fields)
+        assert all(form[key]["description"] == field.description for key, field in fields.items())
+    schedules = found["retrain"]["schedules"]
+    assert [("cron" in one["schedule"], "interval" in one["schedule"]) for one in schedules] in (
+        [(True, False), (False, True)],
+        [(False, True), (True, False)],
+    )
+    assert not any(schedule["active"] for schedule in schedules)
+    assert found["retrain"]["global_concurrency_limit"]["limit"] == 1
+    assert not any(found[name]["schedules"] for name in set(found) - {"retrain"})
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_flow_takes_what_its_settings_take(name: str) -> None:
+    """Types, bounds and defaults of the form are those of the settings."""
+    form = parameter_schema(FLOWS[name].fn)
+    wanted = SETTINGS[name].model_json_schema()
+    for key, field in wanted["properties"].items():
+        ours = {k: v for k, v in form.properties[key].items() if k not in ("title", "position")}
+        theirs = json.loads(
+            json.dumps({k: v for k, v in field.items() if k != "title"}).replace("$defs", "definitions")
+        )
+        assert ours == theirs
+    assert form.required == []
+    assert FLOWS[name].validate_parameters({}) == dict(SETTINGS[name]())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "sentence"),
+    [
+        ("steps=two", "field 'steps'. Failure reason: 'two' is not of type 'integer'"),
+        ("steps=0", "field 'steps'. Failure reason: 0 is less than the minimum of 1"),
+        ("stepz=2", "specified but not found on the deployment: 'stepz'"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_there_is_a_run(deployed: Service, parameter: str, sentence: str) -> None:
+    before = len(deployed.runs("pipeline"))
+    done = deployed.prefect("deployment", "run", "pipeline/maze-cpu", "--param", parameter)
+    assert done.returncode == 1 and sentence in " ".join((done.stdout + done.stderr).split())
+    assert len(deployed.runs("pipeline")) == before
+
+
+def check_pipeline(service: Service, runs: Path) -> dict:
+    given = [f"--param={key}={json.dumps(value)}" for key, value in (SMALL | {"runs": str(runs)}).items()]
+    done = service.prefect(*readme_command("deployment run"), *given, timeout=800)
+    run, output = service.runs("pipeline")[-1], done.stdout + done.stderr
+    assert run["state"]["type"] == "COMPLETED", output + str(run["state"])
+    folder = runs / "maze-cpu"
+    assert run["name"] == "maze-cpu" and run["state"]["message"].startswith("best@6: vpo - base = ")
+    assert str(folder / "report.html") in run["state"]["message"]
+    assert json.loads((folder / "report.json").read_text())["policies"][1]["name"] == "vpo"
+    artifacts = service.artifacts(run)
+    assert "best@6" in artifacts["report"]["data"] and (folder / "report.html").as_uri() in artifacts["report"]["data"]
+    assert artifacts["best-at-k"]["type"] == "image"
+    assert artifacts["best-at-k"]["data"].startswith("data:image/png;base64,")
+    assert any(artifact["type"] == "progress" for artifact in artifacts.values())
+    return run
+
+
+def test_a_deployed_pipeline_runs_to_its_report(worked: Service, tmp_path: Path) -> None:
+    run = check_pipeline(worked, tmp_path / "runs")
+    if not shutil.which("chromium"):
+        pytest.skip("ran to its report; no picture of its page: chromium is not installed")
+    picture = tmp_path / "page.png"
+    done = worked.python("-m", "flows.screenshot", run["id"], "--output", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert picture.stat().st_size > 20_000
+
+
+needs_postgres = pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed: apt-get install postgresql")
+
+
+@pytest.fixture(scope="module")
+def on_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    home = tmp_path_factory.mktemp("on_postgres")
+    with (
+        postgres(home / "database") as url,
+        serving(home / "prefect", PREFECT_SERVER_DATABASE_CONNECTION_URL=url) as service,
+    ):
+        deploy(service)
+        with working(service, home):
+            yield service
+
+
+@needs_postgres
+def test_the_same_on_postgres(on_postgres: Service, tmp_path: Path) -> None:
+    run, output = run_deployment(
+        on_postgres, "prepare-data/maze-cpu", steps=2, runs=str(tmp_path), prompts_per_step=4, eval_prompts=6
+    )
+    assert run["state"]["type"] == "COMPLETED", output + str(run["state"])
+    assert run["state"]["message"].startswith("8 prompts to train on and 6 held out are in ")
+    assert (tmp_path / "maze-cpu" / "data" / "stage.json").exists()
+
+
+@pytest.mark.slow
+@needs_postgres
+def test_the_whole_pipeline_on_postgres(on_postgres: Service, tmp_path: Path) -> None:
+    check_pipeline(on_postgres, tmp_path / "runs")
+
+
+@pytest.fixture
+def messages(deployed: Service, tmp_path: Path) -> Iterator[list[str]]:
+    """What the documented automation sends, to a webhook on loopback instead of Slack."""
+    received: list[str] = []
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        block = (
+            "from prefect.blocks.notifications import CustomWebhookNotificationBlock as Block; "
+            f"print(Block(name='team', url='http://127.0.0.1:{server.server_port}', "
+            "json_data={'text': '{{subject}} {{body}}'}).save('team', overwrite=True))"
+        )
+        made = deployed.python("-c", block)
+        assert made.returncode == 0, made.stderr
+        automation = tmp_path / "notify.yaml"
+        text = (Path(__file__).parent.parent / "docs" / "notify.yaml").read_text()
+        automation.write_text(text.replace("BLOCK_ID", made.stdout.split()[-1]))
+        created = deployed.prefect("automation", "create", "--from-file", str(automation))
+        assert created.returncode == 0, created.stdout + created.stderr
+        yield received
+        server.shutdown()
+
+
+def test_a_failure_says_what_happened(worked: Service, messages: list[str], tmp_path: Path) -> None:
+    """The flow run's message is the cause, what is shown of it is text, never HTML, and the automation tells of it."""
+    folder = tmp_path / "maze-cpu"
+    folder.mkdir()
+    (folder / "train.log").write_text("~~~\n<script>alert(1)</script>\n~~~~\nthe last line\n")
+    run, _ = run_deployment(worked, "train/maze-cpu", runs=str(tmp_path), spec="<img src=x onerror=alert(1)>")
+    assert run["state"]["type"] == "FAILED"
+    assert "There is no spec '<img src=x onerror=alert(1)>'" in run["state"]["message"]
+    shown = worked.artifacts(run)["failure"]["data"]
+    assert "The run failed." in shown and "There is no spec" in shown and "the last line" in shown
+    page = MarkdownIt().render(shown)
+    assert "<script>" not in page and "<img" not in page
+    assert "&lt;script&gt;" in page and "&lt;img src=x" in page
+    deadline = time.monotonic() + 60
+    while not messages:
+        assert time.monotonic() < deadline, "no notification"
+        time.sleep(0.5)
+    assert "train maze-cpu: Failed" in messages[0] and "There is no spec" in messages[0]
+
+
+def test_a_killed_run_is_crashed_and_says_how_to_go_on(worked: Service, home: Path, tmp_path: Path) -> None:
+    """The process of a flow run is killed as the kernel would kill it for want of memory."""
+    run, _ = run_deployment(worked, "pipeline/maze-cpu", wait=False, steps=2, runs=str(tmp_path), **SMALL)
+    deadline = time.monotonic() + 180
+    while not (process := flow_process(run["id"])) or not (tmp_path / "maze-cpu" / "data" / "stage.json").exists():
+        assert time.monotonic() < deadline, (home / "worker.log").read_text()
+        time.sleep(0.5)
+    family = [process, *process.children(recursive=True)]
+    process.kill()
+    while (run := worked.runs("pipeline")[-1])["state"]["type"] != "CRASHED":
+        assert time.monotonic() < deadline, run["state"]
+        time.sleep(0.5)
+    while "failure" not in (artifacts := worked.artifacts(run)):
+        assert time.monotonic() < deadline, (home / "worker.log").read_text()
+        time.sleep(0.5)
+    assert "was ended from outside" in artifacts["failure"]["data"]
+    assert "the run goes on from them" in artifacts["failure"]["data"]
+    for one in family:  # a killed process cannot end what it started
+        if one.is_running():
+            one.kill()
+
+
+def flow_process(run: str) -> psutil.Process | None:
+    """The process that runs a flow run."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("PREFECT__FLOW_RUN_ID") == run and "prefect" in " ".join(process.cmdline()):
+                return process
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return None
+
+
+def test_retrainings_never_overlap_and_skip_what_is_too_little(worked: Service, tmp_path: Path) -> None:
+    """Two retrainings are asked for at once: the second waits, and neither is a failure for want of prompts."""
+    spec = write_growing_spec(tmp_path / "growing", train=3, test=4)
+    asked = {"runs": str(tmp_path), "registry": str(tmp_path / "registry"), "spec": str(spec), "eval_prompts": 4}
+    for _ in range(2):
+        run_deployment(worked, "retrain/maze-cpu", wait=False, **asked)
+    deadline = time.monotonic() + 300
+    while any(run["state"]["type"] != "COMPLETED" for run in worked.runs("retrain")[-2:]):
+        runs = worked.runs("retrain")[-2:]
+        assert time.monotonic() < deadline, [run["state"] for run in runs]
+        assert all(run["state"]["type"] not in ("FAILED", "CRASHED") for run in runs), runs
+        time.sleep(1)
+    runs = worked.runs("retrain")[-2:]
+    for run in runs:
+        assert run["state"]["name"] == "Skipped"
+        assert run["state"]["message"].startswith("Skipped: 3 prompts that no version was trained on, and at least 256")
+    first, second = sorted(runs, key=lambda run: run["start_time"])
+    assert first["end_time"] <= second["start_time"]
+    assert [file.name for file in (tmp_path / "registry").glob("v*.json")] == ["v0001.json"]
+
+
+def test_a_settings_flow_refuses_what_the_settings_refuse() -> None:
+    with pytest.raises(ValueError, match="deployment_k is 40"):
+        FLOWS["retrain"].fn(deployment_k=40)
+    assert PipelineSettings().folder == Path("runs/demo")
+
+
+def test_fences_hold_any_text() -> None:
+    for text in ("plain", "~~~", "a\n~~~~~~\nb", "```\n~~~"):
+        lines = hooks.fenced(text).splitlines()
+        assert lines[0] == lines[-1] and set(lines[0]) == {"~"} and lines[0] not in lines[1:-1]
+        assert "\n".join(lines[1:-1]) == text
