@@ -161,6 +161,13 @@ def test_candidates_are_shown_once_best_first_with_what_was_solved(results, tmp_
     assert sum(tag == "polyline" for tag, _ in page.elements) == 6
 
 
+def test_a_set_is_the_different_candidates_of_a_response(plain):
+    shown = report_page.chart_data(plain)["shown"][0]["sets"]
+    assert shown[2] == {"of": 2, "sets": [[[1, 1, 0, 1], [0, 0, 0, 0]], [[0, 0, 0, 0]], [[0, 0, 0, 0]]]}
+    again = [{"text": "a", "rewards": [1]}, {"text": "a", "rewards": [0]}, {"text": "b", "rewards": [0.5]}]
+    assert report_page._set(again) == [[1], [0.5]]
+
+
 def test_ragged_rewards_count_over_the_objectives_that_there_are():
     assert report_page.value_of([1.0, 0.0], [0.25] * 4) == 0.5
     assert report_page.value_of([1.0, None, 0.0, None], [0.25] * 4) == 0.5
@@ -236,6 +243,13 @@ def test_the_table_shows_every_policy_in_100_columns(results):
         assert line.split()[:4] == [policy["name"], *(f"{mean:.3f}" for mean in means)]
     assert lines[5].split()[:2] == ["ceiling", "0.900"]
     assert lines[6].startswith("best@30: vpo - grpo = +") and lines[6].endswith("vpo is ahead")
+
+
+def test_a_comparison_matched_by_tokens_says_so(results, tmp_path):
+    write_report({**results, "matched": {"by": "tokens", "tokens_per_k": 40.0}}, tmp_path)
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "With 1,200 tokens a prompt" in text and "as many candidates as 40 tokens buy" in text
+    assert "k, in units of 40 tokens" in text and "candidates searched" not in text
 
 
 @pytest.mark.parametrize(

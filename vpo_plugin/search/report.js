@@ -188,7 +188,7 @@
     function draw(panel, holder, width) {
       const x = xs.length > 1 ? [xs[0], xs.at(-1)] : [xs[0] - 0.5, xs[0] + 0.5];
       const plot = axes(width, Math.max(210, Math.min(340, width * 0.62)), {
-        x, y: range()(panel), log: log && xs.length > 1, xLabel: { k: "k, candidates searched", budget: "budget, candidates", step: "training step" }[unit],
+        x, y: range()(panel), log: log && xs.length > 1, xLabel: { k: data.matched ? `k, in units of ${data.matched} tokens` : "k, candidates searched", budget: "budget, candidates", step: "training step" }[unit],
         yLabel: shared ? "solved prompts" : null, title: `${panel.label} against ${unit}; the values at the slider are in the table before it`,
       });
       if (known(panel.ceiling)) plot.root.append(svg("line", { class: "ceiling", x1: plot.box.left, x2: plot.box.right, y1: plot.Y(panel.ceiling), y2: plot.Y(panel.ceiling) }));
@@ -238,10 +238,10 @@
   // The fronts of one policy, flat: a prompt's vectors from starts[p] to starts[p + 1], missing objectives as 0.
   function flat(front, k) {
     const starts = [0], values = [], present = [];
-    for (const vectors of front.prompts) {
+    for (const found of front.prompts) {
+      const vectors = found.length ? found : [Array(k).fill(0)]; // no candidate at all is worth what a missing one is
       for (const vector of vectors) for (let o = 0; o < k; o++) values.push(vector[o] ?? 0);
-      const first = vectors[0] || [];
-      present.push(Array.from({ length: k }, (_, o) => known(first[o])));
+      present.push(Array.from({ length: k }, (_, o) => known(vectors[0][o])));
       starts.push(values.length / k);
     }
     return { of: front.of, starts, values: Float64Array.from(values), present, ragged: present.some((p) => p.includes(false)) };
@@ -251,7 +251,7 @@
   function worth({ starts, values, present, ragged }, w) {
     const k = w.length, found = new Float64Array(starts.length - 1);
     for (let p = 0; p < found.length; p++) {
-      let best = starts[p] < starts[p + 1] ? -Infinity : NaN;
+      let best = -Infinity;
       for (let s = starts[p]; s < starts[p + 1]; s++) {
         let dot = 0;
         for (let o = 0; o < k; o++) dot += w[o] * values[s * k + o];
@@ -459,7 +459,7 @@
         value.textContent = number(m);
       });
       const [first, second] = order.map((i) => name(fronts[i].of));
-      const gap = `${number(lead.mean)} ± ${number(lead.half)}`;
+      const gap = number(lead.mean) + (isFinite(lead.half) ? ` ± ${number(lead.half)}` : "");
       verdict.textContent = order.length < 2 ? `At these weights ${first} is worth ${number(means[order[0]].mean)}.`
         : lead.mean < 1e-9 ? `At these weights ${first} and ${second} are worth the same.`
           : clear ? `At these weights ${first} wins, ahead of ${second} by ${gap}.`
@@ -469,7 +469,7 @@
     }
 
     const note = html("p", { class: "soft" }, `Worth of a policy: the mean over ${data.frontPrompts} prompts of the best w·r in its pool, computed exactly for every weighting. `,
-      "Intervals are 95 %, differences prompt by prompt. ", fronts.length > 1 ? "Coloured areas show the best policy; pale ones lie within chance." : "");
+      "Intervals are 95 %, differences prompt by prompt. ", fronts.length > 1 ? "Coloured areas show the best policy; where they are pale, or marked with a question mark, its lead lies within chance." : "");
     root.querySelector(".live").replaceChildren(html("div", { class: "weights" },
       ...(k === 3 ? [html("div", {}, sliders, buttons, verdict, barList, overall), figures] : [html("div", {}, sliders, buttons), html("div", {}, verdict, barList, overall)])), pictures, note);
     refresh();

@@ -13,10 +13,12 @@ All of it is made from one plain dictionary, `results`, which report.json repeat
 and, each optional:
 
     prompts: int         left_out: int, prompts that not all pools share
+    matched: {"by": "candidates" or "tokens", "tokens_per_k": float | None, what one k stands for}
     solved: float        the share of the ceiling that passes
     of a policy: tokens_per_prompt, tokens_per_solved: float | None, and the measures pareto_size, hypervolume,
         coverage, duplicates, regret
-    fronts: {policy: [per prompt: [the reward vector of each candidate that no other dominates]]}
+    fronts: {policy: [per prompt: [the reward vector of each candidate that no other dominates; shorter, or None,
+        where the prompt lacks objectives]]}
     solved_at: [per prompt of fronts: the deployment reward that counts as solved]
     search: [{"policy", "procedure", "budget": [int], "solved": {"mean": [], "low": [], "high": []}}]
     only_solved_by: {policy: [prompt number]}
@@ -146,6 +148,7 @@ def _html(results: Results) -> str:
         bars=report_page.bars(results),
         measures=report_page.measures(results),
         table_rows=report_page.table_rows(len(results["ks"])),
+        tokens_per_k=report_page.tokens_per_k(results),
         search=report_page.search_table(results),
         prompts=report_page.prompts(results),
         shown_numbers=[prompt["number"] for prompt in results.get("prompts_shown", [])],
@@ -177,7 +180,8 @@ def _plot_at_k(axes: Axes, results: Results, kind: str) -> None:
     ceiling = (results["ceiling"] or {}).get(kind)
     if ceiling is not None:
         axes.axhline(ceiling, color=INK, linewidth=1, label="ceiling")
-    axes.set_xlabel("k, candidates searched")
+    tokens = report_page.tokens_per_k(results)
+    axes.set_xlabel(f"k, in units of {tokens:,.0f} tokens" if tokens else "k, candidates searched")
     axes.set_ylabel(f"{kind}@k")
     axes.legend(frameon=False)
 

@@ -278,8 +278,14 @@ def chart_data(results: Results) -> dict[str, Any]:
         "charts": charts,
         "fronts": fronts,
         "frontPrompts": kept,
+        "matched": _whole(tokens) if (tokens := tokens_per_k(results)) else None,
         "shown": shown,
     }
+
+
+def tokens_per_k(results: Results) -> float | None:
+    """What one k stands for, where policies are matched by tokens and not by candidates."""
+    return (results.get("matched") or {}).get("tokens_per_k")
 
 
 def _set(candidates: list[dict[str, Any]]) -> list[list[float | None]]:
