@@ -30,7 +30,11 @@ DRAWING = {
         {"x": 0, "y": 0, "name": "start", "symbol": "S", "colour": "none"},
         {"x": 1, "y": 1, "name": "<b>wall</b>", "symbol": "", "colour": "ink"},
     ],
-    "routes": {"RIGHT DOWN": [[0, 0], [1, 0], [1, 0]], "DOWN": [[0, 0], [0, 1]]},
+    "routes": {
+        "RIGHT DOWN": [[0, 0], [1, 0], [1, 0]],
+        "RIGHT": [[0, 0], [1, 0]],
+        "DOWN": [[0, 0], [0, 1]],
+    },
 }
 
 
@@ -81,7 +85,7 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
             "candidates": [{"text": "RIGHT DOWN", "rewards": bad}, {"text": None, "rewards": bad}],
         },
     ]
-    hostile = {"response": "", "candidates": [{"text": ATTACK, "rewards": bad}]}
+    hostile = {"response": "", "candidates": [{"text": ATTACK, "rewards": bad}, {"text": "RIGHT", "rewards": bad}]}
     by_policy = [responses[:1]] * (len(policies) - 1) + [[*responses, hostile]]
     return {
         "title": "Mazes & more",

@@ -154,7 +154,9 @@ def test_candidates_are_shown_once_best_first_with_what_was_solved(results, tmp_
     assert values == sorted(values, reverse=True) and vpo["missing"] == 1
     [twice] = [candidate for candidate in vpo["candidates"] if candidate["text"] == "RIGHT DOWN"]
     assert twice["count"] == 2 and twice["value"] == 0.75 and twice["solved"] and twice["rewards"] == [1, 1, 0, 1]
-    assert "points" in twice and "points" not in vpo["candidates"][-1]  # the attack is no route
+    lines = {candidate["text"]: candidate["line"] for candidate in vpo["candidates"]}
+    assert lines == {"RIGHT DOWN": 0, "DOWN": 1, "RIGHT": 0, ATTACK: None}  # the first bumps into a wall
+    assert len(vpo["lines"]) == 2 and vpo["lines"][0]["width"] > vpo["lines"][1]["width"]
     write_report(results, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
     assert page.text.count("written 2 times") >= 1 and "1 candidate missing" in page.text
@@ -163,7 +165,7 @@ def test_candidates_are_shown_once_best_first_with_what_was_solved(results, tmp_
 
 def test_a_set_is_the_different_candidates_of_a_response(plain):
     shown = report_page.chart_data(plain)["shown"][0]["sets"]
-    assert shown[2] == {"of": 2, "sets": [[[1, 1, 0, 1], [0, 0, 0, 0]], [[0, 0, 0, 0]], [[0, 0, 0, 0]]]}
+    assert shown[2] == {"of": 2, "sets": [[[1, 1, 0, 1], [0, 0, 0, 0]], [[0, 0, 0, 0]], [[0, 0, 0, 0]] * 2]}
     again = [{"text": "a", "rewards": [1]}, {"text": "a", "rewards": [0]}, {"text": "b", "rewards": [0.5]}]
     assert report_page._set(again) == [[1], [0.5]]
 

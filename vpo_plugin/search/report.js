@@ -21,7 +21,7 @@
 
   const number = (v) => (v === null || v === undefined || !isFinite(v) ? "–" : Math.abs(v) < 100 ? v.toFixed(3) : v.toFixed(0));
   const signed = (v) => (v < 0 ? "−" : "+") + number(Math.abs(v));
-  const percent = (v) => `${Math.round(100 * v)}\u00a0%`;
+  const percent = (v) => `${v < 1 && v > 0.995 ? "over 99" : Math.round(100 * v)}\u00a0%`;
   const listed = (words) => (words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);
 
   function swatch(i) {
@@ -331,7 +331,7 @@
       if (clear) won[order[0]].clear++;
     }
     const shares = fronts.map((_, i) => i).filter((i) => won[i].all).sort((a, b) => won[b].all - won[a].all);
-    const overall = html("p", {}, `Over all weightings, ${listed(shares.map((i) => `${name(fronts[i].of)} is best on ${percent(won[i].all / draws.length)}`
+    const overall = html("p", {}, `Over ${draws.length.toLocaleString("en")} weightings that cover all of them evenly, ${listed(shares.map((i) => `${name(fronts[i].of)} is best on ${percent(won[i].all / draws.length)}`
       + (won[i].clear < won[i].all ? ` (beyond chance on ${percent(won[i].clear / draws.length)})` : "")))}.`);
 
     const pictures = html("div", { class: "plots small" });

@@ -158,13 +158,12 @@ def prompts(results: Results) -> list[dict[str, Any]]:
         policies = []
         for policy in prompt["policies"]:
             candidates = _distinct(policy["responses"], results["weights"], bar)
-            if drawing:
-                _add_routes(candidates, drawing["routes"])
             policies.append(
                 {
                     "name": policy["name"],
                     "place": place.get(policy["name"], 0),
                     "candidates": candidates,
+                    "lines": _add_routes(candidates, drawing["routes"]) if drawing else [],
                     "missing": sum(c["text"] is None for r in policy["responses"] for c in r["candidates"]),
                     "responses": [response["response"] for response in policy["responses"]],
                     "best": candidates[0]["value"] if candidates else None,
@@ -183,24 +182,38 @@ def _distinct(responses: list[dict[str, Any]], weights: list[float], bar: float 
             if candidate["text"] is None:
                 continue
             value = value_of(candidate["rewards"], weights)
-            first = {"text": candidate["text"], "rewards": candidate["rewards"], "value": value, "count": 0}
+            first = {
+                "text": candidate["text"],
+                "rewards": candidate["rewards"],
+                "value": value,
+                "count": 0,
+                "line": None,
+            }
             first["solved"] = bar is not None and value >= bar - 1e-6
             found.setdefault(candidate["text"], first)["count"] += 1  # a repetition in a response scored nothing
     return sorted(found.values(), key=lambda candidate: -candidate["value"])
 
 
-def _add_routes(candidates: list[dict[str, Any]], routes: dict[str, list[list[int]]]) -> None:
-    """The points and the width of each candidate's line; side by side, so that routes over one tile stay apart."""
-    drawn = [candidate for candidate in candidates if candidate["text"] in routes]
-    total = sum(candidate["count"] for candidate in drawn)
-    lanes = min(len(drawn), 7)
-    for i, candidate in enumerate(drawn):
-        shift = 0.0 if lanes == 1 else ((i % lanes) / (lanes - 1) - 0.5) * 0.5
-        points = [(x + 0.5 + shift, y + 0.5 + shift) for x, y in routes[candidate["text"]]]
-        candidate["id"] = i
-        candidate["points"] = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
-        candidate["end"] = points[-1]
-        candidate["width"] = 0.06 + 0.1 * (candidate["count"] / total) ** 0.5
+def _add_routes(candidates: list[dict[str, Any]], routes: dict[str, list[list[int]]]) -> list[dict[str, Any]]:
+    """The lines `{points, end, width}` of the candidates, whose `line` becomes the place of theirs.
+
+    Candidates that visit the same tiles share a line, the thicker the more often it was written. Lines lie side by
+    side, so that those over one tile stay apart.
+    """
+    paths: dict[tuple[tuple[int, int], ...], int] = {}
+    for candidate in candidates:
+        if route := routes.get(candidate["text"]):
+            path = tuple((x, y) for i, (x, y) in enumerate(route) if i == 0 or route[i - 1] != [x, y])
+            candidate["line"] = list(paths).index(path) if path in paths else len(paths)
+            paths[path] = paths.get(path, 0) + candidate["count"]
+    lanes = min(len(paths), 7)
+    lines = []
+    for i, (path, count) in enumerate(paths.items()):
+        shift = 0.5 if lanes == 1 else 0.5 + ((i % lanes) / (lanes - 1) - 0.5) * 0.5
+        points = " ".join(f"{x + shift:.2f},{y + shift:.2f}" for x, y in path)
+        width = 0.06 + 0.1 * (count / sum(paths.values())) ** 0.5
+        lines.append({"points": points, "end": [value + shift for value in path[-1]], "width": width})
+    return lines
 
 
 def chart_data(results: Results) -> dict[str, Any]:
