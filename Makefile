@@ -2,6 +2,7 @@
 # make test    set up, then lint, type-check and test
 # make test-slow   the long tests as well
 # make sandbox     install bubblewrap, for reward specifications that run programs
+# make browser     install Chromium, for the tests of the report in a browser
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.requirements.sha256
 TORCH := $(shell sed -n 's/^torch==//p' requirements/cpu.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test test-slow lint sandbox clean
+.PHONY: setup demo test test-slow lint sandbox browser clean
 
 setup:
 	@sha256sum requirements/cpu.txt pyproject.toml | sha256sum > .requirements.new; \
@@ -44,6 +45,9 @@ lint: setup
 
 sandbox:  # what scoring programs needs: bubblewrap, from Debian's packages, as root
 	command -v bwrap > /dev/null || { apt-get update -qq && apt-get install -y -qq bubblewrap; }
+
+browser:  # what the tests of the report in a browser need: Chromium, from Debian's packages, as root
+	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
 
 clean:
 	rm -rf $(VENV) runs .requirements.new

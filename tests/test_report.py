@@ -1,7 +1,8 @@
-"""The report of a made-up search evaluation, with a candidate that tries to break out of the page."""
+"""The report of a made-up search evaluation, with texts that try to break out of the page."""
 
+import base64
+import hashlib
 import json
-import math
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -9,83 +10,26 @@ from xml.etree import ElementTree
 import matplotlib.image
 import numpy as np
 import pytest
+from report_results import ATTACK, OBJECTIVES, OPTIONAL, made_up_results
 
-from vpo_plugin.search.metrics import (
-    best_at_k,
-    expected_set_reward,
-    mean_and_interval,
-    mean_pairwise_l1,
-    paired_difference,
-    pass_at_k,
-)
-from vpo_plugin.search.report import format_table, write_report
-
-OBJECTIVES = ["completion", "gold", "diamond", "avoid_lava"]
-ATTACK = "</code></pre><script>alert(1)</script><img src=x onerror=alert(2)> & $\\frac{1}{0}$ {{ 7 * 7 }}"
+from vpo_plugin.search import report_page
+from vpo_plugin.search.report import _plain, format_table, write_report
 
 
 @pytest.fixture(scope="module")
 def results():
-    random = np.random.default_rng(0)
-    ks = list(range(1, 31))
-    policies, best = [], {}
-    for name, rollouts, candidates, skill in [
-        ("base", 30, 1, 0.2),
-        ("grpo", 30, 1, 0.3),
-        ("vpo", 10, 3, 0.5),
-    ]:
-        rewards = (random.random((16, 30, 4)) < skill).astype(float)
-        values = rewards.mean(-1)
-        best[name] = best_at_k(values, ks)
-        policies.append(
-            {
-                "name": name,
-                "rollouts": rollouts,
-                "candidates": candidates,
-                "tokens_per_prompt": 1234.4,
-                "best_at_k": mean_and_interval(best[name], seed=0),
-                "pass_at_k": mean_and_interval(pass_at_k(values > 0.5, ks), seed=0),
-                "expected_set_reward": mean_and_interval(expected_set_reward(rewards, seed=0), seed=0),
-                "pairwise_l1": mean_and_interval(mean_pairwise_l1(rewards), seed=0),
-                "objective_means": dict(zip(OBJECTIVES, rewards.mean((0, 1)), strict=True)),
-            }
-        )
-    steps = [
-        {"step": i + 1, "reward": 0.3 + i / 100, "set_reward": 0.4, "diversity": math.nan, "seconds": 3.0}
-        for i in range(20)
-    ]
-    texts = [("R R D", [1, 0, 0, 1]), (None, [0, 0, 0, 0]), (ATTACK, [0, 0, 0, 0])]
-    candidates = [{"text": text, "rewards": rewards} for text, rewards in texts]
-    return {
-        "title": "Mazes & more",
-        "spec": "maze_small",
-        "objectives": OBJECTIVES,
-        "weights": [0.25] * 4,
-        "command": "make demo",
-        "versions": {"openrlhf": "0.11.2"},
-        "machine": "2 CPU cores",
-        "prompts": 16,
-        "solved": 0.75,
-        "ks": ks,
-        "ceiling": {"best": 0.9, "pass": 1.0},
-        "policies": policies,
-        "differences": [
-            {
-                "a": "vpo",
-                "b": "grpo",
-                "k": 30,
-                **paired_difference(best["vpo"][:, -1], best["grpo"][:, -1], seed=0),
-            }
-        ],
-        "training": [{"name": "vpo", "steps": steps}],
-        "examples": [{"prompt": ATTACK, "policies": [{"name": "vpo", "candidates": candidates}]}],
-    }
+    return made_up_results()
+
+
+@pytest.fixture(scope="module")
+def plain(results):
+    return _plain(results)
 
 
 class Page(HTMLParser):
     """The elements and the text of a page, and a check that its elements nest."""
 
-    VOID = frozenset(["meta", "path", "use", "br", "img", "link"])
+    VOID = frozenset(["meta", "path", "use", "br", "img", "link", "wbr"])
 
     def __init__(self, html):
         super().__init__()
@@ -107,7 +51,8 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        if not self.open or self.open[-1] not in {"script", "style"}:
+            self.text += data
 
 
 def test_the_files_of_a_report(results, tmp_path):
@@ -128,15 +73,25 @@ def test_the_page_is_self_contained_and_says_what_was_found(results, tmp_path):
     html = (tmp_path / "report.html").read_text()
     page = Page(html)
     for tag, attributes in page.elements:
-        assert tag not in {"script", "link", "img", "iframe"}
+        assert tag not in {"link", "img", "iframe"}
         references = [value for name, value in attributes.items() if name in {"src", "href", "xlink:href"}]
         assert all(reference.startswith("#") for reference in references)
         assert not any(name.startswith("on") for name in attributes)
     assert not re.search(r"url\((?!#)|@import", html)
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", html, flags=re.DOTALL)
+    assert [attributes for attributes, _ in scripts] == [' type="application/json" id="data"', ""]
+    digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html  # and no other script runs
+    assert "innerHTML" not in html
     best = [f"{policy['best_at_k']['mean'][-1]:.3f}" for policy in results["policies"]]
     headline = page.text.index("With 30 candidates a prompt")
     assert all(number in page.text[headline : headline + 200] for number in best)
-    assert headline < page.text.index("Search evaluation") < page.text.index("make demo")
+    assert (
+        headline
+        < page.text.index("Search evaluation")
+        < page.text.rindex("All measures")
+        < page.text.index("make demo")
+    )
     for words in (
         "Mazes & more",
         "openrlhf 0.11.2",
@@ -145,7 +100,7 @@ def test_the_page_is_self_contained_and_says_what_was_found(results, tmp_path):
         "vpo: 20 steps in 1.0 minutes",
         "Means over 16 held-out prompts",
         "worth 75 % of the best that can be reached",
-        "1234",
+        "1,234",
     ):
         assert words in page.text
 
@@ -153,17 +108,94 @@ def test_the_page_is_self_contained_and_says_what_was_found(results, tmp_path):
 def test_the_texts_of_models_are_escaped(results, tmp_path):
     write_report(results, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
-    assert page.text.count(ATTACK) == 2  # as a prompt and as a candidate, both only text
+    assert page.text.count(ATTACK) == 4  # as a prompt, a label, a candidate and a response, all only text
+
+
+def test_the_numbers_of_the_page_cannot_end_their_script(results, tmp_path):
+    hostile = "</script><script>alert(1)</script><!--"
+    objectives = [hostile, *OBJECTIVES[1:]]
+    policies = [{**policy, "objective_means": {hostile: 0.5}} for policy in results["policies"]]
+    write_report({**results, "objectives": objectives, "policies": policies}, tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("<script") == 2
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html, flags=re.DOTALL)[1])
+    assert data["objectives"][0] == hostile
+
+
+def test_the_page_holds_the_numbers_of_the_charts(results, plain):
+    data = report_page.chart_data(plain)
+    assert data["names"] == ["base", "grpo", "vpo"] and data["frontPrompts"] == len(results["solved_at"])
+    best, passed = data["charts"]["at-k"]["panels"]
+    assert best["series"][2]["mean"] == results["policies"][2]["best_at_k"]["mean"] and best["ceiling"] == 0.9
+    assert passed["series"][0]["high"] == results["policies"][0]["pass_at_k"]["high"]
+    assert [panel["label"] for panel in data["charts"]["search"]["panels"]] == ["best-of-k", "evolution"]
+    assert [panel["label"] for panel in data["charts"]["training"]["panels"]] == ["Set reward", "Reward"]
+    assert np.allclose(data["fronts"][1]["prompts"][3], results["fronts"]["grpo"][3], atol=1e-4)
+    assert ATTACK not in json.dumps(data)
+
+
+def test_fronts_beyond_what_a_page_can_hold_are_left_out(results, monkeypatch):
+    numbers = [sum(np.size(front[p]) for front in results["fronts"].values()) for p in range(4)]
+    monkeypatch.setattr(report_page, "MAX_FRONT_NUMBERS", sum(numbers) - 1)
+    data = report_page.chart_data(results)
+    assert data["frontPrompts"] == 3 and {len(front["prompts"]) for front in data["fronts"]} == {3}
+
+
+def test_a_long_pool_has_a_short_table():
+    rows = report_page.table_rows(10_000)
+    assert rows[0] == 0 and rows[-1] == 9_999 and len(rows) <= report_page.MAX_TABLE_ROWS
+    assert report_page.table_rows(30) == list(range(30))
+
+
+def test_candidates_are_shown_once_best_first_with_what_was_solved(results, tmp_path):
+    [first, *_] = report_page.prompts(results)
+    vpo = first["policies"][-1]
+    values = [candidate["value"] for candidate in vpo["candidates"]]
+    assert values == sorted(values, reverse=True) and vpo["missing"] == 1
+    [twice] = [candidate for candidate in vpo["candidates"] if candidate["text"] == "RIGHT DOWN"]
+    assert twice["count"] == 2 and twice["value"] == 0.75 and twice["solved"] and twice["rewards"] == [1, 1, 0, 1]
+    lines = {candidate["text"]: candidate["line"] for candidate in vpo["candidates"]}
+    assert lines == {"RIGHT DOWN": 0, "DOWN": 1, "RIGHT": 0, ATTACK: None}  # the first bumps into a wall
+    assert len(vpo["lines"]) == 2 and vpo["lines"][0]["width"] > vpo["lines"][1]["width"]
+    write_report(results, tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.text.count("written 2 times") >= 1 and "1 candidate missing" in page.text
+    assert sum(tag == "polyline" for tag, _ in page.elements) == 6
+
+
+def test_a_set_is_the_different_candidates_of_a_response(plain):
+    shown = report_page.chart_data(plain)["shown"][0]["sets"]
+    assert shown[2] == {"of": 2, "sets": [[[1, 1, 0, 1], [0, 0, 0, 0]], [[0, 0, 0, 0]], [[0, 0, 0, 0]] * 2]}
+    again = [{"text": "a", "rewards": [1]}, {"text": "a", "rewards": [0]}, {"text": "b", "rewards": [0.5]}]
+    assert report_page._set(again) == [[1], [0.5]]
+
+
+def test_ragged_rewards_count_over_the_objectives_that_there_are():
+    assert report_page.value_of([1.0, 0.0], [0.25] * 4) == 0.5
+    assert report_page.value_of([1.0, None, 0.0, None], [0.25] * 4) == 0.5
+    assert report_page.value_of([None, None], [0.5, 0.5]) == 0.0
+
+
+def test_measures_show_what_there_is(results):
+    rows = {row["label"]: row for row in report_page.measures(results)}
+    for label in ("best@30", "E_w regret", "coverage", "Pareto size", "hypervolume", "duplicates", "tokens a prompt"):
+        assert len(rows[label]["cells"]) == 3
+    assert rows["tokens a solved prompt"]["cells"][0]["value"] == "–"  # noqa: RUF001 (it solved none)
+    assert rows["best@30"]["ceiling"] == "0.900" and " to " in rows["best@30"]["cells"][0]["interval"]
+    short = {**results, "policies": [{k: p[k] for k in p if k not in OPTIONAL} for p in results["policies"]]}
+    labels = [row["label"] for row in report_page.measures(short)]
+    assert "E_w pool" in labels and not {"E_w regret", "coverage", "tokens a prompt"} & set(labels)
 
 
 def test_the_plots_are_valid_svg_in_the_colour_of_the_page(results, tmp_path):
     write_report(results, tmp_path)
     html = (tmp_path / "report.html").read_text()
-    plots = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    plots = re.findall(r"<svg xmlns.*?</svg>", html, flags=re.DOTALL)
     assert len(plots) == 4  # best@k, pass@k, set reward, reward; diversity was never measured
     for plot in plots:
         ElementTree.fromstring(plot)
         assert "currentColor" in plot and "viewBox" in plot
+    html = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
     ids = re.findall(r' id="([^"]+)"', html)
     used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', html))
     assert {a or b for a, b in used} <= set(ids)
@@ -178,13 +210,23 @@ def test_names_that_look_like_markup_stay_names(results, tmp_path):
     assert "<b>$vpo_$" in page.text
 
 
-def test_a_report_needs_neither_ceiling_nor_training_nor_examples(results, tmp_path):
-    bare = {**results, "ceiling": None, "training": [], "examples": [], "differences": []}
-    del bare["prompts"], bare["solved"]
+def test_a_report_needs_none_of_the_optional_parts(results, tmp_path):
+    bare = {key: value for key, value in results.items() if key not in OPTIONAL}
+    bare |= {"ceiling": None, "training": [], "differences": []}
+    bare["policies"] = [{key: p[key] for key in p if key not in OPTIONAL} for p in results["policies"]]
     write_report(bare, tmp_path)
     text = Page((tmp_path / "report.html").read_text()).text
-    assert "Training" not in text and "Examples" not in text and "exceed" not in text
+    for words in ("Training", "Prompts", "exceed", "budget", "left out"):
+        assert words not in text
     assert "ceiling" not in format_table(bare)
+
+
+def test_what_was_left_out_and_what_one_policy_alone_solves_is_said(results, tmp_path):
+    write_report(results, tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    assert "2 prompts are left out" in page.text and "Only vpo ever solves 2 prompts: 1, 9." in page.text
+    assert "No prompt is solved by grpo alone." in page.text
+    assert ("a", {"href": "#prompt-1"}) in page.elements and ("a", {"href": "#prompt-9"}) not in page.elements
 
 
 def test_a_single_k_and_a_single_policy_are_enough(results, tmp_path):
@@ -203,6 +245,13 @@ def test_the_table_shows_every_policy_in_100_columns(results):
         assert line.split()[:4] == [policy["name"], *(f"{mean:.3f}" for mean in means)]
     assert lines[5].split()[:2] == ["ceiling", "0.900"]
     assert lines[6].startswith("best@30: vpo - grpo = +") and lines[6].endswith("vpo is ahead")
+
+
+def test_a_comparison_matched_by_tokens_says_so(results, tmp_path):
+    write_report({**results, "matched": {"by": "tokens", "tokens_per_k": 40.0}}, tmp_path)
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "With 1,200 tokens a prompt" in text and "as many candidates as 40 tokens buy" in text
+    assert "k, in units of 40 tokens" in text and "candidates searched" not in text
 
 
 @pytest.mark.parametrize(

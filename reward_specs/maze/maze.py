@@ -148,6 +148,33 @@ def canonical(candidate: str, label: dict) -> str:
     return " ".join(f"{r},{c}" for i, (r, c) in enumerate(path) if i == 0 or path[i - 1] != (r, c))
 
 
+# ------------------------------------------------------------------------------------------------ drawing
+
+TILES = {
+    "S": {"name": "start", "symbol": "S"},
+    "E": {"name": "exit", "symbol": "E"},
+    "#": {"name": "wall", "colour": "ink"},
+    "G": {"name": "gold", "symbol": "●", "colour": "yellow"},
+    "D": {"name": "diamond", "symbol": "◆", "colour": "blue"},
+    "L": {"name": "lava", "symbol": "▲", "colour": "red"},
+    "B": {"name": "bonus", "symbol": "★", "colour": "green"},
+}
+
+
+def drawing(label: dict, candidates: Sequence[str]) -> dict:
+    """The maze and the cells that each candidate visits (entry point of the key drawing)."""
+    maze = read_label(label)
+    size = len(maze.grid)
+    cells = [(x, y) for y in range(size) for x in range(size) if maze.tile((y, x)) in TILES]
+    routes = [parse_route(candidate) for candidate in candidates]
+    return {
+        "width": size,
+        "height": size,
+        "tiles": [{"x": x, "y": y, **TILES[maze.tile((y, x))]} for x, y in cells],
+        "routes": [[(x, y) for y, x in walk(maze, route)] if route else None for route in routes],
+    }
+
+
 # ------------------------------------------------------------------------------------------------ solver
 
 

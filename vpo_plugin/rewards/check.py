@@ -113,6 +113,7 @@ def _check_row(spec: RewardSpec, row: dict[str, Any], where: str) -> int:
                     f"The known answer {candidate[:80]!r} of {where} should score {list(rewards)}, "
                     f"the scorer gives {scored.matrix[0].tolist()}."
                 )
+    spec.draw(label, [candidate for candidate, _ in answers])
     return len(answers)
 
 

@@ -7,7 +7,7 @@ import functools
 import importlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from vpo_plugin.rewards.candidates import parse_candidates, parse_fenced, parse_separated
+from vpo_plugin.rewards.drawing import draw
 from vpo_plugin.rewards.scoring import Column, ScoredResponse, read_label, score_candidates
 from vpo_plugin.rewards.weights import parse_weights
 
@@ -207,6 +208,9 @@ class RewardSpec(_Model):
     """`answers(label) -> [(candidate, rewards)]`: known candidates with the rewards they must get."""
     front: EntryPoint | None = None
     """`front(label) -> [(candidate, rewards)]`: every Pareto-optimal reward vector that a candidate can reach."""
+    drawing: EntryPoint | None = None
+    """`drawing(label, candidates) -> {width, height, tiles, routes}`: the prompt as a grid, and the route of each
+    candidate over it, for the report (`vpo_plugin/rewards/drawing.py`)."""
     solved: float = Field(1.0, gt=0, le=1)
     """Share of the best reachable reward (of 1 where there is no front) at which a candidate solves its prompt."""
     dataset: Dataset
@@ -429,6 +433,13 @@ class RewardSpec(_Model):
         generator = torch.Generator().manual_seed(seed)
         matrix = torch.from_numpy(front)[None, None]
         return float(set_rewards(matrix, alpha=alpha, num_weights=num_weights, generator=generator))
+
+    def draw(self, label: object, candidates: Iterable[str]) -> dict[str, Any] | None:
+        """A prompt with its candidates as `drawing.draw` returns it; None where the spec draws nothing.
+
+        Raises ValueError if what the spec's function returns is no drawing; what it raises propagates.
+        """
+        return draw(load_entry_point(self.drawing), read_label(label), candidates) if self.drawing else None
 
     def columns(self, objectives: int) -> list[Column]:
         """What scoring knows of the first `objectives` objectives."""

@@ -7,14 +7,31 @@ All of it is made from one plain dictionary, `results`, which report.json repeat
     ceiling: {"best": float, …} | None     the best that any policy can reach: best, pass, expected_set_reward
     policies: [{"name", "rollouts", "candidates", "best_at_k", "pass_at_k", "expected_set_reward",
                 "pairwise_l1", "objective_means"}]     a measure is {"mean", "low", "high"}, over prompts
-    optional: prompts: int, solved: float (the share of the ceiling that passes), a policy's tokens_per_prompt
     differences: [{"a", "b", "k", "mean", "low", "high"}]     best@k of a minus best@k of b, same prompts
     training: [{"name", "steps": [{"step", "reward", "set_reward", "diversity", "seconds"}]}]
-    examples: [{"prompt", "policies": [{"name", "candidates": [{"text", "rewards"}]}]}]
 
-Numbers that are not finite count as missing. Texts of models are untrusted: the template escapes everything.
+and, each optional:
+
+    prompts: int         left_out: int, prompts that not all pools share
+    matched: {"by": "candidates" or "tokens", "tokens_per_k": float | None, what one k stands for}
+    solved: float        the share of the ceiling that passes
+    of a policy: tokens_per_prompt, tokens_per_solved: float | None, and the measures pareto_size, hypervolume,
+        coverage, duplicates, regret
+    fronts: {policy: [per prompt: [the reward vector of each candidate that no other dominates; shorter, or None,
+        where the prompt lacks objectives]]}
+    solved_at: [per prompt of fronts: the deployment reward that counts as solved]
+    search: [{"policy", "procedure", "budget": [int], "solved": {"mean": [], "low": [], "high": []}}]
+    only_solved_by: {policy: [prompt number]}
+    prompts_shown: [{"number", "prompt", "label", "policies": [{"name", "responses": [{"response", "candidates":
+        [{"text": str | None, "rewards"}]}]}], "drawing": what RewardSpec.draw returns (optional)}]
+
+Prompt numbers count from 0, as `fronts` does. Numbers that are not finite count as missing. Texts of models are
+untrusted: the template escapes everything, report.js makes text nodes only, and the page's policy allows no other
+script than that one.
 """
 
+import base64
+import hashlib
 import io
 import json
 import os
@@ -31,12 +48,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-Results = dict[str, Any]
+from vpo_plugin.search import report_page
+from vpo_plugin.search.report_page import TRAINING, Results, number
 
-# Okabe-Ito colours, safe for colour-blind readers, that stand out on white and on black; dashes say it twice
-STYLES = [("#009E73", ":"), ("#0072B2", "--"), ("#D55E00", "-"), ("#CC79A7", "-."), ("#E69F00", "-")]
 INK = "#010203"  # text and axes; in the page it becomes the page's own text colour, light or dark
-CURVES = {"set_reward": "Set reward", "reward": "Reward", "diversity": "Candidate diversity"}
 
 
 def write_report(results: Results, out_dir: str | Path) -> None:
@@ -93,13 +108,13 @@ def _table(results: Results) -> list[list[str]]:
     for policy in results["policies"]:
         best, passed = policy["best_at_k"], policy["pass_at_k"]
         means = [best["mean"][ks.index(k)] for k in shown]
-        interval = f"{_number(best['low'][-1])} to {_number(best['high'][-1])}"
+        interval = f"{number(best['low'][-1])} to {number(best['high'][-1])}"
         rest = [passed["mean"][-1], policy["expected_set_reward"]["mean"], policy["pairwise_l1"]["mean"]]
-        rows.append([policy["name"], *map(_number, means), interval, *map(_number, rest)])
+        rows.append([policy["name"], *map(number, means), interval, *map(number, rest)])
     if ceiling := results["ceiling"]:
-        best = [_number(ceiling.get("best"))] * len(shown)
+        best = [number(ceiling.get("best"))] * len(shown)
         rest = [ceiling.get(name) for name in ("pass", "expected_set_reward", "pairwise_l1")]
-        rows.append(["ceiling", *best, "", *map(_number, rest)])
+        rows.append(["ceiling", *best, "", *map(number, rest)])
     return [header, *rows]
 
 
@@ -110,45 +125,63 @@ def _difference(difference: dict[str, Any]) -> str:
     return f"best@{difference['k']}: {a} - {b} = {difference['mean']:+.3f} ({interval}): {verdict}"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"  # noqa: RUF001 (a dash for a missing number)
-
-
 def _html(results: Results) -> str:
-    at_k = {kind: _svg(kind, partial(_plot_at_k, results=results, kind=kind)) for kind in ("best", "pass")}
-    curves = {
-        label: _svg(key, partial(_plot_training, results=results, key=key), size=(3.6, 2.8))
-        for key, label in CURVES.items()
-        if any(step.get(key) is not None for run in results["training"] for step in run["steps"])
-    }
-    templates = jinja2.FileSystemLoader(Path(__file__).parent)
+    home = Path(__file__).parent
+    script = (home / "report.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        loader=templates,
+        loader=jinja2.FileSystemLoader(home),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, difference=_difference)
-    template = environment.get_template("report.html.j2")
-    return template.render(results=results, table=_table(results), at_k=at_k, curves=curves)
+    environment.filters.update(number=number, difference=_difference)
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        styles=report_page.styles(results),
+        plots={kind: _svg(kind, partial(_plot_at_k, results=results, kind=kind)) for kind in ("best", "pass")},
+        curves={
+            label: _svg(key, partial(_plot_training, results=results, key=key), size=(3.6, 2.8))
+            for key, label in TRAINING.items()
+            if any(step.get(key) is not None for run in results["training"] for step in run["steps"])
+        },
+        bars=report_page.bars(results),
+        measures=report_page.measures(results),
+        table_rows=report_page.table_rows(len(results["ks"])),
+        tokens_per_k=report_page.tokens_per_k(results),
+        search=report_page.search_table(results),
+        prompts=report_page.prompts(results),
+        shown_numbers=[prompt["number"] for prompt in results.get("prompts_shown", [])],
+        data=report_page.chart_data(results),
+        css=Markup((home / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
 
 
-def _styles(results: Results) -> dict[str, tuple[str, str]]:
-    names = dict.fromkeys(part["name"] for part in results["policies"] + results["training"])
-    return {name: STYLES[i % len(STYLES)] for i, name in enumerate(names)}
+def _styles(results: Results) -> dict[str, dict[str, Any]]:
+    """Colour and dashes of each policy, as matplotlib's lines take them."""
+    return {
+        name: {"color": colour, "linestyle": (0, [float(part) / 2.4 for part in dash.split()]) if dash else "-"}
+        for name, (colour, dash) in zip(report_page.names(results), report_page.styles(results), strict=True)
+    }
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else name[:23] + "…"
 
 
 def _plot_at_k(axes: Axes, results: Results, kind: str) -> None:
     ks, styles = results["ks"], _styles(results)
     for policy in results["policies"]:
-        measure, (colour, dash) = policy[f"{kind}_at_k"], styles[policy["name"]]
-        axes.plot(ks, measure["mean"], dash, color=colour, label=policy["name"], linewidth=2)
-        axes.fill_between(ks, measure["low"], measure["high"], color=colour, alpha=0.15, linewidth=0)
+        measure, style = policy[f"{kind}_at_k"], styles[policy["name"]]
+        axes.plot(ks, measure["mean"], label=_short(policy["name"]), linewidth=2, **style)
+        axes.fill_between(ks, measure["low"], measure["high"], color=style["color"], alpha=0.15, linewidth=0)
     ceiling = (results["ceiling"] or {}).get(kind)
     if ceiling is not None:
         axes.axhline(ceiling, color=INK, linewidth=1, label="ceiling")
-    axes.set_xlabel("k, candidates searched")
+    tokens = report_page.tokens_per_k(results)
+    axes.set_xlabel(f"k, in units of {tokens:,.0f} tokens" if tokens else "k, candidates searched")
     axes.set_ylabel(f"{kind}@k")
     axes.legend(frameon=False)
 
@@ -161,13 +194,13 @@ def _plot_training(axes: Axes, results: Results, key: str) -> None:
         if not points:
             continue
         steps, values = np.array(points, dtype=float).T
-        colour, dash = styles[run["name"]]
-        axes.plot(steps, values, color=colour, alpha=0.35, linewidth=1)
+        style = styles[run["name"]]
+        axes.plot(steps, values, color=style["color"], alpha=0.35, linewidth=1)
         window = np.ones(2 * (len(values) // 20) + 1)
         smooth = np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
-        axes.plot(steps, smooth, dash, color=colour, label=run["name"], linewidth=2)
+        axes.plot(steps, smooth, label=_short(run["name"]), linewidth=2, **style)
     axes.set_xlabel("training step")
-    axes.set_ylabel(CURVES[key].lower())
+    axes.set_ylabel(TRAINING[key].lower())
     axes.legend(frameon=False)
 
 

@@ -1,0 +1,81 @@
+"""Drawings of candidates: the maze's, what a wrong one is refused for, and hostile candidates."""
+
+import copy
+import json
+
+import pytest
+
+from reward_specs.maze.maze import drawing
+from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.check import check_spec
+from vpo_plugin.rewards.drawing import draw
+
+LABEL = {"grid": ["S.G", "#B.", "DLE"], "max_steps": 6}
+
+
+def test_the_maze_is_drawn_with_the_cells_that_each_route_visits():
+    spec = load_spec("maze_small")
+    drawn = spec.draw(json.dumps(LABEL), ["RIGHT RIGHT DOWN DOWN UP", "right, down LEFT", "RIGHT RIGHT DOWN DOWN UP"])
+    assert (drawn["width"], drawn["height"]) == (3, 3)
+    assert {(tile["x"], tile["y"]): tile["name"] for tile in drawn["tiles"]} == {
+        **{(0, 0): "start", (2, 0): "gold", (0, 1): "wall", (1, 1): "bonus"},
+        **{(0, 2): "diamond", (1, 2): "lava", (2, 2): "exit"},
+    }
+    assert drawn["routes"] == {
+        "RIGHT RIGHT DOWN DOWN UP": [[0, 0], [1, 0], [2, 0], [2, 1], [2, 2]],  # it ends at the exit
+        "right, down LEFT": [[0, 0], [1, 0], [1, 1], [1, 1]],  # into the wall
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "   ", "fly", "<script>alert(1)</script>", "UP </text><script>", "RIGHT\x00", "🙂", "UP" * 100_000, "1,2 3,4"],
+)
+def test_what_is_no_route_has_none_and_its_words_go_nowhere(text):
+    drawn = load_spec("maze").draw(LABEL, [text, "RIGHT"])
+    assert list(drawn["routes"]) == ["RIGHT"] and (not text.strip() or text not in json.dumps(drawn["tiles"]))
+
+
+def test_a_long_route_ends_with_the_step_budget():
+    drawn = load_spec("maze").draw(LABEL, ["UP " * 6000])
+    assert len(next(iter(drawn["routes"].values()))) == LABEL["max_steps"] + 1
+
+
+def test_a_spec_without_a_drawing_draws_nothing():
+    assert load_spec("toolrl").draw({}, ["a"]) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda d: d.update(routes=[]), "A drawing of 1 candidates needs as many routes, but has 0"),
+        (lambda d: d.update(routes=["<svg>"]), "routes"),
+        (lambda d: d.update(routes=[[(0, "<b>")]]), "routes"),
+        (lambda d: d.update(routes=[[(0, -1)]]), "routes"),
+        (lambda d: d.update(width=0), "width"),
+        (lambda d: d["tiles"][0].update(colour="red;x:y"), "colour"),
+        (lambda d: d["tiles"][0].update(symbol="<script>"), "symbol"),
+        (lambda d: d.update(svg="<svg/>"), "svg"),
+    ],
+)
+def test_a_wrong_drawing_is_refused(change, complaint):
+    def wrong(label, candidates):
+        drawn = copy.deepcopy(drawing(label, candidates))
+        change(drawn)
+        return drawn
+
+    with pytest.raises(ValueError, match=complaint):
+        draw(wrong, LABEL, ["RIGHT"])
+
+
+def test_checking_a_spec_draws_its_known_answers(monkeypatch):
+    monkeypatch.setattr("vpo_plugin.rewards.spec.load_entry_point", _with_broken_drawing)
+    with pytest.raises(ValueError, match="Drawing"):
+        check_spec(load_spec("maze_small"))
+
+
+def _with_broken_drawing(path):
+    import importlib
+
+    module, _, name = path.partition(":")
+    return (lambda label, candidates: {}) if name == "drawing" else getattr(importlib.import_module(module), name)
