@@ -121,17 +121,17 @@ def evaluate(settings: PipelineSettings, name: str, policy: str, candidates: int
     """Sample and score a pool of candidates for each held-out prompt; returns the pool's folder."""
     folder = settings.folder / "eval" / name
     command = [
-        *(sys.executable, "-m", "vpo_plugin.search.pool"),
+        *(sys.executable, "-m", "vpo_plugin.cli", "evaluate"),
         *("--model", policy),
         *("--spec", settings.spec),
-        *("--prompts", str(data / "test")),
+        *("--data", str(data / "test")),
         *("--output", str(folder / "pool")),
         *("--rollouts", str(settings.eval_candidates // candidates)),
         *("--candidates", str(candidates)),
-        *("--max_new_tokens", str(settings.max_new_tokens)),
+        *("--max-new-tokens", str(settings.max_new_tokens)),
         *("--temperature", str(settings.eval_temperature or settings.temperature)),
         *("--seed", str(settings.seed)),
-        *(["--tell_weights"] if tells_weights(name) else []),
+        *(["--tell-weights"] if tells_weights(name) else []),
     ]
     inputs = {
         "spec": spec_digest(load_spec(settings.spec)),

@@ -12,12 +12,19 @@ from hypothesis.extra import numpy as hnp
 
 from vpo_plugin.search.metrics import (
     best_at_k,
+    best_for_weights,
     bootstrap_interval,
+    coverage,
+    duplicate_share,
     expected_set_reward,
+    hypervolume,
     mean_and_interval,
     mean_pairwise_l1,
     paired_difference,
+    pareto_fronts,
     pass_at_k,
+    regrets,
+    win_shares,
 )
 
 rewards = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(-2, 2, width=32))
@@ -109,6 +116,76 @@ def test_a_paired_difference_is_tighter_than_its_parts():
     assert mean_and_interval(a, seed=0)["low"] < mean_and_interval(b, seed=0)["high"]
 
 
+def test_best_at_k_at_every_k_of_ten_thousand_candidates():
+    """All 10,000 k at once: in parts, so that the memory stays small, and without overflow or lost digits."""
+    n = 10_000
+    ks = list(range(1, n + 1))
+    ranks = np.arange(1.0, n + 1)
+    expected = np.array(ks) * (n + 1) / (np.array(ks) + 1)
+    np.testing.assert_allclose(best_at_k([ranks], ks), [expected], rtol=1e-9)
+
+
+@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 7), st.integers(1, 4)), elements=rewards))
+@settings(deadline=None)
+def test_a_front_is_what_no_other_candidate_dominates(vectors):
+    def dominates(a, b):
+        return (a >= b).all() and (a > b).any()
+
+    expected = {tuple(b) for b in vectors if not any(dominates(a, b) for a in vectors)}
+    [front] = pareto_fronts([vectors])
+    assert len(front) == len(expected) and {tuple(vector) for vector in front} == expected
+
+
+def test_hypervolumes_of_known_sets():
+    assert hypervolume([[0.5, 0.4]], [0, 0], [1, 1]) == pytest.approx(0.2)
+    assert hypervolume([[1, 0.5], [0.5, 1]], [0, 0], [1, 1]) == pytest.approx(0.75)
+    assert hypervolume([[10, -1], [20, -2]], [0, -2], [20, 0]) == pytest.approx(
+        0.25
+    )  # -2 is the floor: encloses nothing
+    assert hypervolume([[0.3], [0.7]], [0], [1]) == pytest.approx(0.7)
+    assert hypervolume([[0, 0, 0]], [0, 0, 0], [1, 1, 1]) == 0
+    assert hypervolume(np.ones((1, 16)), np.zeros(16), np.ones(16)) == pytest.approx(1)
+
+
+def test_a_hypervolume_that_is_too_dear_to_be_exact_is_close():
+    random = np.random.default_rng(0)
+    front = pareto_fronts([random.random((60, 8))])[0]
+    assert len(front) > 10
+    inside = [(front >= point).all(1).any() for point in random.random((200_000, 8))]
+    assert hypervolume(front, np.zeros(8), np.ones(8)) == pytest.approx(np.mean(inside), rel=0.04)
+
+
+def test_coverage_of_two_candidates_is_where_their_lines_cross():
+    """w·(1, 0) against w·(0, 0.5): the first is better where w > 1/3, which is two thirds of the simplex."""
+    shares = coverage([[1, 0], [0, 0.5], [0, 0], [0, 0.5]], seed=0)
+    assert shares == pytest.approx([2 / 3, 1 / 6, 0, 1 / 6], abs=2e-3)
+    assert coverage([[0.5], [0.5], [0.2]], seed=0).tolist() == [0.5, 0.5, 0]
+
+
+def test_regret_and_wins_between_policies():
+    """One policy holds (1, 0), one (0, 1), one both: the last is always best, and ties with one of the others."""
+    gold, diamond, both = np.eye(2)[:1], np.eye(2)[1:], np.eye(2)
+    worth = np.stack([best_for_weights([front], seed=0) for front in (gold, diamond, both)])
+    assert worth.shape == (3, 1, 1024)
+    assert worth.mean(-1)[:, 0] == pytest.approx([0.5, 0.5, 0.75], abs=2e-3)
+    assert regrets(worth)[:, 0] == pytest.approx([0.25, 0.25, 0], abs=2e-3)
+    assert win_shares(worth)[:, 0] == pytest.approx([0.25, 0.25, 0.5], abs=2e-3)
+
+
+def test_best_for_weights_is_the_expected_set_reward_and_takes_ragged_prompts():
+    random = np.random.default_rng(0)
+    fronts = [random.random((5, 3)), random.random((9, 4)), random.random((1, 1))]
+    worth = best_for_weights(fronts, seed=0).mean(-1)
+    expected = [expected_set_reward(front[None], seed=0).item() for front in fronts]
+    assert worth == pytest.approx(expected, abs=2e-3)
+
+
+def test_duplicates_are_repeats_of_candidates_that_are_there():
+    assert duplicate_share(["a", "b", "a", None, "a"]) == 0.5
+    assert duplicate_share([None, None]) == duplicate_share([]) == 0
+    assert duplicate_share(["a", None]) == 0
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -120,6 +197,8 @@ def test_a_paired_difference_is_tighter_than_its_parts():
         (lambda: best_at_k([[1.0, np.nan]], [1]), "prompt 0, candidate 1 is not finite"),
         (lambda: mean_pairwise_l1(np.ones((2, 1, 4))), "at least 2 candidates"),
         (lambda: expected_set_reward(np.ones((0, 3, 4)), seed=0), "pool must have the shape"),
+        (lambda: pareto_fronts([np.ones((2, 2)), np.ones((0, 2))]), r"those of prompt 1 have the shape \(0, 2\)"),
+        (lambda: pareto_fronts([[[1.0, np.nan]]]), "finite rewards"),
         (lambda: bootstrap_interval([], seed=0), "at least one prompt"),
         (lambda: bootstrap_interval([1.0, np.inf], seed=0), "finite"),
         (lambda: paired_difference([1.0, 2.0], [1.0], seed=0), "same prompts"),

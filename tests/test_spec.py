@@ -303,7 +303,7 @@ def test_ragged_matrices_through_the_host_adapter_and_the_comparison(load) -> No
         for j, one in enumerate(rollouts):
             padded[i, j, :, : one.matrix.shape[1]] = one.matrix
     responses = [
-        {"prompt": i, "candidates": candidates, "tokens": 3}
+        {"prompt": i, "response": "r", "candidates": candidates, "tokens": 3}
         for i, rollouts in enumerate(texts)
         for candidates in rollouts
     ]
@@ -315,7 +315,10 @@ def test_ragged_matrices_through_the_host_adapter_and_the_comparison(load) -> No
     assert policy["objective_means"] == pytest.approx({"test_1": 0.5, "test_2": 0.5, "test_3": 0})
     assert policy["expected_set_reward"]["mean"] == pytest.approx((1 + 2 / 3) / 2, abs=0.01)
     assert results["objectives"] == ["test_1", "test_2", "test_3"] and results["ceiling"] is None
-    assert results["examples"][0]["policies"][0]["candidates"][0] == {"text": "1 1", "rewards": [1, 1]}
+    [_, response] = results["prompts_shown"][0]["policies"][0]["responses"]
+    assert response["candidates"][0] == {"text": "1 1", "rewards": [1, 1]}
+    assert results["fronts"]["vpo"] == [[[1, 1, 0]], [[1, 1, 0]]]  # what a prompt does not have is 0
+    assert policy["hypervolume"]["mean"] == pytest.approx((1 + 0) / 2)  # of the objectives that there are
 
 
 # ------------------------------------------------------------------------------------------------ prompts and formats
@@ -405,7 +408,9 @@ def test_the_comparison_shows_the_front_as_ceiling() -> None:
     fronts = [np.asarray(spec.pareto_front(row["label"])) for row in rows]
     size = max(map(len, fronts))
     whole = np.stack([np.pad(front, ((0, size - len(front)), (0, 0)), "edge") for front in fronts])[:, :, None]
-    responses = [{"prompt": i, "candidates": ["UP"], "tokens": 1} for i in range(4) for _ in range(size)]
+    responses = [
+        {"prompt": i, "response": "r", "candidates": ["UP"], "tokens": 1} for i in range(4) for _ in range(size)
+    ]
     results = compare_pools(
         {"less": Pool(whole * [1, 0, 1, 1], responses, {}), "whole": Pool(whole, responses, {})}, spec, rows
     )

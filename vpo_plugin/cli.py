@@ -1,4 +1,4 @@
-"""The `vpo` command: reward specifications, scoring of files, the benchmark and the example of the estimator."""
+"""The `vpo` command: reward specifications, scoring, search evaluation, the estimator's benchmark and example."""
 
 import argparse
 import importlib
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 PROGRAMS = {
+    "evaluate": ("vpo_plugin.search.evaluate", "sample, score and store candidates for each held-out prompt"),
     "bench": ("vpo_plugin.bench", "time and error of the set reward's estimator"),
     "explain": ("vpo_plugin.explain", "what vpo does, on an exact example in seconds"),
     "experiment": ("flows.experiment", "train and compare several methods and seeds at matched compute"),
@@ -25,12 +26,13 @@ PROGRAMS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; what is wrong is said in one sentence on stderr, with exit code 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in PROGRAMS:
-        return importlib.import_module(PROGRAMS[arguments[0]][0]).main(arguments[1:])
-    args = build_parser().parse_args(arguments)
-    if getattr(args, "unsafe_no_sandbox", False):
-        os.environ["VPO_UNSAFE_NO_SANDBOX"] = "1"  # read by vpo_plugin.rewards.sandbox, here and in other processes
     try:
+        if arguments and arguments[0] in PROGRAMS:
+            module, _text = PROGRAMS[arguments[0]]
+            return importlib.import_module(module).main(arguments[1:])
+        args = build_parser().parse_args(arguments)
+        if getattr(args, "unsafe_no_sandbox", False):
+            os.environ["VPO_UNSAFE_NO_SANDBOX"] = "1"  # read by vpo_plugin.rewards.sandbox, here and in other processes
         return args.run(args)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"vpo: {error}", file=sys.stderr)

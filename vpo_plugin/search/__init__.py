@@ -1,4 +1,5 @@
-"""Search evaluation: sample a pool of candidates from a policy, measure it, report it.
+"""Search evaluation: sample a pool of candidates from a policy, search with it, measure it, report it.
 
-`pool.py` samples and scores, `metrics.py` is NumPy on the scores, `report.py` writes what a person reads.
+`policy.py` asks policies for responses, `evaluate.py` samples and scores what `pool.py` stores, `metrics.py` is NumPy
+on the scores, `compare.py` puts policies side by side, `report.py` writes what a person reads.
 """

@@ -1,38 +1,41 @@
-"""Sample a pool of candidates for each held-out prompt with vLLM, score it, and store all of it.
+"""A pool: for each prompt the responses of a policy, their candidates, and the candidates' reward vectors, on disk.
 
-``python -m vpo_plugin.search.pool`` runs in a process of its own, because an engine does not give back everything it
-takes. A pool is a folder: ``pool.npz`` with ``reward_matrices`` (prompts, rollouts, candidates, objectives),
-``responses.jsonl`` with one line a rollout, and ``pool.json`` with how it was made.
+A folder with `pool.json`, which says how the pool is made, and one Parquet file for each batch of prompts, a row a
+response. It is a dataset: `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`. A batch is written whole
+or not at all, so what there is after an interruption is good, and the rest can follow.
 """
 
-import argparse
 import json
 import os
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vpo_plugin.advantages import goal_weights, write_goal
-from vpo_plugin.openrlhf import cpu
-from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.search.policy import as_chat
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a pool is sampled."""
-
-    rollouts: int
-    """Responses for each prompt."""
-    candidates: int
-    """Candidates that each response is asked for (m)."""
-    max_new_tokens: int
-    temperature: float = 1.0
-    seed: int = 0
-    tell_weights: bool = False
-    """Whether each rollout's prompt tells it objective weights of its own, drawn at random (``goal_conditioned``)."""
+SCHEMA = pa.schema(
+    [
+        ("prompt", pa.int64()),  # number of the prompt, from 0
+        ("rollout", pa.int64()),  # number of the response to it, from 0
+        ("input", pa.string()),  # the prompt's text, without instruction
+        ("label", pa.string()),  # JSON
+        ("response", pa.string()),
+        ("candidates", pa.list_(pa.string())),  # m, null where one is missing
+        ("rewards", pa.list_(pa.list_(pa.float32()))),  # (m, objectives)
+        ("tokens", pa.int64()),
+        ("parsed", pa.int64()),
+        ("unique", pa.int64()),
+        ("seed", pa.int64()),  # of the batch
+    ]
+)
+SETTINGS = "pool.json"
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,11 @@ class Pool:
     reward_matrices: np.ndarray
     """(prompts, rollouts, candidates, objectives), float32; NaN where a prompt has fewer objectives than another."""
     responses: list[dict[str, Any]]
-    """One a rollout, prompt by prompt: prompt index, response text, candidates, tokens, parsed, unique."""
-    made: dict[str, Any]
-    """Model, spec, sampling and seconds."""
+    """One a rollout, prompt by prompt: prompt number, response text, candidates, tokens, parsed, unique, seed."""
+    made: Mapping[str, Any]
+    """Model and its fingerprint, spec, sampling, versions."""
+    rows: Sequence[Mapping[str, Any]] = ()
+    """The prompts: input and label."""
 
     @property
     def candidates(self) -> np.ndarray:
@@ -57,14 +62,64 @@ def load_pool(folder: Path) -> Pool:
     """Read a stored pool.
 
     Raises:
-        FileNotFoundError: the folder holds no finished pool.
+        FileNotFoundError: the folder holds no pool.
+        ValueError: a pool that is not finished, or a file that was damaged.
     """
-    if not (folder / "pool.json").exists():
-        raise FileNotFoundError(f"{folder} holds no finished pool (no pool.json).")
-    with np.load(folder / "pool.npz") as arrays:
-        matrices = arrays["reward_matrices"]
-    responses = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
-    return Pool(matrices, responses, json.loads((folder / "pool.json").read_text()))
+    made = read_settings(folder)
+    if made is None:
+        raise FileNotFoundError(f"{folder} holds no pool (no {SETTINGS}).")
+    batches = -(-made["prompts"] // made["batch"])
+    files = [batch_file(folder, number) for number in range(batches)]
+    if missing := [file for file in files if not file.exists()]:
+        raise ValueError(
+            f"The pool {folder} is not finished, {len(missing)} of {batches} batches are missing: run the same "
+            "`vpo evaluate` again, it goes on where it stopped."
+        )
+    return Pool(*_arrays(pa.concat_tables(map(_read, files)), made), made=made, rows=_rows(files))
+
+
+def batch_file(folder: Path, number: int) -> Path:
+    """The Parquet file of a batch, numbered from 0."""
+    return folder / f"batch-{number:05}.parquet"
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -> None:
+    """Write a Parquet file that is whole as soon as it is there, also if the machine stops."""
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        pq.write_table(pa.Table.from_pylist(rows, schema), unfinished, compression="zstd")
+        with unfinished.open("rb") as content:
+            os.fsync(content.fileno())
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """How the pool or the search in a folder is made, None if there is none."""
+    file = folder / SETTINGS
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder one of these settings, or check that it is: what is there can only be gone on with unchanged.
+
+    Raises:
+        ValueError: the folder holds one of other settings; versions may differ.
+    """
+    earlier = read_settings(folder)
+    if earlier is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f".{SETTINGS}.{os.getpid()}"
+        unfinished.write_text(json.dumps(settings, indent=2))
+        unfinished.replace(folder / SETTINGS)
+        return
+    for key in {**settings, **earlier}:
+        if key != "versions" and earlier.get(key) != settings.get(key):
+            raise ValueError(
+                f"{folder} holds one of other settings ({key} was {earlier.get(key)!r}, now {settings.get(key)!r}): "
+                "choose another folder, or delete that one."
+            )
 
 
 def load_prompts(dataset: Path) -> list[dict[str, Any]]:
@@ -86,121 +141,41 @@ def render_prompts(
     Args:
         goals: the objective weights that each prompt is told, if any.
     """
-    rendered = [spec.render_prompt(prompt, candidates) for prompt in prompts]
-    if goals is not None:
-        keys = spec.objective_keys
-        rendered = [write_goal(text, keys, goal) for text, goal in zip(rendered, goals, strict=True)]
-    if not tokenizer.chat_template:
-        return rendered
-    return [
-        tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-        for text in rendered
-    ]
+    told: Sequence[list[float] | None] = goals or [None] * len(prompts)
+    texts = [prompt_text(spec, prompt, candidates, goal) for prompt, goal in zip(prompts, told, strict=True)]
+    return as_chat(texts, tokenizer)
 
 
-def random_goals(spec: RewardSpec, labels: list[str], number: int, seed: int) -> list[list[float]]:
-    """Objective weights to tell, ``number`` for each label: every draw is another one, the same in every run."""
-    objectives = len(spec.objective_keys)
-    return [goal_weights(f"{i} {label}", objectives, seed=seed) for label in labels for i in range(number)]
+def prompt_text(spec: RewardSpec, prompt: str, candidates: int, goal: list[float] | None = None) -> str:
+    """The prompt with its instruction and, if a goal is told, the objective weights."""
+    text = spec.render_prompt(prompt, candidates)
+    return text if goal is None else write_goal(text, spec.objective_keys, goal)
 
 
-def sample_pool(model: str, spec: RewardSpec, rows: list[dict[str, Any]], sampling: Sampling, folder: Path) -> Pool:
-    """Sample, score and store a pool for ``rows`` with keys ``input`` and ``label``."""
-    import torch
-    from transformers import AutoTokenizer
-    from vllm import LLM, SamplingParams, TokensPrompt
-
-    started = time.monotonic()
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    inputs, goals, each = [row["input"] for row in rows], None, sampling.rollouts
-    if sampling.tell_weights:  # every rollout has a prompt of its own
-        goals = random_goals(spec, [row["label"] for row in rows], sampling.rollouts, sampling.seed)
-        inputs, each = [prompt for prompt in inputs for _ in range(sampling.rollouts)], 1
-    texts = render_prompts(spec, inputs, sampling.candidates, tokenizer, goals)
-    prompts = [TokensPrompt(prompt_token_ids=ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    longest = max(len(prompt["prompt_token_ids"]) for prompt in prompts)
-    engine = LLM(
-        model=model,
-        dtype="bfloat16",
-        seed=sampling.seed,  # the engine's: seeds of single requests fail in vLLM 0.29's CPU sampler
-        max_model_len=longest + sampling.max_new_tokens,
-        enforce_eager=not torch.cuda.is_available(),
-    )
-    outputs = engine.generate(
-        prompts,
-        SamplingParams(
-            n=each,
-            temperature=sampling.temperature,
-            max_tokens=sampling.max_new_tokens,
-            skip_special_tokens=False,
-        ),
-    )
-    matrices, responses = [], []
-    samples = [sample for output in outputs for sample in output.outputs]
-    for number, row in enumerate(rows):
-        for sample in samples[number * sampling.rollouts : (number + 1) * sampling.rollouts]:
-            scored = spec.score_response(sample.text, row["label"], sampling.candidates)
-            matrices.append(scored.matrix)
-            responses.append(
-                {
-                    "prompt": number,
-                    "response": sample.text,
-                    "candidates": scored.candidates,
-                    "tokens": len(sample.token_ids),
-                    "parsed": scored.parsed,
-                    "unique": scored.unique,
-                }
-            )
-    made = {
-        "model": model,
-        "spec": spec.name,
-        **asdict(sampling),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    columns = max(matrix.shape[1] for matrix in matrices)
-    padded = [np.pad(matrix, ((0, 0), (0, columns - matrix.shape[1])), constant_values=np.nan) for matrix in matrices]
-    shape = (len(rows), sampling.rollouts, sampling.candidates, columns)
-    pool = Pool(np.array(padded, dtype=np.float32).reshape(shape), responses, made)
-    _save(pool, folder)
-    return pool
+def random_goals(spec: RewardSpec, label: str, numbers: Iterable[int], seed: int) -> list[list[float]]:
+    """Objective weights to tell, one for each number: every one is another draw, the same in every run."""
+    return [goal_weights(f"{i} {label}", len(spec.objective_keys), seed=seed) for i in numbers]
 
 
-def _save(pool: Pool, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(folder / "pool.npz", reward_matrices=pool.reward_matrices)
-    with (folder / "responses.jsonl").open("w") as file:
-        file.writelines(json.dumps(response) + "\n" for response in pool.responses)
-    unfinished = folder / "pool.json.tmp"
-    unfinished.write_text(json.dumps(pool.made, indent=2))
-    unfinished.rename(folder / "pool.json")  # last: its presence says that the pool is whole
+def _read(file: Path) -> pa.Table:
+    try:
+        return pq.read_table(file, schema=SCHEMA)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it and run the same `vpo evaluate` again.") from error
 
 
-def main() -> None:
-    """Sample one pool; the flags are those of ``Sampling``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model folder or Hugging Face id")
-    parser.add_argument("--spec", required=True, help="reward specification, by name or path")
-    parser.add_argument("--prompts", type=Path, required=True, help="dataset on disk with the columns input and label")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the pool")
-    parser.add_argument("--rollouts", type=int, required=True)
-    parser.add_argument("--candidates", type=int, required=True)
-    parser.add_argument("--max_new_tokens", type=int, required=True)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--tell_weights", action="store_true", help="tell each rollout random objective weights (goal_conditioned)"
-    )
-    args = parser.parse_args()
-    import torch
-
-    if not torch.cuda.is_available():
-        for name, value in cpu.ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-    sampling = Sampling(
-        args.rollouts, args.candidates, args.max_new_tokens, args.temperature, args.seed, args.tell_weights
-    )
-    sample_pool(args.model, load_spec(args.spec), load_prompts(args.prompts), sampling, args.output)
+def _arrays(table: pa.Table, made: dict[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    rollouts, candidates = made["rollouts"], made["candidates"]
+    if table.num_rows != made["prompts"] * rollouts:
+        raise ValueError(f"A pool of {made['prompts']} x {rollouts} responses holds {table.num_rows}: it was changed.")
+    vectors = table["rewards"].combine_chunks().flatten()
+    lengths = vectors.value_lengths().to_numpy()
+    matrices = np.full((len(lengths), lengths.max()), np.nan, dtype=np.float32)
+    matrices[np.arange(lengths.max()) < lengths[:, None]] = vectors.flatten().to_numpy()
+    columns = ["prompt", "response", "candidates", "tokens", "parsed", "unique", "seed"]
+    return matrices.reshape(-1, rollouts, candidates, lengths.max()), table.select(columns).to_pylist()
 
 
-if __name__ == "__main__":
-    main()
+def _rows(files: list[Path]) -> list[dict[str, Any]]:
+    first = (pq.read_table(file, columns=["input", "label"], filters=[("rollout", "=", 0)]) for file in files)
+    return pa.concat_tables(first).select(["input", "label"]).to_pylist()

@@ -1,0 +1,241 @@
+"""Policies that write responses: a vLLM engine in this process, or an OpenAI-compatible endpoint.
+
+Both take a batch of requests and give the responses to each. An engine is seeded before each batch, so the same
+requests and seed give the same responses, on the same machine with the same versions; an endpoint's are its own.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from vpo_plugin.openrlhf import cpu
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to answer."""
+
+    text: str
+    """The prompt with its instruction, before any chat template."""
+    samples: int = 1
+    """How many responses to sample."""
+    start: str = ""
+    """What the response begins with; the policy writes the rest."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response to a request."""
+
+    text: str
+    """Begins with the request's `start`."""
+    tokens: int
+    """Tokens that the policy wrote."""
+
+
+class Policy(Protocol):
+    """What is asked for responses."""
+
+    def generate(self, requests: Sequence[Request], seed: int) -> list[list[Response]]:
+        """The responses to each request, `samples` of them."""
+        ...
+
+
+class EndpointError(RuntimeError):
+    """An endpoint that does not answer as it should; the message says what to do."""
+
+
+# ------------------------------------------------------------------------------------------------ in this process
+
+
+class SamplingSeed:
+    """Extension of vLLM's workers: seeds PyTorch's generators, which its samplers draw from.
+
+    Seeds of single requests would do the same, but vLLM 0.29's CPU sampler refuses batches of them.
+    """
+
+    def seed_sampling(self, seed: int) -> None:
+        import torch
+
+        torch.manual_seed(seed)
+
+
+class Engine:
+    """A vLLM engine in this process, on CUDA or CPU, bfloat16.
+
+    Args:
+        longest: tokens of the longest prompt; None for whatever the model takes.
+
+    Raises:
+        OSError: there is no such model.
+    """
+
+    def __init__(self, model: str, *, max_new_tokens: int, temperature: float, longest: int | None = None) -> None:
+        prepare_environment()
+        import torch
+        from transformers import AutoTokenizer
+        from vllm import LLM, SamplingParams
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self.params = SamplingParams(temperature=temperature, max_tokens=max_new_tokens, skip_special_tokens=False)
+        self.llm = LLM(
+            model=model,
+            dtype="bfloat16",
+            max_model_len=None if longest is None else longest + max_new_tokens,
+            enforce_eager=not torch.cuda.is_available(),
+            worker_extension_cls=f"{SamplingSeed.__module__}.{SamplingSeed.__qualname__}",
+            use_tqdm_on_load=False,
+        )
+
+    def generate(self, requests: Sequence[Request], seed: int) -> list[list[Response]]:
+        from vllm import TokensPrompt
+
+        texts = as_chat([request.text for request in requests], self.tokenizer)
+        texts = [text + request.start for text, request in zip(texts, requests, strict=True)]
+        tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        params = [self.params.clone() for _ in requests]
+        for param, request in zip(params, requests, strict=True):
+            param.n = request.samples
+        self.llm.reset_prefix_cache()  # what is cached changes how the batch is scheduled, and so what is sampled
+        self.llm.collective_rpc("seed_sampling", args=(seed,))
+        outputs = self.llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in tokens], params, use_tqdm=False)
+        return [
+            [Response(request.start + sample.text, len(sample.token_ids)) for sample in output.outputs]
+            for request, output in zip(requests, outputs, strict=True)
+        ]
+
+
+def prepare_environment() -> None:
+    """Settings of vLLM's that it reads at import; the user's own win."""
+    import torch
+
+    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    if not torch.cuda.is_available():
+        settings |= cpu.ENVIRONMENT
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def as_chat(texts: Sequence[str], tokenizer: Any) -> list[str]:
+    """What the policy reads: the texts in its chat template, or as they are where its tokenizer has none."""
+    if not tokenizer.chat_template:
+        return list(texts)
+    return [
+        tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+        for text in texts
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ endpoints
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint, asked many requests at a time.
+
+    Requests that were refused, timed out, or answered 408, 409, 429 or 5xx are repeated with growing waits (as long as
+    `Retry-After` says, where it does), `tries` times in all.
+
+    Args:
+        url: base address, as the `openai` client takes it: http://host:port/v1.
+        api: `chat`, or `completions` for policies without a chat template.
+        timeout: seconds for one request.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        api: Literal["chat", "completions"] = "chat",
+        at_once: int = 32,
+        timeout: float = 600.0,
+        tries: int = 8,
+    ) -> None:
+        import openai
+
+        self.url, self.model, self.api, self.at_once = url, model, api, at_once
+        self.sampling: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature}
+        self.client = openai.OpenAI(
+            base_url=url,
+            api_key=os.environ.get("OPENAI_API_KEY", "none"),
+            timeout=timeout,
+            max_retries=tries - 1,
+        )
+
+    def generate(self, requests: Sequence[Request], seed: int) -> list[list[Response]]:
+        """`seed` is not sent: endpoints treat seeds differently, and one seed for many samples makes them all alike."""
+        with ThreadPoolExecutor(self.at_once) as threads:
+            futures = [[threads.submit(self._ask, request) for _ in range(request.samples)] for request in requests]
+            try:
+                return [[future.result() for future in row] for row in futures]
+            finally:
+                threads.shutdown(cancel_futures=True)
+
+    def _ask(self, request: Request) -> Response:
+        import openai
+
+        try:
+            reply = self._chat(request) if self.api == "chat" else self._complete(request)
+            text = (reply.choices[0].message.content if self.api == "chat" else reply.choices[0].text) or ""
+            return Response(request.start + text, reply.usage.completion_tokens)
+        except openai.OpenAIError as error:
+            raise EndpointError(
+                f"{self.model} at {self.url} cannot be asked ({type(error).__name__}: {str(error)[:300]}). What was "
+                "sampled before is kept: when the endpoint works, run the same command again to go on."
+            ) from error
+        except (AttributeError, IndexError, TypeError) as error:
+            raise EndpointError(
+                f"{self.model} at {self.url} does not answer as OpenAI's interface does, with choices and usage "
+                f"({type(error).__name__}: {error})."
+            ) from error
+
+    def _chat(self, request: Request) -> Any:
+        messages = [{"role": "user", "content": request.text}]
+        more: dict[str, Any] = {}
+        if request.start:  # vLLM's way to have a response continued
+            messages.append({"role": "assistant", "content": request.start})
+            more = {"extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
+        return self.client.chat.completions.create(
+            model=self.model,
+            messages=messages,  # type: ignore[arg-type]
+            **self.sampling,
+            **more,
+        )
+
+    def _complete(self, request: Request) -> Any:
+        return self.client.completions.create(model=self.model, prompt=request.text + request.start, **self.sampling)
+
+
+# ------------------------------------------------------------------------------------------------ identity
+
+
+def fingerprint(model: str) -> str:
+    """What identifies a policy: a hash of a folder's weights, configuration and tokenizer, or the commit of a model
+    that the hub holds.
+
+    Raises:
+        FileNotFoundError: a folder without a model.
+        OSError: the hub cannot be asked, or has no such model.
+    """
+    folder = Path(model)
+    if folder.is_dir() or model.startswith((".", "/", "~")):
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{model} is not a model folder: it has no config.json.")
+        digest = hashlib.sha256()
+        for file in sorted({file for pattern in WEIGHT_FILES for file in folder.glob(pattern)}):
+            digest.update(file.name.encode())
+            with file.open("rb") as content:
+                while part := content.read(1 << 20):
+                    digest.update(part)
+        return digest.hexdigest()[:16]
+    from transformers import AutoConfig
+
+    return str(AutoConfig.from_pretrained(model)._commit_hash)
