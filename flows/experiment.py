@@ -75,11 +75,11 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
     data = {seed: prepare_data(of_seed, test_seed=settings.seed) for seed, of_seed in seeds.items()}
 
     first = settings.seeds[0]
-    bases = {(BASE, 1): evaluate(seeds[first], BASE, base, 1, data[first])}
-    if any(map(trains_sets, settings.methods)) and m > 1:
-        name = f"{BASE}, sets of {m}"
-        bases[name, m] = evaluate(seeds[first], name.replace(" ", "_").replace(",", ""), base, m, data[first])
-    rollouts = single_rollouts(settings, m, list(bases.values()))
+    pools = {BASE: evaluate(seeds[first], BASE, base, 1, data[first])}
+    if m > 1 and any(map(trains_sets, settings.methods)):
+        pools[f"{BASE}, sets of {m}"] = evaluate(seeds[first], f"{BASE}_sets_of_{m}", base, m, data[first])
+    cells = [read_cell(name, first, pool, None) for name, pool in pools.items()]
+    rollouts = single_rollouts(settings, m, cells)
 
     import transformers.models.auto  # noqa: F401 (here, since its lazy imports fail when threads race for them)
 
@@ -101,7 +101,6 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
             "are kept: the same command continues with the others."
         )
 
-    cells = [read_cell(name, first, pool, None) for (name, _), pool in bases.items()]
     for method in settings.methods:
         for seed in settings.seeds:
             log_dir = seeds[seed].folder / "train" / method / "policy" / "vpo"
@@ -122,14 +121,14 @@ def cell_settings(settings: ExperimentSettings, seed: int) -> PipelineSettings:
     return PipelineSettings(**shared | {"runs": settings.folder, "name": f"seed-{seed}", "seed": seed})
 
 
-def single_rollouts(settings: ExperimentSettings, m: int, bases: list[Path]) -> int:
+def single_rollouts(settings: ExperimentSettings, m: int, bases: list[Cell]) -> int:
     """Rollouts for each prompt of a method of single candidates, at the compute of a set method's.
 
-    As many candidates, or as many tokens as the first policy's responses have: rounded to an even number.
+    As many candidates; or as many tokens as the first policy's responses have, rounded to an even number.
     """
     if settings.match == "candidates" or len(bases) == 1:
         return settings.rollouts_per_prompt * m
-    single, sets = (np.mean([r["tokens"] for r in load_pool(pool).responses]) for pool in bases)
+    single, sets = (cell.tokens_per_prompt / cell.reward_matrices.shape[1] for cell in bases)
     return max(2, 2 * round(settings.rollouts_per_prompt * sets / single / 2))
 
 

@@ -114,18 +114,11 @@ def test_results_hold_every_raw_pool(cells: list[Cell], targets: Targets, tmp_pa
     assert all((tmp_path / name).stat().st_size > 5000 and name in summary for name in plots)
 
 
-def test_matched_candidates_and_matched_tokens_in_training(tmp_path: Path) -> None:
+def test_matched_candidates_and_matched_tokens_in_training() -> None:
     settings = ExperimentSettings(rollouts_per_prompt=8)
-    assert single_rollouts(settings, 3, []) == 24
-    pools = []
-    for name, tokens in (("single", 10), ("sets", 25)):
-        folder = tmp_path / name
-        folder.mkdir()
-        np.savez(folder / "pool.npz", reward_matrices=np.zeros((1, 1, 1, 4)))
-        (folder / "responses.jsonl").write_text(json.dumps({"prompt": 0, "tokens": tokens}) + "\n")
-        (folder / "pool.json").write_text("{}")
-        pools.append(folder)
-    assert single_rollouts(settings.model_copy(update={"match": "tokens"}), 3, pools) == 20  # 8 · 25 / 10
+    bases = [cell("base", 0, 0.3, tokens=60), cell("base, sets of 3", 0, 0.3, m=3, tokens=50)]  # 10 and 25 a response
+    assert single_rollouts(settings, 3, bases) == 24
+    assert single_rollouts(settings.model_copy(update={"match": "tokens"}), 3, bases) == 20  # 8 · 25 / 10
 
 
 def test_a_seed_shares_the_settings_and_the_folder_of_its_experiment(tmp_path: Path) -> None:
@@ -136,10 +129,11 @@ def test_a_seed_shares_the_settings_and_the_folder_of_its_experiment(tmp_path: P
 
 def test_every_rollout_of_a_search_is_told_weights_of_its_own() -> None:
     spec = load_spec("maze_small")
-    goals = random_goals(spec, ["a", "b"], 3, seed=1)
+    goals = [goal for label in "ab" for goal in random_goals(spec, label, range(3), seed=1)]
     assert len(goals) == 6 == len({tuple(goal) for goal in goals})
     assert all(sum(goal) == pytest.approx(1) for goal in goals)
-    assert goals == random_goals(spec, ["a", "b"], 3, seed=1) != random_goals(spec, ["a", "b"], 3, seed=2)
+    again, others = (random_goals(spec, "a", range(3), seed=seed) for seed in (1, 2))
+    assert goals[:3] == again != others
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from vpo_plugin.advantages import sample_simplex_weights, set_rewards
-from vpo_plugin.advantages.set_reward import NUM_WEIGHTS
 
 Floats = NDArray[np.float64]
 
+NUM_WEIGHTS = 1024  # random weightings of a pool, the same for every prompt
 KS_AT_ONCE = 256  # of best@k: their weights are a table as wide as the pool
 TIE = 1e-9
 EXACT_OBJECTIVES, EXACT_VECTORS = 6, 10
