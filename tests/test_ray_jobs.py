@@ -166,7 +166,7 @@ class Flow:
 
     def run(self) -> tuple[int, str]:
         process = self.start()
-        output, _ = process.communicate(timeout=400)
+        output, _ = process.communicate(timeout=700)
         return process.returncode, output
 
     @property
@@ -174,7 +174,7 @@ class Flow:
         return [step["step"] for step in read_steps(self.folder / "policy" / "vpo")]
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None, seconds: float = 240) -> None:
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None, seconds: float = 500) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if process is not None and process.poll() is not None:

@@ -47,7 +47,7 @@ def kill(training: Training) -> None:
 
 
 def wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 500
     while not path.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert path.exists(), process.communicate(timeout=60)[0][-3000:]
