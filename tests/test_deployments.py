@@ -54,7 +54,7 @@ def worked(deployed: Service, home: Path) -> Iterator[Service]:
 
 def deploy(service: Service) -> None:
     """The README's commands."""
-    for start in ("work-pool create", "deploy"):
+    for start in ("work-pool create", "deploy --all"):
         done = service.prefect(*readme_command(start))
         assert done.returncode == 0, done.stdout + done.stderr
 
