@@ -20,7 +20,7 @@ ATTACK = (
     " & $\\frac{1}{0}$ {{ 7 * 7 }}"
 )
 OPTIONAL = {
-    *("prompts", "solved", "left_out", "fronts", "solved_at", "search", "only_solved_by", "prompts_shown"),
+    *("prompts", "solved", "left_out", "fronts", "solved_at", "search", "only_solved_by", "prompts_shown", "overhead"),
     *("tokens_per_prompt", "tokens_per_solved", "pareto_size", "hypervolume", "coverage", "duplicates", "regret"),
 }
 DRAWING = {
@@ -97,6 +97,7 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
         "machine": "2 CPU cores",
         "prompts": prompts,
         "left_out": 2,
+        "overhead": {"seconds": 12.3, "stages": 456.7},
         "solved": 0.75,
         "ks": ks,
         "ceiling": {"best": 0.9, "pass": 1.0},

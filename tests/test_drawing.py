@@ -3,12 +3,16 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 
 from reward_specs.maze.maze import drawing
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.check import check_spec
 from vpo_plugin.rewards.drawing import draw
+from vpo_plugin.search.compare import compare_pools
+from vpo_plugin.search.pool import Pool
+from vpo_plugin.search.report import write_report
 
 LABEL = {"grid": ["S.G", "#B.", "DLE"], "max_steps": 6}
 
@@ -66,6 +70,27 @@ def test_a_wrong_drawing_is_refused(change, complaint):
 
     with pytest.raises(ValueError, match=complaint):
         draw(wrong, LABEL, ["RIGHT"])
+
+
+def test_a_comparison_draws_its_prompts_and_the_report_shows_them(tmp_path):
+    spec = load_spec("maze_small")
+    rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in spec.rows("test", 2, seed=0)]
+    routes = [[text for text, _ in spec.known_answers(row["label"])][:2] for row in rows]
+    candidates = [[*texts, "<script>alert(1)</script>"] for texts in routes]
+    scored = [
+        spec.score_response(spec.write_response(c), row["label"], 3) for c, row in zip(candidates, rows, strict=True)
+    ]
+    responses = [
+        {"prompt": i, "response": spec.write_response(c), "candidates": c, "tokens": 9}
+        for i, c in enumerate(candidates)
+    ]
+    pool = Pool(np.array([[one.matrix] for one in scored]), responses, {}, rows)
+    results = compare_pools({"one": pool, "other": pool}, spec, rows)
+    for shown, texts in zip(results["prompts_shown"], routes, strict=True):
+        assert set(shown["drawing"]["routes"]) == set(texts)
+    results |= {"title": "t", "command": "c", "machine": "m", "versions": {}, "training": []}
+    write_report(results, tmp_path)
+    assert (tmp_path / "report.html").read_text().count("<polyline") == 2 * sum(map(len, routes))
 
 
 def test_checking_a_spec_draws_its_known_answers(monkeypatch):

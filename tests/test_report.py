@@ -101,6 +101,7 @@ def test_the_page_is_self_contained_and_says_what_was_found(results, tmp_path):
         "Means over 16 held-out prompts",
         "worth 75 % of the best that can be reached",
         "1,234",
+        "Orchestration added 12 s to the 457 s",
     ):
         assert words in page.text
 

@@ -317,7 +317,7 @@ def test_ragged_matrices_through_the_host_adapter_and_the_comparison(load) -> No
     assert results["objectives"] == ["test_1", "test_2", "test_3"] and results["ceiling"] is None
     [_, response] = results["prompts_shown"][0]["policies"][0]["responses"]
     assert response["candidates"][0] == {"text": "1 1", "rewards": [1, 1]}
-    assert results["fronts"]["vpo"] == [[[1, 1, 0]], [[1, 1, 0]]]  # what a prompt does not have is 0
+    assert results["fronts"]["vpo"] == [[[1, 1]], [[1, 1, 0]]]  # each with the objectives of its prompt
     assert policy["hypervolume"]["mean"] == pytest.approx((1 + 0) / 2)  # of the objectives that there are
 
 

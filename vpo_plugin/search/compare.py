@@ -137,13 +137,11 @@ def compare_pools(
             for k in (1, ks[-1])
         ],
         "fronts": {
-            name: [_padded(front, len(objectives)) for front in of_policy[:FRONTS]]
-            for name, of_policy in fronts.items()
+            name: [front.round(6).tolist() for front in of_policy[:FRONTS]] for name, of_policy in fronts.items()
         },
         "solved_at": solved_at[:FRONTS].tolist(),
         "only_solved_by": only_solved_by(solved),
-        "examples": [],
-        "prompts_shown": [_shown(number, pools, rows[number]) for number in range(min(PROMPTS_SHOWN, len(rows)))],
+        "prompts_shown": [_shown(number, pools, rows[number], spec) for number in range(min(PROMPTS_SHOWN, len(rows)))],
     }
 
 
@@ -239,14 +237,9 @@ def _duplicates(pool: Pool, spec: RewardSpec, rows: Rows) -> Floats:
     return np.array([duplicate_share(of_prompt) for of_prompt in keys])
 
 
-def _padded(front: Floats, objectives: int) -> list[list[float]]:
-    """A front as lists, with 0 for objectives that its prompt does not have."""
-    return np.pad(front, ((0, 0), (0, objectives - front.shape[1]))).round(6).tolist()
-
-
-def _shown(number: int, pools: Mapping[str, Pool], row: Mapping[str, Any]) -> dict[str, Any]:
-    """One prompt with the first responses of each policy, their candidates and the candidates' reward vectors."""
-    policies = []
+def _shown(number: int, pools: Mapping[str, Pool], row: Mapping[str, Any], spec: RewardSpec) -> dict[str, Any]:
+    """One prompt, drawn where the spec draws, with the first responses of each policy, their candidates and rewards."""
+    policies: list[dict[str, Any]] = []
     for name, pool in pools.items():
         rollouts = pool.reward_matrices.shape[1]
         responses = []
@@ -258,4 +251,7 @@ def _shown(number: int, pools: Mapping[str, Pool], row: Mapping[str, Any]) -> di
             ]
             responses.append({"response": response["response"], "candidates": candidates})
         policies.append({"name": name, "responses": responses})
-    return {"number": number, "prompt": row["input"], "label": row["label"], "policies": policies}
+    responses = [response for policy in policies for response in policy["responses"]]
+    texts = [c["text"] for response in responses for c in response["candidates"] if c["text"] is not None]
+    drawing = spec.draw(row["label"], texts)
+    return {"number": number, "prompt": row["input"], "label": row["label"], "policies": policies, "drawing": drawing}

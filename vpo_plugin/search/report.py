@@ -15,6 +15,7 @@ and, each optional:
     prompts: int         left_out: int, prompts that not all pools share
     matched: {"by": "candidates" or "tokens", "tokens_per_k": float | None, what one k stands for}
     solved: float        the share of the ceiling that passes
+    overhead: {"seconds", "stages"}, what orchestration added to the seconds that the stages worked
     of a policy: tokens_per_prompt, tokens_per_solved: float | None, and the measures pareto_size, hypervolume,
         coverage, duplicates, regret
     fronts: {policy: [per prompt: [the reward vector of each candidate that no other dominates; shorter, or None,
