@@ -1,6 +1,8 @@
 """A real Prefect for tests: a server on loopback with its own home, its command, and a process worker."""
 
 import os
+import pty
+import select
 import shlex
 import shutil
 import socket
@@ -26,11 +28,30 @@ class Service:
     url: str
     environment: dict[str, str]
 
-    def prefect(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def prefect(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Prefect's own command, run in the repository as the README says."""
         return self.python("-m", "prefect", *arguments, timeout=timeout)
 
-    def python(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def prefect_on_terminal(self, *arguments: str) -> tuple[int, str]:
+        """Exit code and output of Prefect's command on a terminal, where it may ask; nobody answers."""
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "prefect", *arguments]
+        process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, env=self.environment, start_new_session=True
+        )
+        os.close(theirs)
+        output = b""
+        try:
+            while select.select([ours], [], [], 300)[0]:
+                output += os.read(ours, 4096)
+        except OSError:  # how a terminal says that its program has gone
+            pass
+        finally:
+            process.kill()
+            os.close(ours)
+        return process.wait(), output.decode(errors="replace")
+
+    def python(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """A Python program that has this server."""
         command = [sys.executable, *arguments]
         return subprocess.run(
@@ -80,7 +101,7 @@ def serving(home: Path, **settings: str) -> Iterator[Service]:
     service = Service(environment["PREFECT_API_URL"], environment)
     command = [sys.executable, "-m", "prefect", *readme_command("server start"), "--port", str(port)]
     with running(command, home / "server.log", environment):
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while True:
             try:
                 httpx.get(f"{service.url}/health", timeout=5).raise_for_status()
@@ -141,7 +162,7 @@ def postgres(folder: Path) -> Iterator[str]:
     options = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
     with running([*user, str(tools / "postgres"), "-D", str(data), *options], folder.with_suffix(".log"), {}):
         ready = [str(tools / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while subprocess.run(ready, capture_output=True, check=False).returncode:
             if time.monotonic() > deadline:
                 raise TimeoutError(folder.with_suffix(".log").read_text())

@@ -17,7 +17,7 @@ def vpo_run(cwd: Path, *arguments: str, **environment: str) -> subprocess.Comple
     command = [sys.executable, "-m", "vpo_plugin.cli", "run", *arguments]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_API")}
     given = {**inherited, "PREFECT_HOME": str(cwd / "prefect"), **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=given)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=cwd, env=given)
 
 
 @pytest.mark.parametrize("name", shipped())

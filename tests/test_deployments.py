@@ -19,6 +19,7 @@ from flows import hooks
 from flows.deployments import FLOWS
 from flows.settings import SETTINGS, PipelineSettings
 
+pytestmark = pytest.mark.timeout(1800)  # for a machine with much else to do
 SMALL = {
     "methods": ["vpo"],
     "prompts_per_step": 4,
@@ -53,17 +54,17 @@ def worked(deployed: Service, home: Path) -> Iterator[Service]:
 
 
 def deploy(service: Service) -> None:
-    """The README's commands."""
+    """The README's commands, typed at a terminal."""
     for start in ("work-pool create", "deploy --all"):
-        done = service.prefect(*readme_command(start))
-        assert done.returncode == 0, done.stdout + done.stderr
+        code, output = service.prefect_on_terminal(*readme_command(start))
+        assert code == 0, output
 
 
 def run_deployment(service: Service, deployment: str, *, wait: bool = True, **parameters: object) -> tuple[dict, str]:
     """The run that `prefect deployment run` made, and what the command printed."""
     given = [part for key, value in parameters.items() for part in ("--param", f"{key}={json.dumps(value)}")]
     watch = ["--watch", "--watch-interval", "1"] if wait else []
-    done = service.prefect("deployment", "run", deployment, *given, *watch, timeout=800)
+    done = service.prefect("deployment", "run", deployment, *given, *watch, timeout=1500)
     return service.runs(deployment.split("/")[0])[-1], done.stdout + done.stderr
 
 
@@ -129,7 +130,7 @@ def test_a_wrong_parameter_is_refused_before_there_is_a_run(deployed: Service, p
 
 def check_pipeline(service: Service, runs: Path) -> dict:
     given = [f"--param={key}={json.dumps(value)}" for key, value in (SMALL | {"runs": str(runs)}).items()]
-    done = service.prefect(*readme_command("deployment run"), *given, timeout=800)
+    done = service.prefect(*readme_command("deployment run"), *given, timeout=1500)
     run, output = service.runs("pipeline")[-1], done.stdout + done.stderr
     assert run["state"]["type"] == "COMPLETED", output + str(run["state"])
     folder = runs / "maze-cpu"
@@ -230,7 +231,7 @@ def test_a_failure_says_what_happened(worked: Service, messages: list[str], tmp_
     page = MarkdownIt().render(shown)
     assert "<script>" not in page and "<img" not in page
     assert "&lt;script&gt;" in page and "&lt;img src=x" in page
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 700
     while not messages:
         assert time.monotonic() < deadline, "no notification"
         time.sleep(0.5)
@@ -240,7 +241,7 @@ def test_a_failure_says_what_happened(worked: Service, messages: list[str], tmp_
 def test_a_killed_run_is_crashed_and_says_how_to_go_on(worked: Service, home: Path, tmp_path: Path) -> None:
     """The process of a flow run is killed as the kernel would kill it for want of memory."""
     run, _ = run_deployment(worked, "pipeline/maze-cpu", wait=False, steps=2, runs=str(tmp_path), **SMALL)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 700
     while not (process := flow_process(run["id"])) or not (tmp_path / "maze-cpu" / "data" / "stage.json").exists():
         assert time.monotonic() < deadline, (home / "worker.log").read_text()
         time.sleep(0.5)
@@ -276,7 +277,7 @@ def test_retrainings_never_overlap_and_skip_what_is_too_little(worked: Service, 
     asked = {"runs": str(tmp_path), "registry": str(tmp_path / "registry"), "spec": str(spec), "eval_prompts": 4}
     for _ in range(2):
         run_deployment(worked, "retrain/maze-cpu", wait=False, **asked)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 700
     while any(run["state"]["type"] != "COMPLETED" for run in worked.runs("retrain")[-2:]):
         runs = worked.runs("retrain")[-2:]
         assert time.monotonic() < deadline, [run["state"] for run in runs]
