@@ -76,15 +76,13 @@ def test_a_comparison_draws_its_prompts_and_the_report_shows_them(tmp_path):
     spec = load_spec("maze_small")
     rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in spec.rows("test", 2, seed=0)]
     routes = [[text for text, _ in spec.known_answers(row["label"])][:2] for row in rows]
-    candidates = [[*texts, "<script>alert(1)</script>"] for texts in routes]
-    scored = [
-        spec.score_response(spec.write_response(c), row["label"], 3) for c, row in zip(candidates, rows, strict=True)
-    ]
-    responses = [
-        {"prompt": i, "response": spec.write_response(c), "candidates": c, "tokens": 9}
-        for i, c in enumerate(candidates)
-    ]
-    pool = Pool(np.array([[one.matrix] for one in scored]), responses, {}, rows)
+    matrices, responses = [], []
+    for number, (row, texts) in enumerate(zip(rows, routes, strict=True)):
+        candidates = [*texts, "<script>alert(1)</script>"]
+        response = spec.write_response(candidates)
+        matrices.append([spec.score_response(response, row["label"], 3).matrix])
+        responses.append({"prompt": number, "response": response, "candidates": candidates, "tokens": 9})
+    pool = Pool(np.array(matrices), responses, {}, rows)
     results = compare_pools({"one": pool, "other": pool}, spec, rows)
     for shown, texts in zip(results["prompts_shown"], routes, strict=True):
         assert set(shown["drawing"]["routes"]) == set(texts)

@@ -184,7 +184,7 @@ def _plot_at_k(axes: Axes, results: Results, kind: str) -> None:
     tokens = report_page.tokens_per_k(results)
     axes.set_xlabel(f"k, in units of {tokens:,.0f} tokens" if tokens else "k, candidates searched")
     axes.set_ylabel(f"{kind}@k")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right" if kind == "best" else "upper left")
 
 
 def _plot_training(axes: Axes, results: Results, key: str) -> None:
