@@ -39,7 +39,7 @@ def test_servers_that_do_not_answer() -> None:
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
     failures, _, lacks = result.stdout.partition("Training would fail here:")[2].partition("What else would not work:")
-    assert f"ray: the cluster at {DEAD} (RAY_ADDRESS) cannot be used" in failures
+    assert f"ray: the cluster at {DEAD} (RAY_ADDRESS) cannot be reached" in failures
     assert f"prefect: flows would stop: the server at http://{DEAD}/api does not answer" in lacks
 
 
@@ -82,7 +82,7 @@ def node(**changes: Any) -> dict[str, Any]:
 def test_what_the_nodes_of_a_cluster_answer(
     nodes: list[dict[str, Any]], accelerator: str, sentence: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DS_ACCELERATOR", accelerator)
+    monkeypatch.setenv("VPO_DEVICE", accelerator)
     bad = [f for f in doctor.judge_nodes(nodes, "the cluster", joined=True) if f.state != "ok"]
     if sentence is None:
         assert bad == []

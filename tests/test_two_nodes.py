@@ -64,7 +64,7 @@ class Run:
     def start(self, *flags: str) -> subprocess.Popen[bytes]:
         command = self.training.command(*FLAGS, "--ckpt.path", str(self.folder / "checkpoints"), *flags)
         head = self.hosts.head
-        environment = head.environment | {"RAY_ADDRESS": f"{head.address}:{PORT}", "DS_ACCELERATOR": "cpu"}
+        environment = head.environment | {"RAY_ADDRESS": f"{head.address}:{PORT}", "VPO_DEVICE": "cpu"}
         self.log = self.folder / f"run{len(list(self.folder.glob('run*.log')))}.log"
         with self.log.open("wb") as log:
             return subprocess.Popen(head.command(*command), stdout=log, stderr=log, env=environment)
@@ -79,23 +79,22 @@ class Run:
     def output(self) -> str:
         return re.sub(r"\x1b\[[0-9;]*m", "", self.log.read_text(errors="replace"))
 
-    def steps(self) -> list[int]:
-        """Steps in the order in which they were logged."""
+    def lines(self) -> list[str]:
+        """The lines that were logged of the steps."""
         path = self.training.output / "vpo" / "metrics.jsonl"
-        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+        return path.read_text().splitlines() if path.exists() else []
 
-    def wait_for_steps(self, process: subprocess.Popen[bytes], number: int) -> None:
-        """Wait until the log holds this many lines."""
+    def wait_for_step(self, process: subprocess.Popen[bytes], step: int) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while len(self.steps()) < number:
+        while not any(json.loads(line)["step"] == step for line in self.lines()):
             assert process.poll() is None, self.output()[-3000:]
             assert time.monotonic() < deadline, self.output()[-3000:]
             time.sleep(0.2)
 
     def last_checkpoint(self) -> int:
         """The step of the newest checkpoint that is complete."""
-        latest = (self.folder / "checkpoints" / "_actor" / "latest").read_text()
-        return int(latest.removeprefix("global_step"))
+        latest = self.folder / "checkpoints" / "_actor" / "latest"
+        return int(latest.read_text().removeprefix("global_step")) if latest.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -196,16 +195,17 @@ def kill_head(run: Run) -> None:
 
 def test_faults(run: Run) -> None:
     """Each fault ends the run with an error; the same command then continues after its last checkpoint."""
-    endless = ["--train.num_episodes", "1000"]
+    done: list[str] = []
     for fault in (cut_off, kill_actor, kill_engine, kill_head):
-        before = len(run.steps())
-        resumed = run.last_checkpoint() if before else 0
-        process = run.start(*endless)
-        run.wait_for_steps(process, before + 2)
-        assert run.steps()[before] == resumed + 1, "the run continues after its last checkpoint"
+        resumed = run.last_checkpoint()
+        process = run.start("--train.num_episodes", "1000")
+        run.wait_for_step(process, resumed + 2)
+        assert run.lines()[: len(done)] == done, "the steps up to the checkpoint were not taken again"
         fault(run)
         assert run.end_of(process, END_SECONDS) != 0
         print(f"----- {fault.__name__}\n{run.output()[-2500:]}")
+        done = run.lines()[: run.last_checkpoint()]
+        assert [json.loads(line)["step"] for line in done] == list(range(1, run.last_checkpoint() + 1))
         if fault is cut_off:
             run.hosts.worker.stop_ray()
             run.hosts.plug_in()
@@ -216,15 +216,22 @@ def test_faults(run: Run) -> None:
             run.hosts.start_ray()
         run.hosts.wait_for_nodes(2)
 
-    before, resumed = len(run.steps()), run.last_checkpoint()
-    episodes = resumed // STEPS_AN_EPISODE + 1
+    episodes = run.last_checkpoint() // STEPS_AN_EPISODE + 1
     process = run.start("--train.num_episodes", str(episodes))
     assert run.end_of(process, START_SECONDS) == 0, run.output()[-3000:]
-    steps = [line["step"] for line in read_steps(run.training.output / "vpo")]
-    assert steps == list(range(1, episodes * STEPS_AN_EPISODE + 1)), "every step was taken"
-    assert run.steps()[before] == resumed + 1
+    assert f"Going on after step {len(done)}, from its checkpoint" in run.output()
+    assert run.lines()[: len(done)] == done
+    steps = read_steps(run.training.output / "vpo")
+    assert [line["step"] for line in steps] == list(range(1, episodes * STEPS_AN_EPISODE + 1))
 
-    for step in steps:
-        matrices = logged(run.training.output / "vpo", step)["reward_matrices"]
-        assert matrices.shape == (GROUPS, ROLLOUTS, 3, 4), f"step {step} was taken with groups that are not whole"
-    assert {line["rollout/num_samples"] for line in read_steps(run.training.output / "vpo")} == {GROUPS * ROLLOUTS}
+    # Every step was taken with whole groups, and every episode with every prompt once.
+    assert {line["rollout/num_samples"] for line in steps} == {GROUPS * ROLLOUTS}
+    taken: list[list[int]] = [[] for _ in range(episodes)]
+    for step in range(1, len(steps) + 1):
+        arrays = logged(run.training.output / "vpo", step)
+        assert arrays["reward_matrices"].shape == (GROUPS, ROLLOUTS, 3, 4)
+        prompts = arrays["prompts"].reshape(GROUPS, -1)
+        assert (prompts == prompts[:, :1]).all(), "a group holds the rollouts of one prompt"
+        taken[(step - 1) // STEPS_AN_EPISODE].extend(prompts[:, 0].tolist())
+    for prompts in taken:
+        assert len(set(prompts)) == len(prompts) == STEPS_AN_EPISODE * GROUPS

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 PROBE_SECONDS = 300
+CONNECT_SECONDS = 10
 ROOM_BYTES = 5 << 30
 SHARED_MEMORY_BYTES = 1 << 30
 PACKAGES = ("vpo-plugin", "openrlhf", "vllm", "torch", "deepspeed", "transformers", "ray", "prefect")
@@ -138,6 +140,13 @@ def check_ray() -> Iterator[Finding]:
     """A Ray of one's own, or the cluster that RAY_ADDRESS names, with the plugin on each of its nodes."""
     address = os.environ.get("RAY_ADDRESS")
     where = f"the cluster at {address} (RAY_ADDRESS)" if address else "a Ray of one's own"
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            yield Finding("fails", f"{where} cannot be reached: {error}.")
+            return
     code, output = probe("probe_ray")
     if code:
         yield Finding("fails", f"{where} cannot be used: {last_line(output)}")
@@ -160,7 +169,7 @@ def judge_nodes(nodes: list[dict[str, Any]], where: str, *, joined: bool) -> Ite
         for name, version in here.items():
             if node[name] != version:
                 yield Finding("fails", f"node {node['address']} has {name} {node[name]}, and {version} is here.")
-    cpu_run = os.environ.get("DS_ACCELERATOR") == "cpu"
+    cpu_run = os.environ.get("VPO_DEVICE") == "cpu"
     if not gpus:
         what = "ray start --num-gpus N with pretend GPUs" if cpu_run else "nodes with GPUs"
         yield Finding("fails", f"no node offers GPUs, and the host's actors would wait for them for ever: {what}.")
@@ -170,7 +179,7 @@ def judge_nodes(nodes: list[dict[str, Any]], where: str, *, joined: bool) -> Ite
                 yield Finding(
                     "fails",
                     f"node {node['address']} offers {node['gpus']:g} GPUs and has no NVIDIA device: for a cluster "
-                    "without CUDA set DS_ACCELERATOR=cpu.",
+                    "without CUDA set VPO_DEVICE=cpu.",
                 )
 
 
