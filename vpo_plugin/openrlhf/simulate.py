@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vpo_plugin.advantages import NUM_WEIGHTS, set_rewards
+from vpo_plugin.advantages import set_rewards
+from vpo_plugin.advantages.set_reward import default_num_weights
 from vpo_plugin.openrlhf import cpu, matrices, worker
 
 ENGINES = 64
@@ -112,10 +113,8 @@ def simulate_step(args: argparse.Namespace) -> None:
             rows = [measure_step(size, spec_folder, ray) for size in args.rollouts]
         finally:
             cpu.stop_private_ray()
-    print(
-        f"groups of {ROLLOUTS_PER_PROMPT}, m {CANDIDATES}, k {OBJECTIVES}, {NUM_WEIGHTS} weightings; {args.threads} "
-        f"threads of {os.cpu_count()} cores, torch {torch.__version__}\n"
-    )
+    print(f"groups of {ROLLOUTS_PER_PROMPT}, m {CANDIDATES}, k {OBJECTIVES}, ", end="")
+    print(f"{default_num_weights(OBJECTIVES)} weightings; {args.threads} threads of {os.cpu_count()} cores\n")
     titles = list(rows[0])
     print("  ".join(["rollouts of a step".ljust(44), *(f"{row[titles[0]]:>10,.0f}" for row in rows)]))
     for title in titles[1:]:
@@ -130,9 +129,9 @@ def measure_step(rollouts: int, spec_folder: Path, ray: Any) -> dict[str, float]
     generator = random.Random(rollouts)
     texts = [synthetic_text(generator) for _ in range(rollouts)]
 
-    started = time.perf_counter()
+    started = time.process_time()
     scored = [spec.score_response(text, NO_LABEL, CANDIDATES) for text in texts]
-    scoring = time.perf_counter() - started
+    scoring = time.process_time() - started
 
     with_matrices = [synthetic_response(one.matrix, one.reward) for one in scored]
     fetch, size = through_ray(with_matrices, ray)
@@ -142,11 +141,11 @@ def measure_step(rollouts: int, spec_folder: Path, ray: Any) -> dict[str, float]
 
     stacked = torch.from_numpy(np.stack([one.matrix for one in scored]))
     grouped = stacked.view(-1, ROLLOUTS_PER_PROMPT, CANDIDATES, OBJECTIVES)
-    estimator, memory = time_and_memory(lambda: set_rewards(grouped))
+    estimator, estimator_cpu, memory = time_and_memory(lambda: set_rewards(grouped))
     return {
         "rollouts": rollouts,
-        "parsing and scoring, s on one core": scoring,
-        "responses scored a second and core": rollouts / scoring,
+        "parsing and scoring, s of one core": scoring,
+        "  responses a second and core": rollouts / scoring,
         "object store, MB": size / 1e6,
         "  of it reward matrices, MB": (size - size_without) / 1e6,
         f"  matrices of one of {ENGINES} engines, kB": (size - size_without) / ENGINES / 1e3,
@@ -154,6 +153,7 @@ def measure_step(rollouts: int, spec_folder: Path, ray: Any) -> dict[str, float]
         "hook in the trainer, s": hook,
         "  the host's own advantages, s": host,
         "estimator alone, s": estimator,
+        "  CPU time of its threads, s": estimator_cpu,
         "  memory at its peak, MB": memory / 1e6,
     }
 
@@ -207,7 +207,7 @@ def host_arguments(estimator: str) -> SimpleNamespace:
             advantage=SimpleNamespace(estimator=estimator, gamma=1.0, lambd=1.0, no_std_norm=False),
             kl=SimpleNamespace(use_loss=False),
         ),
-        vpo=SimpleNamespace(seed=0, alpha=1.0, num_weights=NUM_WEIGHTS, k=None),
+        vpo=SimpleNamespace(seed=0, alpha=1.0, num_weights=default_num_weights(OBJECTIVES), k=None),
         rollout=SimpleNamespace(
             n_samples_per_prompt=ROLLOUTS_PER_PROMPT, micro_batch_size=16, max_new_tokens=RESPONSE_TOKENS
         ),
@@ -221,20 +221,22 @@ def host_arguments(estimator: str) -> SimpleNamespace:
     )
 
 
-def time_and_memory(function: Callable[[], Any]) -> tuple[float, int]:
-    """Median seconds of a call, and the most bytes that the process held above what it held before."""
+def time_and_memory(function: Callable[[], Any]) -> tuple[float, float, int]:
+    """Median seconds of a call by the wall clock and by the CPU's, and the most bytes that the process held above what
+    it held before."""
     import psutil
 
     before = psutil.Process().memory_info().rss
-    seconds, peak = [], 0
+    wall, cores, peak = [], [], 0
     for _ in range(REPEATS):
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         function()
-        seconds.append(time.perf_counter() - started)
+        wall.append(time.perf_counter() - started)
+        cores.append(time.process_time() - worked)
         status = Path("/proc/self/status").read_text()
         peak = max(peak, 1024 * int(status.partition("VmHWM:")[2].split()[0]))
-    return statistics.median(seconds), max(peak - before, 0)
+    return statistics.median(wall), statistics.median(cores), max(peak - before, 0)
 
 
 def simulate_engine(args: argparse.Namespace) -> None:
