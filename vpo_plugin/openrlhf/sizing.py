@@ -3,6 +3,7 @@
 The assumptions are the constants below; docs/scaling.md explains them and shows the table.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 GPUS_PER_NODE = 8
@@ -71,7 +72,7 @@ def table() -> list[tuple[str, list[str]]]:
     """Titles and a cell for each layout."""
     rows: list[tuple[str, list[str]]] = []
 
-    def row(title: str, cell: "list[float] | list[str]", form: str = "") -> None:
+    def row(title: str, cell: Sequence[float | str], form: str = "") -> None:
         rows.append((title, [format(value, form) for value in cell]))
 
     weights = [2 * layout.parameters for layout in LAYOUTS]
