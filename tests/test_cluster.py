@@ -222,12 +222,15 @@ def test_a_slurm_flow_run_is_a_command_in_an_allocation() -> None:
 
 def test_a_kubernetes_flow_run_sees_the_shared_folder() -> None:
     template = job_template("kubernetes.json")
-    head = f"{manifest('raycluster.yaml')['metadata']['name']}-head-svc"
-    assert filled(template)["env"]["RAY_API_SERVER_ADDRESS"] == f"http://{head}:8265"
     pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
     default = template["variables"]["properties"]["shared_claim"]["default"]
     assert default == manifest("storage.yaml")["metadata"]["name"]
     assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    job = filled(template)
+    assert job["env"]["HF_HOME"].startswith(pod["containers"][0]["workingDir"])
+    assert (
+        job["job_manifest"]["spec"]["template"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == default
+    )
 
 
 @pytest.mark.slow
