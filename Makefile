@@ -1,6 +1,7 @@
 # make demo    set up, then train with vpo and with grpo, and compare both with the base policy (runs/demo/)
 # make test    set up, then lint, type-check and test
 # make test-slow   the long tests as well
+# make test-host   the adapter's tests with an older release of the host
 # make sandbox     install bubblewrap, for reward specifications that run programs
 # make browser     install Chromium, for the tests of the report in a browser
 PYTHON ?= python3.11
@@ -10,7 +11,9 @@ STAMP := $(VENV)/.requirements.sha256
 TORCH := $(shell sed -n 's/^torch==//p' requirements/cpu.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test test-slow lint sandbox browser clean
+HOST ?= 0.11.1
+
+.PHONY: setup demo test test-slow test-host lint sandbox browser clean
 
 setup:
 	@sha256sum requirements/cpu.txt pyproject.toml | sha256sum > .requirements.new; \
@@ -37,6 +40,12 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m 'slow or not slow'
+
+test-host: setup  # HOST: another release of OpenRLHF, put before the installed one
+	rm -rf $(VENV)/host
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/host openrlhf==$(HOST)
+	PYTHONPATH=$(VENV)/host $(BIN)/python -m pytest \
+	  tests/test_experience.py tests/test_launcher.py tests/test_cpu_runtime.py tests/test_train_ppo_ray.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The host in the process of a test: importable without CUDA, with its own parser and arguments."""
 
 import argparse
+import importlib.metadata
 import os
 import runpy
 from collections.abc import Iterator
@@ -10,6 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from vpo_plugin.openrlhf import cpu, launcher
+
+VERSION = importlib.metadata.version("openrlhf")
+OLDER = VERSION == "0.11.1"
+"""The older of the two releases that are tested: `make test-host`."""
 
 
 class _Built(Exception):

@@ -120,11 +120,16 @@ def test_killed_driver(runs: Training) -> None:
 
 
 def test_cuda_is_where_ray_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver without CUDA that joins a cluster leaves the CPU runtime out; an empty RAY_ADDRESS names none."""
+    """A driver without CUDA that joins a cluster leaves the CPU runtime out, unless VPO_DEVICE says that the
+    cluster has none either; an empty RAY_ADDRESS names none."""
     import torch
 
+    monkeypatch.delenv("VPO_DEVICE", raising=False)
     monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
     assert cpu.cuda_available()
+    monkeypatch.setenv("VPO_DEVICE", "cpu")
+    assert not cpu.cuda_available()
+    monkeypatch.delenv("VPO_DEVICE")
     monkeypatch.setenv("RAY_ADDRESS", "")
     assert cpu.cuda_available() == torch.cuda.is_available()
 

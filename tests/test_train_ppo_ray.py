@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Training
+from host import OLDER
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,7 +22,8 @@ def test_two_steps(training: Training) -> None:
     code, output = training.run(
         # A large step, and the host's comparison of the engine's log-probabilities with the policy's.
         *("--actor.adam.lr", "2e-3", "--actor.lr_scheduler", "constant"),
-        *("--algo.advantage.is_correction_level", "token", "--vpo.seed", "5"),
+        *(["--algo.advantage.is_correction_enable"] if OLDER else ["--algo.advantage.is_correction_level", "token"]),
+        *("--vpo.seed", "5"),
     )
     assert code == 0, output[-3000:]
 

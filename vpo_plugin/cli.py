@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PROGRAMS = {
     "evaluate": ("vpo_plugin.search.evaluate", "sample, score and store candidates for each held-out prompt"),
     "bench": ("vpo_plugin.bench", "time and error of the set reward's estimator"),
+    "doctor": ("vpo_plugin.doctor", "versions, devices, Ray, sandbox and Prefect here, and what would fail"),
     "explain": ("vpo_plugin.explain", "what vpo does, on an exact example in seconds"),
     "experiment": ("flows.experiment", "train and compare several methods and seeds at matched compute"),
     "run": ("vpo_plugin.run", "run a flow from a YAML file of settings, without a server"),

@@ -2,7 +2,7 @@
 
 The host calls CUDA directly in a few places. ``install`` replaces those, and only those, in the process that calls it;
 each replacement takes effect right after the host imports the module concerned. On a machine with CUDA none of this
-is used. Symbols touched (OpenRLHF 0.11.2, torch 2.13):
+is used. Symbols touched (OpenRLHF 0.11.1 and 0.11.2, torch 2.13):
 
 =================================================== ==================================================================
 symbol                                              why

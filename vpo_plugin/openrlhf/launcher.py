@@ -27,7 +27,7 @@ from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.files import spec_file
 
 HOST_MODULE = "openrlhf.cli.train_ppo_ray"
-TESTED_HOSTS = ("0.11.2",)
+TESTED_HOSTS = ("0.11.1", "0.11.2")
 AGENT = Path(__file__).with_name("agent.py")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 

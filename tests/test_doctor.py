@@ -1,0 +1,91 @@
+"""`vpo doctor`: a machine that works, one that does not, and what the nodes of a cluster answer."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from vpo_plugin import doctor
+from vpo_plugin.openrlhf import launcher
+
+DEAD = "127.0.0.1:9"  # the port of the discard service, which nobody runs
+
+
+def run_doctor(**environment: str) -> subprocess.CompletedProcess[str]:
+    plain = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PREFECT_API_URL")}
+    return subprocess.run(
+        [sys.executable, "-m", "vpo_plugin.cli", "doctor"],
+        env=plain | environment,
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+
+
+def test_a_machine_that_can_train() -> None:
+    """The environment of the tests: the host imports, a Ray starts, the exit code says so."""
+    result = run_doctor()
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "openrlhf 0.11" in result.stdout
+    assert "the host's training command and vLLM import" in result.stdout
+    assert "a Ray of one's own starts" in result.stdout
+    assert "Training works here" in result.stdout
+
+
+def test_servers_that_do_not_answer() -> None:
+    result = run_doctor(RAY_ADDRESS=DEAD, PREFECT_API_URL=f"http://{DEAD}/api")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stdout + result.stderr
+    failures, _, lacks = result.stdout.partition("Training would fail here:")[2].partition("What else would not work:")
+    assert f"ray: the cluster at {DEAD} (RAY_ADDRESS) cannot be reached" in failures
+    assert f"prefect: flows would stop: the server at http://{DEAD}/api does not answer" in lacks
+
+
+def test_a_host_that_was_not_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "TESTED_HOSTS", ("0.1.0",))
+    (finding,) = [f for f in doctor.check_versions() if f.state != "ok"]
+    assert finding.state == "fails"
+    assert "was not tested (0.1.0 were) and is refused" in finding.text
+
+
+def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PACKAGES", ("openrlhf", "no-such-package"))
+    (finding,) = [f for f in doctor.check_versions() if f.state != "ok"]
+    assert "no-such-package is not installed" in finding.text
+
+
+def node(**changes: Any) -> dict[str, Any]:
+    same = {"plugin": doctor.installed("vpo-plugin"), "openrlhf": doctor.installed("openrlhf")}
+    return {"address": "10.0.0.2", "gpus": 8.0, "devices": 8, **same} | changes
+
+
+@pytest.mark.parametrize(
+    ("nodes", "accelerator", "sentence"),
+    [
+        ([node()], "cuda", None),
+        ([node(devices=0)], "cpu", None),
+        ([node(gpus=0.0, devices=0), node()], "cuda", None),
+        ([node(), node(devices=0)], "cuda", "offers 8 GPUs and has no NVIDIA device"),
+        ([node(gpus=0.0)], "cuda", "no node offers GPUs"),
+        ([node(gpus=0.0)], "cpu", "ray start --num-gpus N with pretend GPUs"),
+        ([node(), node(openrlhf="0.10.0")], "cuda", "node 10.0.0.2 has openrlhf 0.10.0, and"),
+        ([node(plugin=None)], "cuda", "node 10.0.0.2 has plugin None, and"),
+        (
+            [node(), {"address": "10.0.0.3", "gpus": 8.0, "error": "No module named 'vpo_plugin'"}],
+            "cuda",
+            "node 10.0.0.3: the plugin cannot be imported there: No module named 'vpo_plugin'",
+        ),
+    ],
+)
+def test_what_the_nodes_of_a_cluster_answer(
+    nodes: list[dict[str, Any]], accelerator: str, sentence: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VPO_DEVICE", accelerator)
+    bad = [f for f in doctor.judge_nodes(nodes, "the cluster", joined=True) if f.state != "ok"]
+    if sentence is None:
+        assert bad == []
+    else:
+        assert {f.state for f in bad} == {"fails"}
+        assert any(sentence in f.text for f in bad)

@@ -1,0 +1,61 @@
+"""The simulation of a large step, small, and the sizing table."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.policy import TINY, resolve_policy
+from vpo_plugin.openrlhf import sizing
+
+
+def simulate(*arguments: str) -> str:
+    command = [sys.executable, "-m", "vpo_plugin.openrlhf.simulate", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_what_a_step_moves_grows_with_its_rollouts() -> None:
+    """Through a real object store and the host's trainer; bytes, not seconds, which depend on the machine's load."""
+    output = simulate("step", "--rollouts", "64", "256")
+    rows = {
+        line[:44].strip(): [float(cell.replace(",", "")) for cell in line[44:].split()]
+        for line in output.splitlines()
+        if re.search(r"\d+\s+[\d.e+-]+$", line) and not line.startswith("groups")
+    }
+    assert rows["rollouts of a step"] == [64, 256]
+    small, large = rows["of it reward matrices, MB"]
+    assert small * 1e6 == pytest.approx(64 * (2 + 5 * 16) * sizing.REWARD_BYTES, rel=0.1)
+    assert large == pytest.approx(4 * small, rel=0.05)
+    small, large = rows["object store, MB"]
+    assert large == pytest.approx(4 * small, rel=0.05)
+    assert rows["memory at its peak, MB"][1] < 2000
+    assert all(seconds > 0 for seconds in rows["hook in the trainer, s"] + rows["estimator alone, s"])
+
+
+@pytest.mark.slow
+def test_scoring_does_not_hold_up_generation(tmp_path: Path) -> None:
+    """16 responses whose scoring takes 0.2 s each, a second of generation: one after the other would show."""
+    output = simulate(
+        *("engine", "--model", resolve_policy(TINY, tmp_path), "--scorer", "waits", "--milliseconds", "40"),
+        *("--responses", "16", "--rounds", "3"),
+    )
+    (percent,) = re.findall(r"generation with scoring at ([\d.]+) %", output)
+    assert float(percent) > 60
+
+
+@pytest.mark.parametrize("layout", sizing.LAYOUTS, ids=lambda layout: f"{layout.nodes} nodes")
+def test_layouts_fit(layout: sizing.Layout) -> None:
+    """State and engine share 80 GB with what activations and the KV cache need; every GPU has a rank and an engine."""
+    assert layout.engines * layout.tensor_parallel == layout.gpus
+    assert sizing.state_gb(layout) + 2 * layout.parameters / layout.tensor_parallel / 1e9 < 40
+    assert layout.rollouts % layout.gpus == 0
+
+
+def test_vpo_is_a_small_part_of_a_step() -> None:
+    rows = dict(sizing.table())
+    assert all(float(share) < 1 for share in rows["VPO's share of the step, %"])
+    assert len({len(cells) for cells in rows.values()}) == 1

