@@ -54,27 +54,27 @@ class Cluster:
     port: int
     address: str
 
-    @property
-    def jobs(self) -> list[JobDetails]:
+    def jobs(self, run: str) -> list[JobDetails]:
+        """The jobs of a run of the pipeline."""
         listed = JobSubmissionClient(self.address).list_jobs()
-        return [job for job in listed if job.submission_id]
+        return [job for job in listed if (job.submission_id or "").startswith(f"vpo-{run}-")]
 
-    def processes(self) -> dict[str, psutil.Process]:
-        """The cluster's processes by name, and the jobs' with it."""
-        found = {}
+    def processes(self) -> list[tuple[str, psutil.Process]]:
+        """The cluster's processes, and the jobs', with their names."""
+        found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found[" ".join(process.cmdline())[:200]] = process
+                    found.append((" ".join(process.cmdline())[:200], process))
         return found
 
     def working(self) -> list[str]:
         """What of a training holds the cluster's resources."""
         parts = ("Actor", "EngineCore", "PPOTrainer", "train_ppo_ray")
-        return [name for name in self.processes() if any(part in name for part in parts)]
+        return [name for name, _ in self.processes() if any(part in name for part in parts)]
 
     def kill(self) -> None:
-        for process in self.processes().values():
+        for _, process in self.processes():
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self.process.wait()
@@ -189,12 +189,12 @@ def test_killed_flow_finds_its_job_again(cluster: Cluster, tmp_path: Path) -> No
     wait_until(lambda: flow.steps, process)
     process.kill()
     process.communicate()
-    (job,) = cluster.jobs
+    (job,) = cluster.jobs("small")
     assert job.status == JobStatus.RUNNING
 
     code, output = flow.run()
     assert code == 0, output[-3000:]
-    assert [other.submission_id for other in cluster.jobs] == [job.submission_id], "no second one was started"
+    assert [other.submission_id for other in cluster.jobs("small")] == [job.submission_id], "no second one was started"
     assert flow.steps == [1, 2, 3, 4]
     assert f"vpo: step {STEPS}/{STEPS}" in output
     assert "RolloutRayActor" not in output, "the workers' lines are in the log alone"
@@ -216,9 +216,9 @@ def test_stopped_flow_stops_its_job(cluster: Cluster, tmp_path: Path) -> None:
     process = flow.start()
     wait_until(lambda: flow.steps, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode != 0
-    (job,) = [job for job in cluster.jobs if "-stopped-" in str(job.submission_id)]
+    (job,) = cluster.jobs("stopped")
     assert job.status == JobStatus.STOPPED
     wait_until(lambda: not cluster.working(), None, 30)
 
@@ -252,7 +252,7 @@ def test_cancelled_flow_run_stops_its_job(cluster: Cluster, tmp_path: Path) -> N
         wait_until(lambda: flow.steps, None)
         assert ask("flow-run", "cancel", run).returncode == 0
         wait_until(lambda: not cluster.working(), None, 40)  # 30 s, and what the command itself takes on a busy machine
-        (job,) = [job for job in cluster.jobs if "-cancelled-" in str(job.submission_id)]
+        (job,) = cluster.jobs("cancelled")
         assert job.status == JobStatus.STOPPED
         wait_until(lambda: "CANCELLED" in ask("flow-run", "inspect", run).stdout.upper(), None, 60)
 
@@ -263,7 +263,7 @@ def test_failed_job_says_why(cluster: Cluster, tmp_path: Path) -> None:
     flow.block = [cluster.address]
     code, output = flow.run()
     assert code != 0
-    (job,) = [job for job in cluster.jobs if "-failing-" in str(job.submission_id)]
+    (job,) = cluster.jobs("failing")
     assert job.runtime_env == {"env_vars": {"MY_SETTING": "x"}}
     assert "RuntimeError: Training with vpo failed (Ray job vpo-failing-vpo-" in output
     assert "--vpo.candidates is 0: a response holds at least 1 candidate." in output.strip().splitlines()[-1]
