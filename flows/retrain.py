@@ -17,6 +17,7 @@ from flows.hooks import explain_failure
 from flows.mlflow_mirror import check_mlflow, mirror
 from flows.parameters import settings_flow
 from flows.pipeline import (
+    check_settings,
     check_specification,
     evaluate,
     report_pools,
@@ -86,7 +87,7 @@ def find_champion(settings: RetrainSettings) -> Version:
     spec = load_spec(settings.spec)
     champion = registry.champion(settings.registry)
     if champion is None:
-        check_policy(settings.model)
+        check_settings(settings.training(), spec)
         m = (settings.candidates or spec.candidates) if trains_sets(settings.method) else 1
         policy = resolve_policy(settings.model, settings.registry / "policies", settings.seed)
         first = registry.add_version(

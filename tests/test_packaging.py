@@ -42,12 +42,12 @@ def test_every_pin_is_installed_at_its_version() -> None:
 
 
 def test_the_pins_meet_what_the_project_asks_for() -> None:
-    """Each requirement of the core and of the extras cpu, flows, judges and dev is pinned within its range."""
+    """Each requirement of the core and of the extras cpu, flows, mlflow, judges and dev is pinned within its range."""
     pins = pinned()
     for line in requires("vpo-plugin") or []:
         requirement = Requirement(line)
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
-        extras = ("", "cpu", "flows", "judges", "dev")
+        extras = ("", "cpu", "flows", "mlflow", "judges", "dev")
         wanted = requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
         if wanted and name != "vpo-plugin":
             assert name in pins, f"requirements/cpu.txt lacks {name}"

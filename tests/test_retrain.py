@@ -123,12 +123,15 @@ def test_what_is_not_better_stays_aside(tmp_path: Path) -> None:
         ({"deployment_k": 7}, "deployment_k is 7, and only 6 candidates are sampled"),
         ({"eval_prompts": 8}, "has 7 prompts that no version was trained on, 8 are needed"),
         ({"model": "./nowhere"}, "./nowhere is not a model folder"),
+        ({"eval_candidates": 7}, "eval_candidates is 7, which responses of 3 candidates do not fill"),
+        ({"method": "goal_conditioned"}, "goal_conditioned tells each prompt its weights"),
     ],
 )
 def test_wrong_settings_end_in_a_sentence(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
     done = retrain(tmp_path, write_growing_spec(tmp_path / "growing", train=9, test=7), **settings)
     assert done.returncode == 1
-    assert sentence in done.stderr.splitlines()[-1]
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("vpo: ")]
+    assert sentence in said
     assert not (tmp_path / "registry" / "champion").exists() or settings.get("eval_prompts")
 
 
