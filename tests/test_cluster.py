@@ -184,6 +184,7 @@ def test_the_gpu_set_is_the_tested_one() -> None:
         )
         name = canonicalize_name(requirement.name)
         if wanted and name not in ("vpo-plugin", "flash-attn"):
+            assert name in gpu, f"requirements/gpu.txt lacks {name}: run requirements/lock-gpu.sh"
             assert requirement.specifier.contains(gpu[name]), f"{name} {gpu[name]} against {requirement}"
 
 
