@@ -206,7 +206,7 @@ def test_evolution_finds_what_sampling_does_not(tmp_path: Path) -> None:
 
     best = {}
     for name, procedure in {"best_of_k": BestOfK(), "evolution": Evolution()}.items():
-        settings = MADE | {"procedure": name, "budget": 300, "candidates": 1}
+        settings = MADE | {"procedure": name, "budget": 200, "candidates": 1}
         claim_folder(tmp_path / name, settings, SETTINGS)
         search_all(Scripted(guess), spec, rows, procedure, settings, tmp_path / name)
         result = pq.read_table(tmp_path / name / "result.parquet").to_pylist()
