@@ -40,7 +40,7 @@ from flows.stage import (
 )
 from flows.train import tells_weights, train
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
-from vpo_plugin.openrlhf.log import read_steps
+from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 
 FREE_BYTES = 200 << 20
@@ -247,22 +247,6 @@ def write_prompts(rows: list[dict[str, Any]], folder: Path) -> str:
     prompts = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in rows]
     Dataset.from_list(prompts).save_to_disk(str(folder))
     return digest(prompts)
-
-
-def training_curve(log_dir: Path) -> list[dict[str, float]]:
-    """The logged steps as the report draws them."""
-    steps = read_steps(log_dir)
-    starts = [step["time"] for step in steps[:1] + steps[:-1]]  # a step starts when the one before it ends
-    return [
-        {
-            "step": step["step"],
-            "reward": step["reward"],
-            "set_reward": step["set_reward"],
-            "diversity": step["group_diversity"],
-            "seconds": step["time"] - start,
-        }
-        for step, start in zip(steps, starts, strict=True)
-    ]
 
 
 def run(settings: PipelineSettings) -> None:

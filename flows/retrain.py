@@ -21,7 +21,6 @@ from flows.pipeline import (
     check_specification,
     evaluate,
     report_pools,
-    training_curve,
     trains_sets,
     write_prompts,
 )
@@ -31,6 +30,7 @@ from flows.registry import ChampionChanged, Version
 from flows.settings import PipelineSettings, RetrainSettings
 from flows.stage import digest, policy_digest, skip, working_on
 from flows.train import tells_weights, train
+from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.search.pool import load_pool
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 PROGRAMS = {
     "evaluate": ("vpo_plugin.search.evaluate", "sample, score and store candidates for each held-out prompt"),
+    "search": ("vpo_plugin.search.run", "search for solutions: best-of-k, refinement, evolution"),
+    "report": ("vpo_plugin.search.report_command", "compare pools and searches in a report to open in a browser"),
+    "select": ("vpo_plugin.search.select", "the best candidate of a pool for each prompt, under your own weights"),
     "bench": ("vpo_plugin.bench", "time and error of the set reward's estimator"),
     "doctor": ("vpo_plugin.doctor", "versions, devices, Ray, sandbox and Prefect here, and what would fail"),
     "explain": ("vpo_plugin.explain", "what vpo does, on an exact example in seconds"),

@@ -65,6 +65,22 @@ def forget_steps_after(log_dir: Path, step: int) -> None:
             file.unlink()
 
 
+def training_curve(log_dir: Path) -> list[dict[str, float]]:
+    """The logged steps as the report of a search evaluation draws them."""
+    steps = read_steps(log_dir)
+    starts = [step["time"] for step in steps[:1] + steps[:-1]]  # a step starts when the one before it ends
+    return [
+        {
+            "step": step["step"],
+            "reward": step["reward"],
+            "set_reward": step["set_reward"],
+            "diversity": step["group_diversity"],
+            "seconds": step["time"] - start,
+        }
+        for step, start in zip(steps, starts, strict=True)
+    ]
+
+
 def log_rollouts(log_dir: Path, step: int, **arrays: np.ndarray) -> None:
     """Save the arrays of one step (1-based): reward matrices, advantages, tokens' advantages, prompts' fingerprints."""
     path = log_dir / "rollouts" / f"step_{step:06d}.npz"

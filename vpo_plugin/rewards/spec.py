@@ -211,6 +211,10 @@ class RewardSpec(_Model):
     drawing: EntryPoint | None = None
     """`drawing(label, candidates) -> {width, height, tiles, routes}`: the prompt as a grid, and the route of each
     candidate over it, for the report (`vpo_plugin/rewards/drawing.py`)."""
+    mutation: EntryPoint | None = None
+    """`mutation(candidate, label, random) -> str`: how evolutionary search changes a candidate: the text with which the
+    new one begins, and the policy writes the rest. `random` is a `random.Random`. Default: the policy is shown the
+    candidate."""
     solved: float = Field(1.0, gt=0, le=1)
     """Share of the best reachable reward (of 1 where there is no front) at which a candidate solves its prompt."""
     dataset: Dataset
@@ -356,6 +360,12 @@ class RewardSpec(_Model):
         if self.fence:
             return "\n".join(f"```{self.fence}\n{text}\n```" for text in candidates)
         return f"\n{self.separator}\n".join(candidates)
+
+    def start_response(self, candidate: str) -> str:
+        """The beginning of a response in the spec's format whose first candidate begins with this text."""
+        if self.tag:
+            return f"<{self.tag}_1> {candidate}"
+        return f"```{self.fence}\n{candidate}" if self.fence else candidate
 
     def rows(self, split: str, num_rows: int, seed: int) -> Iterator[dict[str, Any]]:
         """Rows `{"prompt": str, "label": JSON-serialisable}`; the same arguments give the same rows.

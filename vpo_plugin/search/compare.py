@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from vpo_plugin.search.metrics import (
     win_shares,
 )
 from vpo_plugin.search.pool import Pool
+
+if TYPE_CHECKING:
+    from vpo_plugin.search.run import Search
 
 Match = Literal["candidates", "tokens"]
 Rows = Sequence[Mapping[str, Any]]
@@ -163,6 +166,42 @@ def shared_prompts(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[Map
     everything = {key for of_pool in numbers.values() for key in of_pool}
     chosen = {name: _chosen(pool, [numbers[name][key] for key in shared]) for name, pool in pools.items()}
     return chosen, [{"input": text, "label": label} for text, label in shared], len(everything) - len(shared)
+
+
+def compare_searches(
+    searches: Sequence[tuple[str, str, "Search"]], rows: Rows = (), *, seed: int = 0
+) -> dict[str, Any]:
+    """Solved prompts against budget of searches (policy, procedure, search), and who alone solves what.
+
+    Args:
+        rows: prompts whose numbers are used for those that only one policy solves, with whatever procedure; default:
+            the searches' own.
+
+    Returns:
+        `search` and `only_solved_by` of the report, on the prompts that all searches share.
+
+    Raises:
+        ValueError: the searches share no prompt.
+    """
+    numbers = [{(r["input"], r["label"]): i for i, r in enumerate(search.rows)} for _, _, search in searches]
+    shared = [key for key in numbers[0] if all(key in of_search for of_search in numbers)]
+    if not shared:
+        raise ValueError(f"No prompt is in all of the searches of {[policy for policy, _, _ in searches]}.")
+    curves = []
+    solved: dict[str, np.ndarray] = {}
+    for (policy, procedure, search), of_search in zip(searches, numbers, strict=True):
+        after = search.solved_after[[of_search[key] for key in shared]]
+        budget = list(range(1, search.made["budget"] + 1))
+        measure = mean_and_interval(after[:, None] <= np.array(budget), seed=seed)
+        curves.append({"policy": policy, "procedure": procedure, "budget": budget, "solved": measure})
+        solved[policy] = np.isfinite(after) | solved.get(policy, False)
+    known = {(row["input"], row["label"]): number for number, row in enumerate(rows)}
+    of_report = [known.get(key) for key in shared] if rows else list(range(len(shared)))
+    alone = {
+        policy: [number for number in (of_report[i] for i in mine) if number is not None]
+        for policy, mine in only_solved_by(solved).items()
+    }
+    return {"search": curves, "only_solved_by": alone}
 
 
 def only_solved_by(solved: Mapping[str, np.ndarray]) -> dict[str, list[int]]:

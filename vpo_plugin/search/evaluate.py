@@ -63,7 +63,7 @@ def sample_pool(
         RuntimeError: the policy cannot be asked, or the scorer failed; what was stored before is kept.
     """
     batch, candidates = settings["batch"], settings["candidates"]
-    with tqdm(total=len(rows), unit="prompt", desc="Sampling") as bar:
+    with progress_bar(len(rows), "prompt", "Sampling") as bar:
         for number, first in enumerate(range(0, len(rows), batch)):
             numbers = range(first, min(first + batch, len(rows)))
             file, seed = batch_file(folder, number), batch_seed(settings["seed"], number)
@@ -84,6 +84,11 @@ def sample_pool(
             ]
             write_rows(file, stored)
             bar.update(len(numbers))
+
+
+def progress_bar(total: int, unit: str, what: str) -> "tqdm[Any]":
+    """A progress bar with the time left; in a log a line every ten seconds at most."""
+    return tqdm(total=total, unit=unit, desc=what, mininterval=0.1 if sys.stderr.isatty() else 10)
 
 
 def _requests(spec: RewardSpec, row: dict[str, Any], settings: dict[str, Any]) -> list[Request]:
@@ -164,8 +169,13 @@ def add_policy_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds for one request to it (600)")
 
 
-def read_task(args: argparse.Namespace) -> tuple[RewardSpec, list[dict[str, Any]], dict[str, Any]]:
+def read_task(
+    args: argparse.Namespace, rows: list[dict[str, Any]] | None = None
+) -> tuple[RewardSpec, list[dict[str, Any]], dict[str, Any]]:
     """The specification, the prompts (input, label as JSON), and the settings that decide what is sampled.
+
+    Args:
+        rows: the prompts, where they are not those that the flags name.
 
     Raises:
         ValueError: settings that cannot work.
@@ -183,7 +193,9 @@ def read_task(args: argparse.Namespace) -> tuple[RewardSpec, list[dict[str, Any]
         raise ValueError(
             f"--max-new-tokens is {max_new_tokens}, {candidates} candidates of {spec.name!r} take {budget}."
         )
-    if args.data is not None:
+    if rows is not None:
+        pass
+    elif args.data is not None:
         rows = [{"input": row["input"], "label": row["label"]} for row in load_prompts(args.data)][: args.prompts]
     else:
         drawn = spec.rows("test", args.prompts or 100, args.seed)
@@ -202,7 +214,7 @@ def read_task(args: argparse.Namespace) -> tuple[RewardSpec, list[dict[str, Any]
             "fingerprint": None if args.url else fingerprint(args.model),
             "url": args.url,
             "api": args.api if args.url else None,
-            "spec": spec.name,
+            "spec": args.spec,
             "spec_digest": _digest(spec.model_dump(mode="json")),
             "prompts": len(rows),
             "prompts_digest": _digest(rows),

@@ -70,24 +70,29 @@ class Engine:
     """A vLLM engine in this process, on CUDA or CPU, bfloat16.
 
     Args:
-        longest: tokens of the longest prompt; None for whatever the model takes.
+        longest: tokens of the longest prompt.
 
     Raises:
         OSError: there is no such model.
+        ValueError: a prompt that leaves no room for a response.
     """
 
-    def __init__(self, model: str, *, max_new_tokens: int, temperature: float, longest: int | None = None) -> None:
+    def __init__(self, model: str, *, max_new_tokens: int, temperature: float, longest: int) -> None:
         prepare_environment()
         import torch
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
         from vllm import LLM, SamplingParams
+
+        most = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
+        self.room = longest + max_new_tokens if most is None else min(longest + max_new_tokens, most)
+        self.max_new_tokens = max_new_tokens
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self.params = SamplingParams(temperature=temperature, max_tokens=max_new_tokens, skip_special_tokens=False)
         self.llm = LLM(
             model=model,
             dtype="bfloat16",
-            max_model_len=None if longest is None else longest + max_new_tokens,
+            max_model_len=self.room,
             enforce_eager=not torch.cuda.is_available(),
             worker_extension_cls=f"{SamplingSeed.__module__}.{SamplingSeed.__qualname__}",
             use_tqdm_on_load=False,
@@ -99,6 +104,12 @@ class Engine:
         texts = as_chat([request.text for request in requests], self.tokenizer)
         texts = [text + request.start for text, request in zip(texts, requests, strict=True)]
         tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        longest = max(map(len, tokens)) + self.max_new_tokens
+        if longest > self.room:
+            raise ValueError(
+                f"A prompt and its response take up to {longest} tokens, the model has room for {self.room}: ask for "
+                "fewer or shorter candidates."
+            )
         params = [self.params.clone() for _ in requests]
         for param, request in zip(params, requests, strict=True):
             param.n = request.samples

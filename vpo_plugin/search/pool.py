@@ -95,24 +95,24 @@ def write_rows(file: Path, rows: list[dict[str, Any]], schema: pa.Schema = SCHEM
         unfinished.unlink(missing_ok=True)
 
 
-def read_settings(folder: Path) -> dict[str, Any] | None:
-    """How the pool or the search in a folder is made, None if there is none."""
-    file = folder / SETTINGS
+def read_settings(folder: Path, name: str = SETTINGS) -> dict[str, Any] | None:
+    """How the pool (or the search) in a folder is made, None if there is none."""
+    file = folder / name
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder one of these settings, or check that it is: what is there can only be gone on with unchanged.
+def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -> None:
+    """Make the folder a pool (or search) of these settings, or check that it is one, which can be gone on with.
 
     Raises:
         ValueError: the folder holds one of other settings; versions may differ.
     """
-    earlier = read_settings(folder)
+    earlier = read_settings(folder, name)
     if earlier is None:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f".{SETTINGS}.{os.getpid()}"
+        unfinished = folder / f".{name}.{os.getpid()}"
         unfinished.write_text(json.dumps(settings, indent=2))
-        unfinished.replace(folder / SETTINGS)
+        unfinished.replace(folder / name)
         return
     for key in {**settings, **earlier}:
         if key != "versions" and earlier.get(key) != settings.get(key):

@@ -1,0 +1,145 @@
+"""Evidence: what policies find by evolution on the prompts that best-of-k leaves unsolved.
+
+``python -m flows.evolution --spec maze_small --policies base=PATH grpo=PATH vpo=PATH --sets vpo``: samples a pool of
+each policy on the same held-out prompts, takes those that no pool solves, searches them with every policy by best-of-k
+and by evolution at the same budget, and writes summary.md, results.json and solved.png. What was done before is not
+done again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from vpo_plugin.rewards import load_spec
+from vpo_plugin.search.compare import compare_pools, compare_searches, shared_prompts
+from vpo_plugin.search.pool import load_pool
+from vpo_plugin.search.report import format_table
+from vpo_plugin.search.report_command import named
+from vpo_plugin.search.run import Search, format_searches, load_search
+
+PROCEDURES = ("best_of_k", "evolution")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe-Ito
+DASHES = {"best_of_k": ":", "evolution": "-"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is missing and write the evidence."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python -m flows.evolution", description=__doc__.partition("\n")[0])
+    parser.add_argument("--spec", default="maze_small")
+    parser.add_argument("--policies", nargs="+", required=True, metavar="NAME=PATH")
+    parser.add_argument(
+        "--sets", nargs="*", default=[], metavar="NAME", help="policies that write the spec's m candidates"
+    )
+    parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of the pools (200)")
+    parser.add_argument("--candidates", type=int, default=30, help="of each prompt in the pools (30)")
+    parser.add_argument("--budget", type=int, default=120, help="candidates for each unsolved prompt (120)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("runs/evolution"), help="folder of the pools and searches")
+    parser.add_argument("--output", type=Path, default=Path("docs/evidence/evolution"))
+    args = parser.parse_args(arguments)
+
+    policies = named(args.policies)
+    if unknown := set(args.sets) - set(policies):
+        raise ValueError(f"--sets names {sorted(unknown)}, which are no --policies.")
+    spec = load_spec(args.spec)
+    sizes = {name: spec.candidates if name in args.sets else 1 for name in policies}
+    pools = {name: args.work / "pools" / name for name in policies}
+    searches = {name: args.work / "searches" / name for name in policies}
+    common = ["--spec", args.spec, "--seed", str(args.seed)]
+    room = spec.candidates * spec.limits.tokens_per_candidate  # the same for all, also for single candidates
+    for name, path in policies.items():
+        flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max-new-tokens", str(room)]
+        rollouts = ["--rollouts", str(args.candidates // sizes[name])]
+        vpo("evaluate", *flags, *rollouts, "--prompts", str(args.prompts), "--output", str(pools[name]))
+    for name, path in policies.items():
+        flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max-new-tokens", str(room)]
+        unsolved = ["--unsolved-in", *map(str, pools.values()), "--budget", str(args.budget)]
+        vpo("search", *flags, *unsolved, "--procedure", *PROCEDURES, "--output", str(searches[name]))
+    folders = [f"{name}={folder}" for name, folder in pools.items()]
+    found = [f"{name}={folder}" for name, folder in searches.items()]
+    vpo("report", "--pools", *folders, "--searches", *found, "--output", str(args.work / "report"))
+
+    loaded, rows, _ = shared_prompts({name: load_pool(folder) for name, folder in pools.items()})
+    stored = [(name, kind, load_search(searches[name] / kind)) for name in policies for kind in PROCEDURES]
+    evolved = [one for one in stored if one[1] == "evolution"]
+    results = {
+        "command": shlex.join(["python", "-m", "flows.evolution", *arguments]),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "versions": {"python": platform.python_version(), **stored[0][2].made["versions"]},
+        "pools": format_table(compare_pools(loaded, spec, rows)),
+        "searches": format_searches(stored),
+        **compare_searches(stored, rows),
+        "only_solved_by_evolution_of": compare_searches(evolved, rows)["only_solved_by"],
+        "unsolved_prompts": len(stored[0][2].rows),
+        "prompts": len(rows),
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.output / "summary.md").write_text(summary(results, stored))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    plot(figure, results)
+    figure.savefig(args.output / "solved.png", dpi=150)
+    print(results["searches"])
+    return 0
+
+
+def vpo(*arguments: str) -> None:
+    """Run a `vpo` command in a process of its own. Raises RuntimeError if it fails; it has said why."""
+    print("vpo " + shlex.join(arguments), flush=True)
+    done = subprocess.run([sys.executable, "-m", "vpo_plugin.cli", *arguments], check=False)
+    if done.returncode:
+        raise RuntimeError(f"`vpo {arguments[0]}` failed; what is wrong stands above.")
+
+
+def summary(results: dict[str, Any], stored: list[tuple[str, str, Search]]) -> str:
+    """The evidence as Markdown."""
+    alone = [
+        f"- {name}: {len(numbers)} ({', '.join(map(str, numbers)) or 'none'})"
+        for name, numbers in results["only_solved_by_evolution_of"].items()
+    ]
+    return "\n".join(
+        [
+            f"`{results['command']}`\n",
+            f"{results['machine']}; {', '.join(f'{name} {number}' for name, number in results['versions'].items())}.\n",
+            f"Pools on {results['prompts']} held-out prompts:\n",
+            f"```\n{results['pools']}\n```\n",
+            f"{results['unsolved_prompts']} of these prompts no pool solves. Searched from scratch:\n",
+            f"```\n{results['searches']}\n```\n",
+            "Prompts that the evolution of one policy alone solves, by their number:\n",
+            *alone,
+            "\n![solved prompts against budget](solved.png)\n",
+        ]
+    )
+
+
+def plot(figure: Figure, results: dict[str, Any]) -> None:
+    """Solved prompts against the budget: a colour for each policy, a dash for each procedure."""
+    axes = figure.add_subplot()
+    names = list(dict.fromkeys(curve["policy"] for curve in results["search"]))
+    for curve in results["search"]:
+        colour = COLOURS[names.index(curve["policy"]) % len(COLOURS)]
+        label = f"{curve['policy']}, {curve['procedure'].replace('_', '-')}"
+        solved, budget = curve["solved"], curve["budget"]
+        axes.step(budget, solved["mean"], DASHES[curve["procedure"]], where="post", color=colour, label=label)
+        if curve["procedure"] == "evolution":
+            axes.fill_between(budget, solved["low"], solved["high"], step="post", color=colour, alpha=0.12, linewidth=0)
+    axes.set(xlabel="candidates tried for a prompt", ylabel="share of prompts solved", xlim=(0, None), ylim=(0, None))
+    axes.set_title(f"{results['unsolved_prompts']} prompts that no pool solves (bands: 95 %)", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"\n{error}")

@@ -1,0 +1,123 @@
+"""Evolutionary search on OpenEvolve 0.4: its program database, with the policy as the one who writes the children.
+
+Of OpenEvolve are the islands with their migration, the MAP-Elites grid of each, whose dimensions are the objectives,
+the archive, and who becomes a parent. Its controller is not used: it runs one problem with a pool of processes, each
+with a model client of its own, where here one engine writes the children of all prompts in a batch.
+"""
+
+import copy
+import logging
+import random
+import uuid
+from pathlib import Path
+from typing import Any
+
+from openevolve.config import Config, LLMModelConfig
+from openevolve.database import Program, ProgramDatabase
+from openevolve.llm.base import LLMInterface
+from openevolve.llm.ensemble import LLMEnsemble
+
+from vpo_plugin.rewards.spec import load_entry_point
+from vpo_plugin.search.procedures import Candidate, Problem, Proposal
+
+ISLANDS = 2
+MIGRATION_INTERVAL = 5
+SHOWN = 3  # candidates beside the parent that a prompt shows
+
+logging.getLogger("openevolve").setLevel(logging.ERROR)  # it reports every program
+
+
+class PolicyClient(LLMInterface):
+    """The policy as a model of OpenEvolve's configuration (`LLMModelConfig.init_client`)."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.model = "policy"  # OpenEvolve logs it
+
+    async def generate(self, prompt: str, **kwargs: Any) -> Proposal:
+        return await self.problem.propose(prompt, **kwargs)
+
+    async def generate_with_context(
+        self, system_message: str, messages: list[dict[str, str]], **kwargs: Any
+    ) -> Proposal:
+        return await self.generate("\n\n".join([*filter(None, [system_message]), messages[-1]["content"]]), **kwargs)
+
+
+class Evolution:
+    """Children of good parents: on each island in turn a parent is drawn, and the policy writes what may be better.
+
+    Where the specification names a `mutation`, the child's first candidate begins as that says and the policy goes on;
+    else the policy is shown the parent and some others, with their rewards. An island that has nothing yet, because no
+    response could be parsed, is begun anew. OpenEvolve keeps programs in sets, so its draws differ between processes.
+
+    Args:
+        config: OpenEvolve's configuration file; without one two islands, an archive of a tenth of the budget, and
+            migration every five generations. The objectives are its feature dimensions in any case.
+    """
+
+    def __init__(self, config: Path | None = None) -> None:
+        try:
+            self.config = Config.from_yaml(config) if config else None
+        except Exception as error:  # YAML's, dacite's and OpenEvolve's own
+            raise ValueError(
+                f"{config} is no configuration of OpenEvolve ({type(error).__name__}: {error})."
+            ) from error
+
+    async def run(self, problem: Problem) -> None:
+        database, models = self._openevolve(problem)
+        mutation = load_entry_point(problem.spec.mutation) if problem.spec.mutation else None
+        generation = 0
+        while problem.open:
+            island = generation % len(database.islands)
+            text, start = problem.text(), ""
+            if database.islands[island]:
+                parent, others = database.sample_from_island(island, num_inspirations=0 if mutation else SHOWN)
+                if mutation:
+                    chance = random.Random(f"{problem.seed} {problem.number} {generation}")
+                    start = problem.spec.start_response(mutation(parent.code, problem.label, chance))
+                else:
+                    text = problem.text([_candidate(problem, program) for program in (parent, *others)])
+            child = await models.generate_with_context("", [{"role": "user", "content": text}], start=start)
+            _add(database, problem, child, generation, island)
+            generation += 1
+
+    def _openevolve(self, problem: Problem) -> tuple[ProgramDatabase, LLMEnsemble]:
+        config = copy.deepcopy(self.config) if self.config else _config(problem.budget)
+        config.database.feature_dimensions = problem.objectives
+        config.database.random_seed = None  # it would seed Python's generator again for every prompt
+        config.database.db_path = None  # the search stores what it does itself
+        config.llm.models = [LLMModelConfig(name="policy", init_client=lambda _: PolicyClient(problem))]
+        return ProgramDatabase(config.database), LLMEnsemble(config.llm.models)
+
+
+def _config(budget: int) -> Config:
+    config = Config()
+    config.database.num_islands = ISLANDS
+    config.database.population_size = max(budget, 10)
+    config.database.archive_size = max(budget // 10, 2 * ISLANDS)
+    config.database.migration_interval = MIGRATION_INTERVAL
+    return config
+
+
+def _add(database: ProgramDatabase, problem: Problem, child: Proposal, generation: int, island: int) -> None:
+    """Put the new candidates of a response that earned anything on the island that it was written for."""
+    known = {program.code for program in database.programs.values()}
+    for candidate in child.candidates:
+        if candidate.text is None or candidate.text in known or candidate.value <= problem.floor:
+            continue
+        known.add(candidate.text)
+        rewards = dict(zip(problem.objectives, candidate.rewards.tolist(), strict=True))
+        program = Program(
+            id=str(uuid.uuid4()),
+            code=candidate.text,
+            generation=generation,
+            metrics={**rewards, "combined_score": candidate.value},
+        )
+        database.add(program, iteration=generation, target_island=island)
+    database.increment_island_generation(island)
+    if database.should_migrate():
+        database.migrate_programs()
+
+
+def _candidate(problem: Problem, program: Program) -> Candidate:
+    return problem.candidate(program.code, [program.metrics[key] for key in problem.objectives])

@@ -1,0 +1,152 @@
+"""Search procedures: ways to spend a budget of candidates on one prompt.
+
+A procedure is a small class with `async run(problem)`, which asks `problem` for responses, looks at their candidates
+and asks again while `problem.open`. It is written for one prompt; the prompts of a search run at the same time, and
+what they ask for in a round goes to the policy as one batch (`vpo_plugin/search/run.py`).
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.scoring import read_label
+from vpo_plugin.search.metrics import Floats
+from vpo_plugin.search.pool import prompt_text, random_goals
+
+ROUNDING = 1e-6  # stored rewards are float32
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A scored candidate."""
+
+    text: str | None
+    """None where the response has none in this place."""
+    rewards: Floats
+    """(objectives,)"""
+    value: float
+    """Reward under the deployment weights."""
+
+
+class Proposal(str):
+    """The text of a response, with its candidates."""
+
+    candidates: list[Candidate]
+
+    def __new__(cls, text: str, candidates: list[Candidate]) -> "Proposal":
+        proposal = super().__new__(cls, text)
+        proposal.candidates = candidates
+        return proposal
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a procedure asks the policy, once."""
+
+    number: int
+    """How many it asked before, for the same prompt."""
+    text: str
+    start: str
+    """What the response begins with."""
+
+
+@dataclass
+class Problem:
+    """One prompt with its budget, and what was tried on it."""
+
+    number: int
+    row: dict[str, Any]
+    """Keys `input` and `label`."""
+    spec: RewardSpec
+    budget: int
+    """Candidates that may be tried."""
+    m: int
+    """Candidates in a response."""
+    seed: int
+    ask: Callable[["Problem", Question], Awaitable[Proposal]]
+    """Gets the response to a question, scored."""
+    tell_weights: bool = False
+    tried: list[Candidate] = field(default_factory=list)
+    questions: int = 0
+    solved_after: int | None = None
+    """How many candidates it took, None while it is not solved."""
+
+    def __post_init__(self) -> None:
+        self.label = read_label(self.row["label"])
+        self.objectives = [column.key for column in self.spec.columns_of(self.label)]
+        self.weights = self.spec.weights_of(len(self.objectives))
+        self.floor = float(self.weights @ [column.low for column in self.spec.columns_of(self.label)])
+        self.solved_at = solved_at(self.spec, self.label)
+
+    @property
+    def open(self) -> bool:
+        """Whether it is worth asking on: it is not solved, and there is budget left."""
+        return self.solved_after is None and len(self.tried) < self.budget
+
+    @property
+    def best(self) -> Candidate | None:
+        """The best candidate tried so far, by the deployment weights; of equals the first."""
+        return max((c for c in self.tried if c.text is not None), key=lambda c: c.value, default=None)
+
+    def text(self, shown: Sequence[Candidate] = ()) -> str:
+        """The prompt with its instruction and, if candidates are shown, they and their rewards."""
+        goal = None
+        if self.tell_weights:
+            [goal] = random_goals(self.spec, self.row["label"], [self.questions], self.seed)
+        text = prompt_text(self.spec, self.row["input"], self.m, goal)
+        if not shown:
+            return text
+        earlier = "\n".join(f"{self._rewards(candidate)}:\n{candidate.text}\n" for candidate in shown)
+        return f"{text.rstrip()}\n\nEarlier candidates with their rewards:\n{earlier}\nWrite better ones.\n"
+
+    async def propose(self, text: str, start: str = "") -> Proposal:
+        """Ask for a response to the text that begins with `start`, and try its candidates."""
+        question = Question(self.questions, text, start)
+        self.questions += 1
+        proposal = await self.ask(self, question)
+        for candidate in proposal.candidates[: self.budget - len(self.tried)]:
+            self.tried.append(candidate)
+            if self.solved_after is None and candidate.value >= self.solved_at - ROUNDING:
+                self.solved_after = len(self.tried)
+        return proposal
+
+    def candidate(self, text: str | None, rewards: Sequence[float]) -> Candidate:
+        """A candidate of this prompt with the deployment reward of its reward vector."""
+        vector = np.asarray(rewards, dtype=np.float64)
+        return Candidate(text, vector, float(vector @ self.weights))
+
+    def _rewards(self, candidate: Candidate) -> str:
+        return ", ".join(f"{key} {value:.2f}" for key, value in zip(self.objectives, candidate.rewards, strict=True))
+
+
+class Procedure(Protocol):
+    """One way to search."""
+
+    async def run(self, problem: Problem) -> None:
+        """Ask until the problem is no longer open."""
+        ...
+
+
+class BestOfK:
+    """Sample on, independently of what was found."""
+
+    async def run(self, problem: Problem) -> None:
+        while problem.open:
+            await problem.propose(problem.text())
+
+
+class Refinement:
+    """Show the best candidate so far, with its rewards, and ask for better ones."""
+
+    async def run(self, problem: Problem) -> None:
+        while problem.open:
+            await problem.propose(problem.text([problem.best] if problem.best else []))
+
+
+def solved_at(spec: RewardSpec, label: object) -> float:
+    """The deployment reward from which a candidate solves the prompt of this label."""
+    best = spec.best_reward(label)
+    return spec.solved * (1.0 if best is None else best)

@@ -1,0 +1,93 @@
+"""``vpo report``: compare stored pools and searches, and write report.html, report.json and best_at_k.png."""
+
+import argparse
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from vpo_plugin.openrlhf.log import training_curve
+from vpo_plugin.rewards import load_spec
+from vpo_plugin.search.compare import compare_pools, compare_searches, shared_prompts
+from vpo_plugin.search.pool import load_pool
+from vpo_plugin.search.report import format_table, write_report
+from vpo_plugin.search.run import PROCEDURES, Search, format_searches, load_search
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; prints the headline table."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="vpo report", description=__doc__.replace("``", "`"))
+    parser.add_argument("--pools", nargs="+", required=True, metavar="NAME=FOLDER", help="pools of `vpo evaluate`")
+    parser.add_argument("--searches", nargs="+", default=[], metavar="NAME=FOLDER", help="outputs of `vpo search`")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="a run of the pipeline, for its training curves")
+    parser.add_argument("--match", choices=["candidates", "tokens"], default="candidates", help="(candidates)")
+    parser.add_argument("--spec", help="reward specification (the one that the pools were scored with)")
+    parser.add_argument("--title", help="(the specification and the policies)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    args = parser.parse_args(arguments)
+
+    loaded = {name: load_pool(folder) for name, folder in named(args.pools).items()}
+    specs = {pool.made["spec_digest"] for pool in loaded.values()}
+    if len(specs) > 1:
+        raise ValueError(f"The pools were scored with different specifications: {sorted(specs)}.")
+    first = next(iter(loaded.values())).made
+    spec = load_spec(args.spec or first["spec"])
+    searches = [one for name, folder in named(args.searches).items() for one in _searches(name, folder)]
+    pools, rows, left_out = shared_prompts(loaded)
+    results = compare_pools(pools, spec, rows, match=args.match)
+    results |= {
+        "title": args.title or f"{spec.name}: {', '.join(pools)}",
+        "command": shlex.join(["vpo", "report", *arguments]),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "versions": {"python": platform.python_version(), **first["versions"]},
+        "left_out": left_out,
+        "training": _training(args.run) if args.run else [],
+    }
+    if searches:
+        results |= compare_searches(searches, rows)
+    write_report(results, args.output)
+    print(format_table(results))
+    if left_out:
+        print(f"{left_out} prompts are not in all of the pools, and were left out.")
+    if searches:
+        print(f"\n{format_searches(searches)}")
+    print(f"\nReport: {args.output / 'report.html'}")
+    return 0
+
+
+def named(parts: list[str]) -> dict[str, Path]:
+    """The folders of `NAME=FOLDER` arguments; a folder alone is named after itself.
+
+    Raises:
+        ValueError: a name is given twice.
+    """
+    folders: dict[str, Path] = {}
+    for part in parts:
+        name, equals, folder = part.partition("=")
+        place = Path(folder if equals else part)
+        name = name if equals else place.name
+        if name in folders:
+            raise ValueError(f"The name {name!r} is given twice: write NAME=FOLDER with different names.")
+        folders[name] = place
+    return folders
+
+
+def _searches(policy: str, folder: Path) -> list[tuple[str, str, Search]]:
+    found = [name for name in PROCEDURES if (folder / name).is_dir()]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no search: none of the folders {', '.join(PROCEDURES)}.")
+    return [(policy, name, load_search(folder / name)) for name in found]
+
+
+def _training(run: Path) -> list[dict[str, Any]]:
+    logs = {place.parent.parent.name: place for place in sorted(run.glob("train/*/policy/vpo"))}
+    if not logs:
+        raise FileNotFoundError(f"{run} is no run of the pipeline: it has no train/*/policy/vpo.")
+    return [{"name": name, "steps": training_curve(place)} for name, place in logs.items()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

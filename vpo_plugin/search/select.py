@@ -1,0 +1,143 @@
+"""``vpo select``: the best candidate of a pool for each prompt, under weights of the user's own."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.search.metrics import Floats, mean_and_interval
+from vpo_plugin.search.pool import Pool, load_pool
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; candidates go to stdout or a file, what the pool gives up to stderr."""
+    parser = argparse.ArgumentParser(prog="vpo select", description=__doc__.replace("``", "`"))
+    parser.add_argument("--pool", type=Path, required=True, metavar="FOLDER", help="a pool of `vpo evaluate`")
+    parser.add_argument("--weights", required=True, help='such as "gold=2,avoid_lava=1"; an objective left out has 0')
+    parser.add_argument("--spec", help="reward specification (the one that the pool was scored with)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines, one for each prompt (default: stdout)")
+    args = parser.parse_args(arguments)
+    pool = load_pool(args.pool)
+    spec = load_spec(args.spec or pool.made["spec"])
+    weights = parse_weights(args.weights, spec)
+    chosen, values = select(pool, weights)
+    text = "".join(json.dumps(row) + "\n" for row in chosen)
+    if args.output:
+        unfinished = args.output.with_name(f".{args.output.name}.unfinished")
+        unfinished.write_text(text)
+        unfinished.replace(args.output)
+    else:
+        print(text, end="")
+    print(what_it_gives_up(pool, spec, weights, values), file=sys.stderr)
+    if empty := sum(row["candidate"] is None for row in chosen):
+        print(f"{empty} prompts have no candidate that could be parsed: null.", file=sys.stderr)
+    return 0
+
+
+def parse_weights(text: str, spec: RewardSpec) -> Floats:
+    """The weights of `gold=2,avoid_lava=1` for all of a spec's objectives, summing to 1: `(objectives,)`.
+
+    Raises:
+        ValueError: an unknown or repeated objective, or weights that are not numbers, are negative, or are all 0.
+    """
+    keys = spec.objective_keys
+    given: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, number = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise ValueError(f"The weights {text!r} must read like gold=2,avoid_lava=1; {part!r} does not.")
+        if key not in keys or key in given:
+            what = "names twice" if key in given else "names, which is no objective of the spec,"
+            raise ValueError(f"The weights {text!r} have a part that {what} {key!r}; objectives are {', '.join(keys)}.")
+        try:
+            given[key] = float(number)
+        except ValueError as error:
+            raise ValueError(f"The weight of {key} is {number!r}, which is no number.") from error
+        if not (math.isfinite(given[key]) and given[key] >= 0):
+            raise ValueError(f"The weight of {key} is {number}: weights are finite and not negative.")
+    weights = np.array([given.get(key, 0.0) for key in keys])
+    if not weights.sum():
+        raise ValueError(f"The weights {text!r} are all 0: nothing is asked for.")
+    return weights / weights.sum()
+
+
+def select(pool: Pool, weights: Floats) -> tuple[list[dict[str, Any]], Floats]:
+    """The best parsed candidate of each prompt, the first of equals, as rows, and what they are worth, `(prompts,)`.
+
+    A prompt without any candidate has None, and is worth what the pool's empty places are: the floor.
+    """
+    keys = weights[: pool.candidates.shape[2]]
+    values = np.nan_to_num(pool.candidates.astype(np.float64)) @ keys  # (prompts, candidates)
+    texts = _texts(pool)
+    rows, worth = [], np.empty(len(values))
+    for number, (of_prompt, candidates) in enumerate(zip(values, texts, strict=True)):
+        there = [i for i, text in enumerate(candidates) if text is not None]
+        best = max(there, key=lambda i: of_prompt[i]) if there else 0
+        vector = pool.candidates[number, best]
+        worth[number] = of_prompt[best]
+        rows.append(
+            {
+                "prompt": number,
+                "input": pool.rows[number]["input"],
+                "candidate": candidates[best],
+                "rewards": vector[~np.isnan(vector)].round(6).tolist(),
+                "value": round(float(of_prompt[best]), 6),
+            }
+        )
+    return rows, worth
+
+
+def what_it_gives_up(pool: Pool, spec: RewardSpec, weights: Floats, values: Floats) -> str:
+    """Sentences: what the choice is worth, and what the pool gives up against the best under these weights."""
+    asked = ", ".join(f"{key} {weight:.2f}" for key, weight in zip(spec.objective_keys, weights, strict=True) if weight)
+    matrices = np.nan_to_num(pool.candidates.astype(np.float64))
+    by_deployment = []
+    for rewards, row in zip(matrices, pool.candidates, strict=True):
+        present = ~np.isnan(row[0])
+        chosen = (rewards[:, present] @ spec.weights_of(present.sum())).argmax()
+        by_deployment.append(rewards[chosen] @ weights[: rewards.shape[1]])
+    lines = [
+        f"Weights {asked}. The best of {pool.candidates.shape[1]} candidates is worth {_mean(values)} on "
+        f"{len(values)} prompts; the one that the deployment weights would choose, {_mean(by_deployment)}."
+    ]
+    if spec.front:
+        reachable = []
+        for row in pool.rows:
+            front = np.asarray(spec.pareto_front(row["label"]))
+            reachable.append((front @ weights[: front.shape[1]]).max())
+        given_up = np.array(reachable) - values
+        share = given_up.mean() / np.mean(reachable) if np.mean(reachable) else 0.0
+        lines.append(
+            f"The best that any candidate can reach is {_mean(reachable)}: the pool gives up {_mean(given_up)} "
+            f"({share:.1%}) against optimizing for these weights."
+        )
+    else:
+        lines.append(
+            f"The spec {spec.name!r} does not tell what could be reached; compare with a pool of a policy that was "
+            "trained for these weights."
+        )
+    return "\n".join(lines)
+
+
+def _mean(values: Sequence[float] | Floats) -> str:
+    measure = mean_and_interval(np.asarray(values, dtype=np.float64), seed=0)
+    return f"{measure['mean']:.3f} ({measure['low']:.3f} to {measure['high']:.3f})"
+
+
+def _texts(pool: Pool) -> list[list[str | None]]:
+    rollouts = pool.reward_matrices.shape[1]
+    per_response = [response["candidates"] for response in pool.responses]
+    return [
+        [text for candidates in per_response[first : first + rollouts] for text in candidates]
+        for first in range(0, len(per_response), rollouts)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
