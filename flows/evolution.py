@@ -26,7 +26,7 @@ from vpo_plugin.search.report_command import named
 from vpo_plugin.search.run import Search, format_searches, load_search
 
 PROCEDURES = ("best_of_k", "evolution")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe-Ito
+COLOURS = ("#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00")  # Okabe-Ito
 DASHES = {"best_of_k": ":", "evolution": "-"}
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from vpo_plugin.search import benchmark
 from vpo_plugin.search.metrics import (
     best_at_k,
     best_for_weights,
@@ -184,6 +185,12 @@ def test_duplicates_are_repeats_of_candidates_that_are_there():
     assert duplicate_share(["a", "b", "a", None, "a"]) == 0.5
     assert duplicate_share([None, None]) == duplicate_share([]) == 0
     assert duplicate_share(["a", None]) == 0
+
+
+def test_the_benchmark_measures_every_metric(capsys):
+    assert benchmark.main(["--prompts", "3", "--candidates", "12", "--objectives", "7"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 prompts x 12 candidates x 7 objectives" in printed and "MB at most" in printed
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,14 @@ def test_an_evaluation_goes_on_when_its_endpoint_works_again(
     assert {response["tokens"] for response in pool.responses} == {5}
 
 
+def test_each_response_may_be_told_weights_of_its_own(tmp_path: Path) -> None:
+    with serving(lambda *_: completion("<route_1> DOWN </route_1>")) as server:
+        flags = ["--model", "m", "--url", f"{server.url}/v1", "--output", str(tmp_path / "pool"), "--tell-weights"]
+        assert main(evaluate(*flags)[3:]) == 0
+    texts = [request["messages"][0]["content"] for request in server.requests]
+    assert len(texts) == len(set(texts)) == 18 and all("Objective weights: completion 0." in text for text in texts)
+
+
 @pytest.mark.slow
 def test_an_evaluation_by_a_vllm_server(tmp_path: Path) -> None:
     """The public server of the same vLLM, with the policy that has no chat template."""

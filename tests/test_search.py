@@ -266,6 +266,13 @@ def test_nonsense_for_whole_generations_ends_no_search(procedure: Procedure, tmp
     assert all(row["best"] for row in result)
 
 
+def test_each_question_may_be_told_weights_of_its_own(tmp_path: Path) -> None:
+    policy = Scripted(wandering)
+    search(BestOfK(), policy, tmp_path, tell_weights=True)
+    told = [request.text.rpartition("Objective weights: ")[2] for batch in policy.batches for request in batch]
+    assert len(told) == len(set(told)) == 30 and all(text.startswith("completion 0.") for text in told)
+
+
 def test_nothing_but_nonsense(tmp_path: Path) -> None:
     found = search(Evolution(), Scripted(lambda *_: "no tags"), tmp_path)
     assert np.isinf(found.solved_after).all()

@@ -25,7 +25,7 @@ from vpo_plugin.search.metrics import (
     regrets,
     win_shares,
 )
-from vpo_plugin.search.pool import Pool
+from vpo_plugin.search.pool import ROUNDING, Pool
 
 if TYPE_CHECKING:
     from vpo_plugin.search.run import Search
@@ -34,7 +34,6 @@ Match = Literal["candidates", "tokens"]
 Rows = Sequence[Mapping[str, Any]]
 
 FRONTS, PROMPTS_SHOWN, RESPONSES_SHOWN = 200, 12, 10  # at most, in a report
-ROUNDING = 1e-6  # stored rewards are float32
 
 
 def compare_pools(

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vpo_plugin.rewards import RewardSpec, ScoredResponse, load_spec
-from vpo_plugin.rewards.sandbox import SandboxError
+from vpo_plugin.rewards.sandbox import UNSAFE, SandboxError
 from vpo_plugin.search.policy import Endpoint, Engine, Policy, Request, as_chat, fingerprint, prepare_environment
 from vpo_plugin.search.pool import (
     batch_file,
@@ -165,6 +165,9 @@ def add_policy_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api", choices=["chat", "completions"], default="chat", help="the endpoint's interface (chat)"
     )
+    parser.add_argument(
+        "--unsafe-no-sandbox", action="store_true", help="run programs that are scored without a boundary"
+    )
     parser.add_argument("--at-once", type=int, default=32, metavar="N", help="requests to the endpoint at a time (32)")
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds for one request to it (600)")
 
@@ -181,6 +184,8 @@ def read_task(
         ValueError: settings that cannot work.
         FileNotFoundError: no such dataset or model.
     """
+    if args.unsafe_no_sandbox:
+        os.environ[UNSAFE] = "1"
     spec = load_spec(args.spec)
     candidates = spec.candidates if args.candidates is None else args.candidates
     if candidates < 1 or (args.prompts is not None and args.prompts < 1):

@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
     ]
 )
 SETTINGS = "pool.json"
+ROUNDING = 1e-6  # of stored rewards, which are float32
 
 
 @dataclass(frozen=True)

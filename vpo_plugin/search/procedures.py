@@ -14,9 +14,7 @@ import numpy as np
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.scoring import read_label
 from vpo_plugin.search.metrics import Floats
-from vpo_plugin.search.pool import prompt_text, random_goals
-
-ROUNDING = 1e-6  # stored rewards are float32
+from vpo_plugin.search.pool import ROUNDING, prompt_text, random_goals
 
 
 @dataclass(frozen=True)

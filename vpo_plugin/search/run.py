@@ -33,9 +33,8 @@ from vpo_plugin.search.evaluate import (
 )
 from vpo_plugin.search.metrics import mean_and_interval
 from vpo_plugin.search.policy import Policy, Request
-from vpo_plugin.search.pool import claim_folder, load_pool, read_settings, write_rows
+from vpo_plugin.search.pool import ROUNDING, claim_folder, load_pool, read_settings, write_rows
 from vpo_plugin.search.procedures import (
-    ROUNDING,
     BestOfK,
     Problem,
     Procedure,
