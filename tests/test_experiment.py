@@ -140,7 +140,7 @@ def test_every_rollout_of_a_search_is_told_weights_of_its_own() -> None:
     ("flags", "said"),
     [
         (["--methods", "vpo,grpoo"], "no advantage estimator named 'grpoo'"),
-        (["--seeds", "1,1"], "--seeds '1,1': Value error, names something twice"),
+        (["--seeds", "1,1"], "--seeds [1, 1]: Value error, names something twice"),
         (["--steps", "many"], "--steps 'many'"),
         (["--spec", "code"], "differ in number from prompt to prompt"),
         (["--eval_candidates", "31"], "a multiple of 3"),
