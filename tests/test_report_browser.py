@@ -37,7 +37,7 @@ def read(browser, tmp_path):
     def read(results, **context) -> Page:
         write_report(results, tmp_path)
         page = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **context}).new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)  # a safety on a busy machine
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
