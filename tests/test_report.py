@@ -135,6 +135,12 @@ def test_the_page_holds_the_numbers_of_the_charts(results, plain):
     assert ATTACK not in json.dumps(data)
 
 
+def test_a_policy_that_was_only_searched_has_its_curve(plain):
+    search = [{**run, "policy": "alone"} for run in plain["search"][:1]]
+    data = report_page.chart_data({**plain, "search": search})
+    assert data["names"][-1] == "alone" and data["charts"]["search"]["panels"][0]["series"][0]["of"] == 3
+
+
 def test_fronts_beyond_what_a_page_can_hold_are_left_out(results, monkeypatch):
     numbers = [sum(np.size(front[p]) for front in results["fronts"].values()) for p in range(4)]
     monkeypatch.setattr(report_page, "MAX_FRONT_NUMBERS", sum(numbers) - 1)

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 import matplotlib.image
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from report_results import ATTACK, made_up_results
 
 from vpo_plugin.search.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: `make browser` installs Debian's")
+expect.set_options(timeout=60_000)  # a safety on a busy machine
 SKILLS = ((0.01, 0.01, 0.01), (0.5, 0.02, 0.03), (0.03, 0.4, 0.05))  # grpo is good at the first, vpo at the second
 
 
@@ -37,12 +38,14 @@ def read(browser, tmp_path):
     def read(results, **context) -> Page:
         write_report(results, tmp_path)
         page = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **context}).new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)  # a safety on a busy machine
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
         page.on("request", lambda request: wrong.append(request.url) if "report.html" not in request.url else None)
         page.goto((tmp_path / "report.html").as_uri())
+        if context.get("java_script_enabled", True):  # charts are drawn in the first frame
+            page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         pages.append(page)
         return page
 
@@ -183,7 +186,7 @@ def test_the_slider_over_k_reads_the_curves(read, results):
         assert cells[1].startswith(f"{policy['pass_at_k']['mean'][4]:.3f}")
     box = chart.locator(".chart svg").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] - 20, box["y"] + 50)
-    assert chart.locator("output").first.inner_text() == "30"
+    expect(chart.locator("output").first).to_have_text("30")
     before = chart.locator(".curve").first.get_attribute("d")
     chart.get_by_label("logarithmic").check()
     assert chart.locator(".curve").first.get_attribute("d") != before
@@ -223,15 +226,17 @@ def test_a_candidate_shows_its_route(read, results):
     policy.get_by_role("button", name="show").nth(1).click()
     assert policy.locator("g.on").get_attribute("data-route") == "1"
     policy.get_by_role("button", name="show").nth(0).hover()
-    assert policy.locator("g.on").get_attribute("data-route") == "0"
+    expect(policy.locator("g.on")).to_have_attribute("data-route", "0")
     assert page.locator("#prompt-0 [data-policy]").first.locator("g.on").count() == 1  # each policy has its own
 
 
 def test_a_link_opens_its_prompt(read, results):
     page = read(results)
-    assert page.locator("#prompt-0 > pre").is_visible() and not page.locator("#prompt-1 > pre").is_visible()
+    expect(page.locator("#prompt-0 > pre")).to_be_visible()
+    expect(page.locator("#prompt-1 > pre")).not_to_be_visible()
     page.get_by_role("link", name="1", exact=True).click()
-    assert page.locator("#prompt-1 > pre").is_visible() and not page.locator("#prompt-0 > pre").is_visible()
+    expect(page.locator("#prompt-1 > pre")).to_be_visible()
+    expect(page.locator("#prompt-0 > pre")).not_to_be_visible()
 
 
 def test_the_texts_of_models_stay_texts(read, results):

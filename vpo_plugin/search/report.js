@@ -54,7 +54,7 @@
 
   // A range around values; those that differ by rounding only count as equal.
   function around(values) {
-    const low = Math.min(...values), high = Math.max(...values), size = Math.max(Math.abs(low), Math.abs(high), 0.1);
+    const low = Math.min(...values), high = Math.max(...values), size = Math.max(Math.abs(low), Math.abs(high), 1);
     const pad = high - low > 1e-6 * size ? (high - low) * 0.06 : size * 0.1;
     return [low - pad, high + pad];
   }
@@ -67,7 +67,7 @@
 
   // An empty plot: the SVG, and functions from values to pixels.
   function axes(width, height, { x, y, xLabel, yLabel, log, title }) {
-    const box = { left: 44, right: width - 16, top: 10, bottom: height - 38 };
+    const box = { left: yLabel ? 60 : 44, right: width - 16, top: 10, bottom: height - 38 };
     const along = log ? Math.log : (v) => v;
     const X = (v) => box.left + ((along(v) - along(x[0])) / (along(x[1]) - along(x[0]) || 1)) * (box.right - box.left);
     const Y = (v) => box.bottom - ((v - y[0]) / (y[1] - y[0] || 1)) * (box.bottom - box.top);

@@ -26,8 +26,9 @@ DASHES = ["1.5 3", "7 4", "", "8 3 2 3", "14 3", "3 2"]  # of a line 2.4 wide
 
 
 def names(results: Results) -> list[str]:
-    """The policies, then runs that were only trained, each once: its place here is its colour."""
-    return list(dict.fromkeys(part["name"] for part in results["policies"] + results["training"]))
+    """The policies, then those that were only trained or only searched, each once: its place here is its colour."""
+    searched = [run["policy"] for run in results.get("search", [])]
+    return list(dict.fromkeys([part["name"] for part in results["policies"] + results["training"]] + searched))
 
 
 def styles(results: Results) -> list[tuple[str, str]]:
@@ -235,7 +236,7 @@ def chart_data(results: Results) -> dict[str, Any]:
             ],
         }
     }
-    search = [run for run in results.get("search", []) if run["policy"] in every and run["budget"]]
+    search = [run for run in results.get("search", []) if run["budget"]]
     procedures = list(dict.fromkeys(run["procedure"] for run in search))
     if procedures:
         charts["search"] = {
