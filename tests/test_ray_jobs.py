@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from conftest import MARK, kill_marked, marked
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
