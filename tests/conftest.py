@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,14 +63,24 @@ class Training:
 
     def processes_left(self) -> list[str]:
         """Command lines of what still runs of this training."""
-        left = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    left.append(" ".join(process.cmdline()))
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return left
+        return [name for name, _ in marked(self.mark)]
+
+
+def marked(mark: str) -> list[tuple[str, psutil.Process]]:
+    """The processes that run with a mark in their environment, with their command lines."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append((" ".join(process.cmdline()), process))
+    return found
+
+
+def kill_marked(mark: str) -> None:
+    """End all of them at once, as a machine that fails does."""
+    for _, process in marked(mark):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def write_prompts(path: Path, number: int) -> Path:

@@ -8,14 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
-from conftest import MARK
+from conftest import MARK, kill_marked, marked
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from vpo_plugin.openrlhf.log import read_steps
@@ -59,24 +61,13 @@ class Cluster:
         listed = JobSubmissionClient(self.address).list_jobs()
         return [job for job in listed if (job.submission_id or "").startswith(f"vpo-{run}-")]
 
-    def processes(self) -> list[tuple[str, psutil.Process]]:
-        """The cluster's processes, and the jobs', with their names."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append((" ".join(process.cmdline())[:200], process))
-        return found
-
     def working(self) -> list[str]:
         """What of a training holds the cluster's resources."""
         parts = ("Actor", "EngineCore", "PPOTrainer", "train_ppo_ray")
-        return [name for name, _ in self.processes() if any(part in name for part in parts)]
+        return [name for name, _ in marked(self.mark) if any(part in name for part in parts)]
 
     def kill(self) -> None:
-        for _, process in self.processes():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        kill_marked(self.mark)
         self.process.wait()
 
 
@@ -119,8 +110,6 @@ def start_cluster(folder: Path) -> Cluster:
 @pytest.fixture(scope="module")
 def new_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Cluster]]:
     """Starts clusters that are gone after the tests. Ray's sockets need folders with short names."""
-    import tempfile
-
     clusters = []
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as home:
 
@@ -146,49 +135,59 @@ class Flow:
     def __init__(self, tmp_path: Path, **settings: object) -> None:
         script = tmp_path / "only_train.py"
         script.write_text(FLOW)
-        self.folder = tmp_path / "small" / "train" / "vpo"
-        self.settings = {
+        self.settings: dict[str, Any] = {
             **{"name": "small", "runs": str(tmp_path), "steps": STEPS, "prompts_per_step": 4, "save_steps": 1},
             **{"rollouts_per_prompt": 4, "eval_prompts": 2, "eval_candidates": 6, **settings},
         }
+        self.folder = tmp_path / self.settings["name"] / "train" / "vpo"
         self.script = script
         self.block: list[str] = []
-        self.environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+        self.log = tmp_path / "flow.log"
+        self.mark = f"flow-{uuid.uuid4().hex}"
+        self.environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), MARK: self.mark}
 
-    def start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, str(self.script), json.dumps(self.settings), *self.block],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=self.environment,
-        )
+    def start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(self.script), json.dumps(self.settings), *self.block]
+        with self.log.open("wb") as log:
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self.environment)
 
     def run(self) -> tuple[int, str]:
-        process = self.start()
-        output, _ = process.communicate(timeout=700)
-        return process.returncode, output
+        return self.start().wait(700), self.log.read_text()
+
+    def kill(self) -> None:
+        """The flow, and its temporary Prefect server."""
+        kill_marked(self.mark)
 
     @property
     def steps(self) -> list[float]:
         return [step["step"] for step in read_steps(self.folder / "policy" / "vpo")]
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None, seconds: float = 500) -> None:
+@pytest.fixture
+def new_flow(tmp_path: Path) -> Iterator[Callable[..., Flow]]:
+    flows: list[Flow] = []
+    yield lambda **settings: flows.append(Flow(tmp_path, **settings)) or flows[-1]
+    for flow in flows:
+        flow.kill()
+
+
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen[bytes] | None = None, seconds: float = 500
+) -> None:
+    """Wait for something, as long as the process runs that is to bring it about."""
     deadline = time.monotonic() + seconds
     while not condition():
-        if process is not None and process.poll() is not None:
-            raise AssertionError(process.communicate()[0][-3000:])
+        assert process is None or process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
 
-def test_killed_flow_finds_its_job_again(cluster: Cluster, tmp_path: Path) -> None:
-    flow = Flow(tmp_path, cluster=cluster.address)
+def test_killed_flow_finds_its_job_again(cluster: Cluster, new_flow: Callable[..., Flow]) -> None:
+    flow = new_flow(cluster=cluster.address)
     process = flow.start()
     wait_until(lambda: flow.steps, process)
-    process.kill()
-    process.communicate()
+    flow.kill()
+    process.wait()
     (job,) = cluster.jobs("small")
     assert job.status == JobStatus.RUNNING
 
@@ -209,25 +208,22 @@ def test_killed_flow_finds_its_job_again(cluster: Cluster, tmp_path: Path) -> No
     assert "Skipped: finished before" in output
 
 
-def test_stopped_flow_stops_its_job(cluster: Cluster, tmp_path: Path) -> None:
+def test_stopped_flow_stops_its_job(cluster: Cluster, new_flow: Callable[..., Flow]) -> None:
     """SIGTERM is what Prefect sends to a flow run that it cancels."""
-    flow = Flow(tmp_path, cluster=cluster.address, name="stopped", steps=1000)
-    flow.folder = tmp_path / "stopped" / "train" / "vpo"
+    flow = new_flow(cluster=cluster.address, name="stopped", steps=1000)
     process = flow.start()
     wait_until(lambda: flow.steps, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    assert process.wait(60) != 0
     (job,) = cluster.jobs("stopped")
     assert job.status == JobStatus.STOPPED
-    wait_until(lambda: not cluster.working(), None, 30)
+    wait_until(lambda: not cluster.working(), seconds=30)
 
 
 @pytest.mark.slow
-def test_cancelled_flow_run_stops_its_job(cluster: Cluster, tmp_path: Path) -> None:
+def test_cancelled_flow_run_stops_its_job(cluster: Cluster, new_flow: Callable[..., Flow]) -> None:
     """Cancelled with Prefect's command, on a server of the test's own."""
-    flow = Flow(tmp_path, cluster=cluster.address, name="cancelled", steps=1000)
-    flow.folder = tmp_path / "cancelled" / "train" / "vpo"
+    flow = new_flow(cluster=cluster.address, name="cancelled", steps=1000)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -245,21 +241,23 @@ def test_cancelled_flow_run_stops_its_job(cluster: Cluster, tmp_path: Path) -> N
             process = stack.enter_context(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
             stack.callback(process.terminate)
             if "server" in command:
-                wait_until(lambda: ask("version").returncode == 0 and ask("flow", "ls").returncode == 0, None)
-        wait_until(lambda: "served" in ask("deployment", "ls").stdout, None)
+                wait_until(lambda: ask("version").returncode == 0 and ask("flow", "ls").returncode == 0)
+        wait_until(lambda: "served" in ask("deployment", "ls").stdout)
         started = ask("deployment", "run", "only-train/served", "--params", json.dumps({"settings": flow.settings}))
         (run,) = set(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", started.stdout))
-        wait_until(lambda: flow.steps, None)
+        wait_until(lambda: flow.steps)
         assert ask("flow-run", "cancel", run).returncode == 0
-        wait_until(lambda: not cluster.working(), None, 40)  # 30 s, and what the command itself takes on a busy machine
+        wait_until(
+            lambda: not cluster.working(), seconds=40
+        )  # 30 s, and what the command itself takes on a busy machine
         (job,) = cluster.jobs("cancelled")
         assert job.status == JobStatus.STOPPED
-        wait_until(lambda: "CANCELLED" in ask("flow-run", "inspect", run).stdout.upper(), None, 60)
+        wait_until(lambda: "CANCELLED" in ask("flow-run", "inspect", run).stdout.upper(), seconds=60)
 
 
-def test_failed_job_says_why(cluster: Cluster, tmp_path: Path) -> None:
+def test_failed_job_says_why(cluster: Cluster, new_flow: Callable[..., Flow]) -> None:
     """The cluster is named by a block here, which has environment variables for the job."""
-    flow = Flow(tmp_path, cluster="ray-cluster/mine", name="failing", host_flags=["--vpo.candidates", "0"])
+    flow = new_flow(cluster="ray-cluster/mine", name="failing", host_flags=["--vpo.candidates", "0"])
     flow.block = [cluster.address]
     code, output = flow.run()
     assert code != 0
@@ -269,23 +267,22 @@ def test_failed_job_says_why(cluster: Cluster, tmp_path: Path) -> None:
     assert "--vpo.candidates is 0: a response holds at least 1 candidate." in output.strip().splitlines()[-1]
 
 
-def test_cluster_that_is_not_there(tmp_path: Path) -> None:
-    code, output = Flow(tmp_path, cluster="http://127.0.0.1:9").run()
+def test_cluster_that_is_not_there(new_flow: Callable[..., Flow], tmp_path: Path) -> None:
+    code, output = new_flow(cluster="http://127.0.0.1:9").run()
     assert code != 0
     assert "ConnectionError: The Ray cluster http://127.0.0.1:9 does not answer" in output
     assert not (tmp_path / "small" / "data").exists(), "refused before anything was done"
 
 
-def test_head_is_killed(new_cluster: Callable[[], Cluster], tmp_path: Path) -> None:
+def test_head_is_killed(new_cluster: Callable[[], Cluster], new_flow: Callable[..., Flow]) -> None:
     """The flow says so; on another cluster the training goes on from its last checkpoint."""
     first = new_cluster()
-    flow = Flow(tmp_path, cluster=first.address)
+    flow = new_flow(cluster=first.address)
     process = flow.start()
     wait_until((flow.folder / "checkpoints" / "_actor" / "global_step2" / "metric.json").exists, process)
     first.kill()
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert f"Training with vpo is lost: the Ray cluster {first.address} is gone" in output
+    assert process.wait(200) != 0
+    assert f"Training with vpo is lost: the Ray cluster {first.address} is gone" in flow.log.read_text()
 
     flow.settings["cluster"] = new_cluster().address
     code, output = flow.run()

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
-from conftest import MARK, Training, write_prompts
+from conftest import Training, kill_marked, write_prompts
 from prefect.logging import disable_run_logger
 
 from flows.policy import TINY, resolve_policy
@@ -29,21 +28,11 @@ def training(tmp_path: Path) -> Iterator[Training]:
     """A training of four steps that takes a checkpoint after each."""
     run = Training(tmp_path / "policy", write_prompts(tmp_path / "prompts", 16), resolve_policy(TINY, tmp_path))
     yield run
-    kill(run)
+    kill_marked(run.mark)
 
 
 def checkpointing(folder: Path) -> list[str]:
     return ["--ckpt.path", str(folder), "--ckpt.save_steps", "1", "--ckpt.load_enable", "--vpo.seed", "5"]
-
-
-def kill(training: Training) -> None:
-    """End every process of a training at once, as a machine that fails does."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == training.mark:
-                process.kill()
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
 
 
 def wait_for(path: Path, process: subprocess.Popen[Any]) -> None:
@@ -70,7 +59,7 @@ def test_killed_training_goes_on(training: Training, tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
     process = training.start(*checkpointing(checkpoints))
     wait_for(checkpoints / "_actor" / "global_step3" / "metric.json", process)
-    kill(training)
+    kill_marked(training.mark)
     process.communicate(timeout=60)
     before = {step: rollouts(training, step) for step in (1, 2, 3)}
     damage(checkpoints / "_actor" / "global_step3" / "mp_rank_00_model_states.pt")
@@ -119,7 +108,7 @@ def test_full_disk_leaves_the_last_checkpoint(training: Training, tmp_path: Path
             "the last one before it is whole"
         )
     finally:
-        kill(training)
+        kill_marked(training.mark)
         subprocess.run(["umount", str(checkpoints)], check=True)
 
 
