@@ -135,9 +135,10 @@ def running(command: list[str], log: Path, environment: dict[str, str]) -> Itera
 
 
 @contextmanager
-def working(service: Service, home: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The README's worker."""
-    command = [sys.executable, "-m", "prefect", *readme_command("worker start"), *more]
+def working(service: Service, home: Path, limit: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """The README's worker, with as many runs at once."""
+    arguments = [str(limit) if argument == "1" else argument for argument in readme_command("worker start")]
+    command = [sys.executable, "-m", "prefect", *arguments]
     with running(command, home / "worker.log", service.environment) as worker:
         yield worker
 

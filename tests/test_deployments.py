@@ -49,7 +49,7 @@ def deployed(service: Service) -> Service:
 
 @pytest.fixture(scope="module")
 def worked(deployed: Service, home: Path) -> Iterator[Service]:
-    with working(deployed, home, "--limit", "2"):
+    with working(deployed, home, limit=2):
         yield deployed
 
 
