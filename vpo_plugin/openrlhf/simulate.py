@@ -7,6 +7,8 @@ vLLM engine in the actor that the host runs it in. docs/scaling.md shows what bo
 
 import argparse
 import asyncio
+import ctypes
+import gc
 import os
 import random
 import statistics
@@ -98,6 +100,7 @@ def synthetic_response(matrix: np.ndarray | None, reward: float) -> dict[str, An
 
 def simulate_step(args: argparse.Namespace) -> None:
     """Measure each part at each size and print a table."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not cpu.cuda_available():
         cpu.install()
     import ray
@@ -226,6 +229,8 @@ def time_and_memory(function: Callable[[], Any]) -> tuple[float, float, int]:
     it held before."""
     import psutil
 
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, so that it is not taken for unused room
     before = psutil.Process().memory_info().rss
     wall, cores, peak = [], [], 0
     for _ in range(REPEATS):
@@ -241,6 +246,7 @@ def time_and_memory(function: Callable[[], Any]) -> tuple[float, float, int]:
 
 def simulate_engine(args: argparse.Namespace) -> None:
     """Generate with scoring and without, in alternation in one engine, and print both throughputs."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not cpu.cuda_available():
         cpu.install()
     import ray
