@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.policy import TINY, resolve_policy
-from reward_specs.maze.maze import MOVES, Maze, distances, mutation, read_label, walk
+from reward_specs.maze.maze import MOVES, Maze, distances, mutation, read_label, turn, walk
 from vpo_plugin.cli import main
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.search.compare import compare_searches
@@ -48,7 +48,7 @@ def wandering(request: Request, chance: random.Random) -> str:
     [label] = [json.loads(row["label"]) for row in ROWS if request.text.startswith(row["input"])]
     begun = request.start.removeprefix("<route_1>").split()
     one, two = wander(read_label(label), begun, chance), wander(read_label(label), [], chance)
-    return f"{'' if request.start else '<route_1> '}{one} </route_1> <route_2> {two} </route_2>"
+    return f"{' ' if request.start else '<route_1> '}{one} </route_1> <route_2> {two} </route_2>"
 
 
 def wander(maze: Maze, moves: list[str], chance: random.Random) -> str:
@@ -149,7 +149,7 @@ def test_evolution_goes_on_from_the_beginning_of_a_parent(tmp_path: Path) -> Non
             known = [text for rows in stored[:number] for text in rows[i]["candidates"]]
             assert number > 1 or not request.start  # two islands are begun
             if request.start:
-                prefix = request.start.removeprefix("<route_1> ")
+                prefix = request.start.removeprefix("<route_1>")
                 assert any(text.startswith(prefix.strip()) for text in known)
                 starts += bool(prefix)
     assert starts > 50
@@ -185,7 +185,7 @@ def score(candidate, label):
 
 def mutation(candidate, label, random):
     words = candidate.split()
-    return "".join(word + " " for word in words[: random.randrange(len(words))])
+    return " ".join(words[: random.randrange(len(words))])
 
 def rows(split, num_rows, seed):
     yield from ({"prompt": "?", "label": "abcdabcdab"} for _ in range(num_rows))
@@ -202,7 +202,7 @@ def test_evolution_finds_what_sampling_does_not(tmp_path: Path) -> None:
     def guess(request: Request, chance: random.Random) -> str:
         begun = len(request.start.split())
         letters = chance.choices("abcd", k=10 - max(begun - 1, 0))
-        return f"{'' if begun else '<guess_1> '}{' '.join(letters)} </guess_1>"
+        return f"{' ' if begun else '<guess_1> '}{' '.join(letters)} </guess_1>"
 
     best = {}
     for name, procedure in {"best_of_k": BestOfK(), "evolution": Evolution()}.items():
@@ -363,8 +363,28 @@ def test_the_mutation_of_a_route_keeps_its_beginning() -> None:
     chance = random.Random(0)
     label = json.loads(ROWS[0]["label"])
     kept = {mutation("up, RIGHT down", label, chance) for _ in range(50)}
-    assert kept == {"", "UP ", "UP RIGHT "}
+    assert kept == {"", "UP", "UP RIGHT"}
     assert mutation("no route", label, chance) == mutation("", label, chance) == ""
+
+
+def test_a_turn_leaves_the_route_where_its_beginning_ends() -> None:
+    chance = random.Random(0)
+    label = json.loads(ROWS[0]["label"])
+    maze, route = read_label(label), wander(read_label(label), [], chance)
+    for _ in range(50):
+        *kept, last = turn(route, label, chance).split()
+        moves = route.split()
+        assert moves[: len(kept)] == kept and moves[len(kept)] != last
+        before, after = walk(maze, kept)[-1], walk(maze, [*kept, last])[-1]
+        assert before != after  # no step into a wall
+    assert turn("no route", label, chance) == turn("", label, chance) == ""
+
+
+def test_the_specifications_of_the_evidence() -> None:
+    folder = Path(__file__).parent.parent / "docs" / "evidence" / "evolution"
+    specs = [load_spec(folder / f"{name}.yaml") for name in ("prefix", "turn")]
+    assert [(spec.name, spec.solved) for spec in specs] == [("maze_small_prefix", 0.95), ("maze_small_turn", 0.95)]
+    assert specs[0].mutation == SPEC.mutation != specs[1].mutation
 
 
 # ------------------------------------------------------------------------------------------------ vpo search

@@ -179,7 +179,18 @@ def mutation(candidate: str, label: dict, random: random.Random) -> str:
     """The beginning of a route, cut at random, for the policy to go on from (entry point of the key mutation)."""
     moves = parse_route(candidate) or []
     kept = moves[: random.randrange(len(moves))] if moves else []
-    return "".join(f"{move} " for move in kept)
+    return " ".join(kept)
+
+
+def turn(candidate: str, label: dict, random: random.Random) -> str:
+    """Like `mutation`, and then a step that the route does not take there: a child that cannot repeat its parent."""
+    maze, moves = read_label(label), parse_route(candidate) or []
+    if not moves:
+        return ""
+    kept = random.randrange(len(moves))
+    row, column = walk(maze, moves[:kept])[-1]
+    others = [move for move, (r, c) in MOVES.items() if move != moves[kept] and maze.tile((row + r, column + c)) != "#"]
+    return " ".join([*moves[:kept], *random.sample(others, min(1, len(others)))])
 
 
 # ------------------------------------------------------------------------------------------------ solver

@@ -364,7 +364,7 @@ class RewardSpec(_Model):
     def start_response(self, candidate: str) -> str:
         """The beginning of a response in the spec's format whose first candidate begins with this text."""
         if self.tag:
-            return f"<{self.tag}_1> {candidate}"
+            return f"<{self.tag}_1> {candidate}".rstrip()  # what tokenizers decode next begins with the space
         return f"```{self.fence}\n{candidate}" if self.fence else candidate
 
     def rows(self, split: str, num_rows: int, seed: int) -> Iterator[dict[str, Any]]:

@@ -101,11 +101,13 @@ def _config(budget: int) -> Config:
 
 def _add(database: ProgramDatabase, problem: Problem, child: Proposal, generation: int, island: int) -> None:
     """Put the new candidates of a response that earned anything on the island that it was written for."""
-    known = {program.code for program in database.programs.values()}
+    known = {problem.canonical(program.code) for program in database.programs.values()}
     for candidate in child.candidates:
-        if candidate.text is None or candidate.text in known or candidate.value <= problem.floor:
+        if candidate.text is None or candidate.value <= problem.floor:
             continue
-        known.add(candidate.text)
+        if (key := problem.canonical(candidate.text)) in known:
+            continue
+        known.add(key)
         rewards = dict(zip(problem.objectives, candidate.rewards.tolist(), strict=True))
         program = Program(
             id=str(uuid.uuid4()),

@@ -5,7 +5,7 @@ and asks again while `problem.open`. It is written for one prompt; the prompts o
 what they ask for in a round goes to the policy as one batch (`vpo_plugin/search/run.py`).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.scoring import read_label
+from vpo_plugin.rewards.spec import load_entry_point
 from vpo_plugin.search.metrics import Floats
 from vpo_plugin.search.pool import ROUNDING, prompt_text, random_goals
 
@@ -115,6 +116,10 @@ class Problem:
         """A candidate of this prompt with the deployment reward of its reward vector."""
         vector = np.asarray(rewards, dtype=np.float64)
         return Candidate(text, vector, float(vector @ self.weights))
+
+    def canonical(self, text: str) -> Hashable:
+        """What makes a candidate the same as another."""
+        return load_entry_point(self.spec.canonical)(text, self.label) if self.spec.canonical else text
 
     def _rewards(self, candidate: Candidate) -> str:
         return ", ".join(f"{key} {value:.2f}" for key, value in zip(self.objectives, candidate.rewards, strict=True))
