@@ -275,6 +275,7 @@ def test_cluster_that_is_not_there(new_flow: Callable[..., Flow], tmp_path: Path
     assert not (tmp_path / "small" / "data").exists(), "refused before anything was done"
 
 
+@pytest.mark.slow
 def test_head_is_killed(new_cluster: Callable[[], Cluster], new_flow: Callable[..., Flow]) -> None:
     """The flow says so; on another cluster the training goes on from its last checkpoint."""
     first = new_cluster()
