@@ -143,7 +143,8 @@ class Hosts:
                 text=True,
                 env=self.head.environment,
             )
-            if status.stdout.count(" node_") == number:
+            # By the GPUs, one of each node: the list of nodes may show one that is gone.
+            if f"/{number}.0 GPU" in status.stdout:
                 return
             time.sleep(1)
         logs = "\n".join((host.folder / "ray.log").read_text() for host in (self.head, self.worker))
