@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     estimator = commands.add_parser("estimator", help="time and error of the set reward's estimator")
     estimator.add_argument("--shapes", nargs="+", type=read_shape, default=SHAPES, metavar="GxNxMxK")
     estimator.add_argument("--num_weights", nargs="+", type=positive, metavar="W")
-    estimator.add_argument("--repeats", type=positive, default=9, help="timed calls of each (default: 9)")
+    estimator.add_argument("--repeats", type=positive, default=25, help="timed calls of each (default: 25)")
     estimator.add_argument("--threads", type=positive, help="torch's threads (default: torch's own choice)")
     estimator.add_argument("--seed", type=int, default=0)
     estimator.set_defaults(run=bench_estimator)

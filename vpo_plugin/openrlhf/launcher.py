@@ -99,7 +99,7 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
     group.add_argument(
         "--vpo.num_weights",
         type=int,
-        help="random weightings for each set reward (default: 1,024, or 3,000 above 8 objectives)",
+        help="random weightings for each set reward (default: 1,024, or 3,200 above 8 objectives)",
     )
     group.add_argument(
         "--vpo.k", type=int, help="max_at_k: of how many rollouts the best counts (default: half of a prompt's)"
