@@ -204,6 +204,8 @@ def test_faults(run: Run) -> None:
         fault(run)
         assert run.end_of(process, END_SECONDS) != 0
         print(f"----- {fault.__name__}\n{run.output()[-2500:]}")
+        if fault is not kill_head:  # whose driver is ended by Ray itself
+            assert f"with --ckpt.load_enable goes on from the last checkpoint in {run.folder}" in run.output()
         done = run.lines()[: run.last_checkpoint()]
         assert [json.loads(line)["step"] for line in done] == list(range(1, run.last_checkpoint() + 1))
         if fault is cut_off:

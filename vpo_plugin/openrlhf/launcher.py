@@ -47,11 +47,13 @@ def main() -> None:
     if on_cpu:
         cpu.install()
     host_parse_args = argparse.ArgumentParser.parse_args
+    given: dict[str, Any] = {}
 
     def parse_args(parser: argparse.ArgumentParser, *rest: Any) -> argparse.Namespace:
         argparse.ArgumentParser.parse_args = host_parse_args  # type: ignore[method-assign]
         add_flags(parser, on_cpu)
         args = host_parse_args(parser, *rest)
+        given.update(vars(args))
         spec = check_arguments(parser, args, on_cpu)
         resume(args)
         start_ray(args, spec, on_cpu)
@@ -61,8 +63,28 @@ def main() -> None:
     sys.argv[0] = HOST_MODULE
     try:
         runpy.run_module(HOST_MODULE, run_name="__main__")
+    except Exception as error:
+        if not part_died(error):
+            raise
+        traceback.print_exc()
+        sys.exit(f"A process or a node of the run died, see above. {how_to_go_on(given)}")
     finally:
         stop_ray()
+
+
+def part_died(error: Exception) -> bool:
+    """Whether an actor, its node or an engine is gone, and not the run at fault."""
+    from ray.exceptions import RayActorError, RayTaskError
+
+    engine_died = isinstance(error, RayTaskError) and type(error.cause).__name__ == "EngineDeadError"
+    return isinstance(error, RayActorError) or engine_died
+
+
+def how_to_go_on(given: dict[str, Any]) -> str:
+    """A sentence on what is left of a run that was cut short."""
+    if any(Path(given["ckpt.path"]).glob("_actor/*global_step*")):
+        return f"The same command with --ckpt.load_enable goes on from the last checkpoint in {given['ckpt.path']}."
+    return f"It had saved no checkpoint in {given['ckpt.path']} yet (--ckpt.save_steps), so it begins afresh."
 
 
 def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:

@@ -267,7 +267,7 @@ def simulate_engine(args: argparse.Namespace) -> None:
         else:
             ray.init(runtime_env=runtime_env)
         try:
-            engine = start_engine(args.model, ray)
+            engine = start_engine(args.model, length_limit(args.tokens), ray)
             ray.get(engine.measure.remote(args.responses, args.tokens, True))  # warms up
             rounds = [
                 (scoring, ray.get(engine.measure.remote(args.responses, args.tokens, scoring)))
@@ -291,7 +291,12 @@ def simulate_engine(args: argparse.Namespace) -> None:
     print(f"\ngeneration with scoring at {100 * medians[True] / medians[False]:.1f} % of that without")
 
 
-def start_engine(model: str, ray: Any) -> Any:
+def length_limit(tokens: int) -> int:
+    """Tokens that a prompt and a response of so many tokens may have."""
+    return tokens + 64
+
+
+def start_engine(model: str, max_length: int, ray: Any) -> Any:
     """The host's rollout actor with the plugin's executor, and a method that measures it."""
     from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
     from openrlhf.utils.agent import SingleTurnAgentExecutor
@@ -318,7 +323,7 @@ def start_engine(model: str, ray: Any) -> Any:
             started = time.perf_counter()
             await asyncio.gather(
                 *(
-                    executor.execute("Write.", NO_LABEL, sampling, 2 * tokens + 64, self.tokenizer, self)
+                    executor.execute("Write.", NO_LABEL, sampling, max_length, self.tokenizer, self)
                     for _ in range(responses)
                 )
             )
@@ -342,7 +347,7 @@ def start_engine(model: str, ray: Any) -> Any:
             worker_extension_cls="openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap",
             enforce_eager=True,
             dtype="bfloat16",
-            max_model_len=1024,
+            max_model_len=max_length,
         )
     )
     ray.get(engine.set_tokenizer.remote(AutoTokenizer.from_pretrained(model)))
