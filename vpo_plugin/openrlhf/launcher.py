@@ -15,6 +15,7 @@ import runpy
 import shutil
 import signal
 import sys
+import traceback
 import uuid
 from pathlib import Path
 from typing import Any, NoReturn
@@ -74,10 +75,10 @@ def main() -> None:
 
 def part_died(error: Exception) -> bool:
     """Whether an actor, its node or an engine is gone, and not the run at fault."""
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayActorError
 
-    engine_died = isinstance(error, RayTaskError) and type(error.cause).__name__ == "EngineDeadError"
-    return isinstance(error, RayActorError) or engine_died
+    # Ray hands on what an actor raised as an instance of both its own class and that one's.
+    return isinstance(error, RayActorError) or "EngineDeadError" in {cls.__name__ for cls in type(error).__mro__}
 
 
 def how_to_go_on(given: dict[str, Any]) -> str:
