@@ -311,3 +311,23 @@ def test_prompt_without_what_the_instruction_replaces(tmp_path: Path, training: 
     (spec / "spec.yaml").write_text("name: replacing\nextends: maze_small\nprompt: {replace: 'WRITE HERE'}\n")
     sentence = refusal("--vpo.spec", str(spec))
     assert sentence.startswith("Row 0 of --data.prompt_dataset") and "has no match for 'WRITE HERE'" in sentence
+
+
+def test_what_counts_as_a_part_that_died(tmp_path: Path) -> None:
+    """An actor or an engine, directly or through the actor that asked it; not an error of the run itself."""
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    class EngineDeadError(Exception):
+        """What vLLM's engines raise once their core is gone."""
+
+    def handed_on(cause: Exception) -> Exception:
+        return RayTaskError("fit", "traceback", cause).as_instanceof_cause()
+
+    for error in (ActorDiedError(), handed_on(ActorDiedError()), handed_on(handed_on(EngineDeadError("gone")))):
+        assert launcher.part_died(error)
+    assert not launcher.part_died(handed_on(RuntimeError("the scorer failed")))
+
+    given = {"ckpt.path": str(tmp_path)}
+    assert "begins afresh" in launcher.how_to_go_on(given)
+    (tmp_path / "_actor" / "global_step3").mkdir(parents=True)
+    assert f"goes on from the last checkpoint in {tmp_path}" in launcher.how_to_go_on(given)
