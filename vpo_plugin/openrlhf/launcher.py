@@ -77,8 +77,12 @@ def part_died(error: Exception) -> bool:
     """Whether an actor, its node or an engine is gone, and not the run at fault."""
     from ray.exceptions import RayActorError
 
-    # Ray hands on what an actor raised as an instance of both its own class and that one's.
-    return isinstance(error, RayActorError) or "EngineDeadError" in {cls.__name__ for cls in type(error).__mro__}
+    cause: BaseException | None = error
+    while cause is not None:  # what an actor raised, or the one that it had asked
+        if isinstance(cause, RayActorError) or "EngineDeadError" in {cls.__name__ for cls in type(cause).__mro__}:
+            return True
+        cause = getattr(cause, "cause", None)
+    return False
 
 
 def how_to_go_on(given: dict[str, Any]) -> str:
