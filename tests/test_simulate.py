@@ -38,10 +38,10 @@ def test_what_a_step_moves_grows_with_its_rollouts() -> None:
 
 @pytest.mark.slow
 def test_scoring_does_not_hold_up_generation(tmp_path: Path) -> None:
-    """16 responses whose scoring takes 0.2 s each, a second of generation: one after the other would show."""
+    """32 responses that take 0.2 s each to score: one after the other they would hold up the engine for seconds."""
     output = simulate(
         *("engine", "--model", resolve_policy(TINY, tmp_path), "--scorer", "waits", "--milliseconds", "40"),
-        *("--responses", "16", "--rounds", "3"),
+        *("--responses", "32", "--rounds", "3"),
     )
     (percent,) = re.findall(r"generation with scoring at ([\d.]+) %", output)
     assert float(percent) > 60

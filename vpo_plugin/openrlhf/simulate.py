@@ -278,8 +278,8 @@ def simulate_engine(args: argparse.Namespace) -> None:
             if settings.on_cpu:
                 cpu.stop_private_ray()
     print(
-        f"{args.responses} responses of {args.tokens} tokens a round, {args.rounds} rounds of each in alternation; the "
-        f"scorer {args.scorer} {args.milliseconds:g} ms a candidate, {CANDIDATES} candidates; {os.cpu_count()} cores\n"
+        f"{args.responses} responses of up to {args.tokens} tokens a round, {args.rounds} rounds of each in alternation; "
+        f"the scorer {args.scorer} {args.milliseconds:g} ms a candidate, {CANDIDATES} candidates; {os.cpu_count()} cores\n"
     )
     print(f"{'':14}{'tokens/s generated':>20}{'tokens/s, scored':>20}{'loop held up, ms':>20}")
     medians = {}
@@ -318,19 +318,18 @@ def start_engine(model: str, max_length: int, ray: Any) -> Any:
             """Tokens a second until the last is generated, until all is scored, and the longest pause of the loop."""
             self.random = random.Random(0)
             executor = self.executor if scoring else SingleTurnAgentExecutor(None)
-            sampling = SamplingParams(temperature=1.0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True)
+            # Of many lengths, so that the first are scored while the last are still being written.
+            lengths = [max(1, tokens * (i + 1) // responses) for i in range(responses)]
+            sampling = [SamplingParams(max_tokens=n, min_tokens=n, ignore_eos=True) for n in lengths]
             watch = asyncio.create_task(longest_pause())
             started = time.perf_counter()
             await asyncio.gather(
-                *(
-                    executor.execute("Write.", NO_LABEL, sampling, max_length, self.tokenizer, self)
-                    for _ in range(responses)
-                )
+                *(executor.execute("Write.", NO_LABEL, one, max_length, self.tokenizer, self) for one in sampling)
             )
             scored_at = time.perf_counter()
             watch.cancel()
             pause = await watch
-            total = responses * tokens
+            total = sum(lengths)
             return total / (self.generated_at - started), total / (scored_at - started), pause
 
         async def set_tokenizer(self, tokenizer: Any) -> None:
@@ -375,8 +374,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     step.set_defaults(run=simulate_step)
     engine = commands.add_parser("engine", help="generation with scoring and without")
     engine.add_argument("--model", required=True, help="model folder with a tokenizer, or hub id")
-    engine.add_argument("--responses", type=int, default=64, help="responses of a round (default: 64)")
-    engine.add_argument("--tokens", type=int, default=64, help="tokens of a response (default: 64)")
+    engine.add_argument("--responses", type=int, default=256, help="responses of a round (default: 256)")
+    engine.add_argument("--tokens", type=int, default=160, help="tokens of the longest response (default: 160)")
     engine.add_argument("--rounds", type=int, default=5, help="rounds of each (default: 5)")
     engine.add_argument("--scorer", choices=COSTS, default="waits", help="what the scorer does with its time")
     engine.add_argument("--milliseconds", type=float, default=40.0, help="of it for a candidate (default: 40)")
