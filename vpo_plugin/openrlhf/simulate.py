@@ -277,10 +277,8 @@ def simulate_engine(args: argparse.Namespace) -> None:
         finally:
             if settings.on_cpu:
                 cpu.stop_private_ray()
-    print(
-        f"{args.responses} responses of up to {args.tokens} tokens a round, {args.rounds} rounds of each in alternation; "
-        f"the scorer {args.scorer} {args.milliseconds:g} ms a candidate, {CANDIDATES} candidates; {os.cpu_count()} cores\n"
-    )
+    print(f"{args.responses} responses of up to {args.tokens} tokens, {args.rounds} rounds of each in alternation;")
+    print(f"the scorer {args.scorer} {args.milliseconds:g} ms a candidate, {CANDIDATES} candidates a response\n")
     print(f"{'':14}{'tokens/s generated':>20}{'tokens/s, scored':>20}{'loop held up, ms':>20}")
     medians = {}
     for scoring in (False, True):
