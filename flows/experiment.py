@@ -81,8 +81,12 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
     cells = [read_cell(name, first, pool, None) for name, pool in pools.items()]
     rollouts = single_rollouts(settings, m, cells)
 
-    import transformers.models.auto  # noqa: F401 (here, since its lazy imports fail when threads race for them)
+    # What fails where the cells' threads race for it is done before them: lazy imports, and the lock of progress bars,
+    # which a bar of datasets.load_from_disk deletes again if it was the one to make it.
+    import tqdm
+    import transformers.models.auto  # noqa: F401
 
+    tqdm.tqdm.get_lock()
     futures = {}
     for seed in settings.seeds:
         for method in settings.methods:
