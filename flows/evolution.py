@@ -1,9 +1,9 @@
 """Evidence: what policies find by evolution on the prompts that best-of-k leaves unsolved.
 
 ``python -m flows.evolution --spec maze_small --policies base=PATH grpo=PATH vpo=PATH --sets vpo``: samples a pool of
-each policy on the same held-out prompts, takes those that no pool solves, searches them with every policy by best-of-k
-and by evolution at the same budget, and writes summary.md, results.json and solved.png. What was done before is not
-done again.
+each policy on the same held-out prompts, takes those that the pools leave unsolved, searches them with every policy by
+best-of-k and by evolution at the same budget, and writes summary.md, results.json and solved.png. What was done before
+is not done again.
 """
 
 import argparse
@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--sets", nargs="*", default=[], metavar="NAME", help="policies that write the spec's m candidates"
     )
+    parser.add_argument(
+        "--unsolved_by", nargs="+", metavar="NAME", help="policies whose pools leave a prompt unsolved (default: all)"
+    )
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of the pools (200)")
     parser.add_argument("--candidates", type=int, default=30, help="of each prompt in the pools (30)")
     parser.add_argument("--budget", type=int, default=120, help="candidates for each unsolved prompt (120)")
@@ -48,8 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     policies = named(args.policies)
-    if unknown := set(args.sets) - set(policies):
-        raise ValueError(f"--sets names {sorted(unknown)}, which are no --policies.")
+    by = args.unsolved_by or list(policies)
+    for flag, names in (("sets", args.sets), ("unsolved_by", by)):
+        if unknown := set(names) - set(policies):
+            raise ValueError(f"--{flag} names {sorted(unknown)}, which are no --policies.")
     spec = load_spec(args.spec)
     sizes = {name: spec.candidates if name in args.sets else 1 for name in policies}
     pools = {name: args.work / "pools" / name for name in policies}
@@ -57,12 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
     common = ["--spec", args.spec, "--seed", str(args.seed)]
     room = spec.candidates * spec.limits.tokens_per_candidate  # the same for all, also for single candidates
     for name, path in policies.items():
-        flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max-new-tokens", str(room)]
+        flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max_new_tokens", str(room)]
         rollouts = ["--rollouts", str(args.candidates // sizes[name])]
         vpo("evaluate", *flags, *rollouts, "--prompts", str(args.prompts), "--output", str(pools[name]))
     for name, path in policies.items():
-        flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max-new-tokens", str(room)]
-        unsolved = ["--unsolved-in", *map(str, pools.values()), "--budget", str(args.budget)]
+        flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max_new_tokens", str(room)]
+        unsolved = ["--unsolved_in", *(str(pools[name]) for name in by), "--budget", str(args.budget)]
         vpo("search", *flags, *unsolved, "--procedure", *PROCEDURES, "--output", str(searches[name]))
     folders = [f"{name}={folder}" for name, folder in pools.items()]
     found = [f"{name}={folder}" for name, folder in searches.items()]
@@ -79,6 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         "searches": format_searches(stored),
         **compare_searches(stored, rows),
         "only_solved_by_evolution_of": compare_searches(evolved, rows)["only_solved_by"],
+        "unsolved_by": "every pool" if len(by) == len(policies) else f"the pool of {' and of '.join(by)}",
         "unsolved_prompts": len(stored[0][2].rows),
         "prompts": len(rows),
     }
@@ -112,7 +118,7 @@ def summary(results: dict[str, Any], stored: list[tuple[str, str, Search]]) -> s
             f"{results['machine']}; {', '.join(f'{name} {number}' for name, number in results['versions'].items())}.\n",
             f"Pools on {results['prompts']} held-out prompts:\n",
             f"```\n{results['pools']}\n```\n",
-            f"{results['unsolved_prompts']} of these prompts no pool solves. Searched from scratch:\n",
+            f"{results['unsolved_prompts']} of them are unsolved by {results['unsolved_by']}. Searched from scratch:\n",
             f"```\n{results['searches']}\n```\n",
             "Prompts that the evolution of one policy alone solves, by their number:\n",
             *alone,
@@ -133,7 +139,9 @@ def plot(figure: Figure, results: dict[str, Any]) -> None:
         if curve["procedure"] == "evolution":
             axes.fill_between(budget, solved["low"], solved["high"], step="post", color=colour, alpha=0.12, linewidth=0)
     axes.set(xlabel="candidates tried for a prompt", ylabel="share of prompts solved", xlim=(0, None), ylim=(0, None))
-    axes.set_title(f"{results['unsolved_prompts']} prompts that no pool solves (bands: 95 %)", fontsize=11)
+    axes.set_title(
+        f"{results['unsolved_prompts']} prompts unsolved by {results['unsolved_by']} (bands: 95 %)", fontsize=11
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
 

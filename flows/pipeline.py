@@ -128,10 +128,10 @@ def evaluate(settings: PipelineSettings, name: str, policy: str, candidates: int
         *("--output", str(folder / "pool")),
         *("--rollouts", str(settings.eval_candidates // candidates)),
         *("--candidates", str(candidates)),
-        *("--max-new-tokens", str(settings.max_new_tokens)),
+        *("--max_new_tokens", str(settings.max_new_tokens)),
         *("--temperature", str(settings.eval_temperature or settings.temperature)),
         *("--seed", str(settings.seed)),
-        *(["--tell-weights"] if tells_weights(name) else []),
+        *(["--tell_weights"] if tells_weights(name) else []),
     ]
     inputs = {
         "spec": spec_digest(load_spec(settings.spec)),

@@ -180,7 +180,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_pool(tmp_path: Path) -> None:
     [
         (["--rollouts", "0"], "--rollouts (0) and --batch (2) must be at least 1."),
         (["--prompts", "0"], "--candidates and --prompts must be at least 1."),
-        (["--max-new-tokens", "10"], "--max-new-tokens is 10, 3 candidates of 'maze_small' take 60."),
+        (["--max_new_tokens", "10"], "--max_new_tokens is 10, 3 candidates of 'maze_small' take 60."),
         (["--spec", "nothing"], "There is no spec 'nothing'"),
         (["--model", "./nowhere"], "./nowhere is not a model folder"),
         (["--temperature", "-1"], "cannot be negative"),
@@ -264,7 +264,7 @@ def test_an_evaluation_goes_on_when_its_endpoint_works_again(
         return completion("<route_1> DOWN </route_1>")
 
     with serving(reply) as server:
-        flags = ["--model", "m", "--url", f"{server.url}/v1", "--output", str(tmp_path), "--at-once", "1"]
+        flags = ["--model", "m", "--url", f"{server.url}/v1", "--output", str(tmp_path), "--at_once", "1"]
         command = evaluate(*flags)[3:]
         assert main(command) == 1
         assert "run the same command again to go on" in capsys.readouterr().err
@@ -282,7 +282,7 @@ def test_an_evaluation_goes_on_when_its_endpoint_works_again(
 
 def test_each_response_may_be_told_weights_of_its_own(tmp_path: Path) -> None:
     with serving(lambda *_: completion("<route_1> DOWN </route_1>")) as server:
-        flags = ["--model", "m", "--url", f"{server.url}/v1", "--output", str(tmp_path / "pool"), "--tell-weights"]
+        flags = ["--model", "m", "--url", f"{server.url}/v1", "--output", str(tmp_path / "pool"), "--tell_weights"]
         assert main(evaluate(*flags)[3:]) == 0
     texts = [request["messages"][0]["content"] for request in server.requests]
     assert len(texts) == len(set(texts)) == 18 and all("Objective weights: completion 0." in text for text in texts)

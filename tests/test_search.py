@@ -44,11 +44,17 @@ class Scripted:
 
 
 def wandering(request: Request, chance: random.Random) -> str:
-    """Two random routes that reach the exit within the budget; the first goes on from the response's beginning."""
+    """Random routes that reach the exit within the budget, up to two; one goes on from the response's beginning."""
     [label] = [json.loads(row["label"]) for row in ROWS if request.text.startswith(row["input"])]
-    begun = request.start.removeprefix("<route_1>").split()
-    one, two = wander(read_label(label), begun, chance), wander(read_label(label), [], chance)
+    one, two = (wander(read_label(label), begun, chance) for begun in (last_begun(request.start), []))
+    if "<route_2>" in request.start:
+        return f" {one} </route_2>"
     return f"{' ' if request.start else '<route_1> '}{one} </route_1> <route_2> {two} </route_2>"
+
+
+def last_begun(start: str) -> list[str]:
+    """The moves of the candidate with which the beginning of a response ends."""
+    return start.rpartition("<route_")[2].partition(">")[2].split()
 
 
 def wander(maze: Maze, moves: list[str], chance: random.Random) -> str:
@@ -139,20 +145,32 @@ def test_refinement_shows_the_best_so_far(tmp_path: Path) -> None:
 
 
 def test_evolution_goes_on_from_the_beginning_of_a_parent(tmp_path: Path) -> None:
+    """The sets' first candidates are others that were found before, and cost nothing again."""
     policy = Scripted(wandering)
     search(Evolution(), policy, tmp_path, budget=40)
     stored = rounds(tmp_path)
-    starts = 0
+    starts = completed = 0
+    costs = [0] * len(ROWS)
     for number, batch in enumerate(policy.batches):
-        for i, request in enumerate(batch):
+        for request, row in zip(batch, stored[number], strict=True):
+            i = row["prompt"]
+            costs[i] += 2 - row["known"]
             assert request.text == SPEC.render_prompt(ROWS[i]["input"], 2)  # the tiny policy reads nothing else
-            known = [text for rows in stored[:number] for text in rows[i]["candidates"]]
+            earlier = [other for rows in stored[:number] for other in rows if other["prompt"] == i]
+            known = [text for other in earlier for text in other["candidates"]]
             assert number > 1 or not request.start  # two islands are begun
             if request.start:
-                prefix = request.start.removeprefix("<route_1>")
-                assert any(text.startswith(prefix.strip()) for text in known)
+                prefix = " ".join(last_begun(request.start))
+                assert any(text.startswith(prefix) for text in known)
                 starts += bool(prefix)
+                before, *more = SPEC.parse(request.start, 2)
+                assert before is None or (before in known and more == [None])
+                assert row["known"] == (before is not None)
+                completed += row["known"]
     assert starts > 50
+    assert completed > 50
+    solved = pq.read_table(tmp_path / "result.parquet")["solved_after"].to_pylist()
+    assert all(40 <= cost <= 41 for cost, after in zip(costs, solved, strict=True) if after is None)
 
 
 def test_evolution_shows_parents_where_nothing_else_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +259,7 @@ def test_openevolves_own_configuration_file(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("database: {num_islands: 3, archive_size: 4}")
     policy = Scripted(wandering)
     search(Evolution(tmp_path / "config.yaml"), policy, tmp_path / "search", budget=10)
-    assert [bool(batch[0].start) for batch in policy.batches] == [False, False, False, True, True]
+    assert [bool(batch[0].start) for batch in policy.batches[:5]] == [False, False, False, True, True]
     (tmp_path / "bad.yaml").write_text("database: {num_islands: many}")
     with pytest.raises(ValueError, match=r"bad\.yaml is no configuration of OpenEvolve"):
         Evolution(tmp_path / "bad.yaml")
@@ -260,7 +278,7 @@ def test_nonsense_for_whole_generations_ends_no_search(procedure: Procedure, tmp
 
     policy = Scripted(write)
     search(procedure, policy, tmp_path)
-    assert [len(batch) for batch in policy.batches] == [5] * 6
+    assert len(policy.batches) >= 6
     assert not any(request.start or "Earlier" in request.text for batch in policy.batches[:4] for request in batch)
     result = pq.read_table(tmp_path / "result.parquet").to_pylist()
     assert all(row["best"] for row in result)
@@ -303,9 +321,8 @@ def test_a_killed_search_goes_on(procedure: Procedure, kept: int, tmp_path: Path
         load_search(tmp_path)
     policy = Scripted(wandering)
     again = search(procedure, policy, tmp_path)
-    assert len(policy.batches) == len(before) - kept
     after = rounds(tmp_path)
-    assert after[:kept] == before[:kept] and len(after) == len(before)
+    assert after[:kept] == before[:kept] and len(after) == kept + len(policy.batches)
     if not isinstance(procedure, Evolution):  # OpenEvolve's draws differ
         assert after == before
         np.testing.assert_array_equal(again.solved_after, whole.solved_after)
@@ -317,7 +334,8 @@ def test_a_search_whose_policy_fails_keeps_its_rounds(tmp_path: Path) -> None:
     assert len(rounds(tmp_path)) == 2
     policy = Scripted(wandering)
     search(Evolution(), policy, tmp_path)
-    assert len(policy.batches) == 4
+    assert all(request.start for batch in policy.batches for request in batch)  # each island has its parents already
+    assert len(rounds(tmp_path)) == 2 + len(policy.batches)
 
 
 def test_a_damaged_round_is_named(tmp_path: Path) -> None:
@@ -404,7 +422,7 @@ def test_vpo_search_on_what_a_pool_leaves_unsolved(tmp_path: Path) -> None:
         "--output",
         str(tmp_path / "pool"),
     ]
-    flags = [*policy, "--unsolved-in", str(tmp_path / "pool"), "--budget", "18", "--output", str(tmp_path / "base")]
+    flags = [*policy, "--unsolved_in", str(tmp_path / "pool"), "--budget", "18", "--output", str(tmp_path / "base")]
     find = ["vpo_plugin.cli", "search", *flags, "--procedure", "best_of_k", "evolution"]
     for command in (pool, find):
         done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=300)
@@ -423,7 +441,7 @@ def test_vpo_search_on_what_a_pool_leaves_unsolved(tmp_path: Path) -> None:
     ("flags", "sentence"),
     [
         (["--budget", "0"], "--budget is 0"),
-        (["--unsolved-in", "nowhere"], "nowhere holds no pool"),
+        (["--unsolved_in", "nowhere"], "nowhere holds no pool"),
         (["--openevolve", "nowhere.yaml"], "nowhere.yaml is no configuration of OpenEvolve"),
         (["--model", "./nowhere"], "./nowhere is not a model folder"),
     ],

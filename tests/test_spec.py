@@ -347,6 +347,21 @@ def test_fenced_and_separated_candidates(load) -> None:
         assert len(check_spec(spec)) == 3
 
 
+def test_a_response_is_begun_in_the_format_of_the_spec(load) -> None:
+    fence = {"single": "One ```python block.", "multi": "{candidates} ```python blocks."}
+    separator = {"single": "Write.", "multi": "Write {candidates}, with ==== between."}
+    formats = {
+        " b </c_{n}>": load(),
+        "\nb\n```": load(tag=None, fence="python", prompt=fence),
+        " b": load(tag=None, separator="====", prompt=separator),
+    }
+    for rest, spec in formats.items():
+        for earlier in ([], ["1 0"], ["1 0", "0 1"]):
+            response = spec.start_response("a", earlier) + rest.format(n=len(earlier) + 1)
+            parsed = spec.parse(response, 3)
+            assert [" ".join(text.split()) for text in parsed if text is not None] == [*earlier, "a b"]
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -361,11 +361,15 @@ class RewardSpec(_Model):
             return "\n".join(f"```{self.fence}\n{text}\n```" for text in candidates)
         return f"\n{self.separator}\n".join(candidates)
 
-    def start_response(self, candidate: str) -> str:
-        """The beginning of a response in the spec's format whose first candidate begins with this text."""
-        if self.tag:
-            return f"<{self.tag}_1> {candidate}".rstrip()  # what tokenizers decode next begins with the space
-        return f"```{self.fence}\n{candidate}" if self.fence else candidate
+    def start_response(self, candidate: str, earlier: Sequence[str] = ()) -> str:
+        """The beginning of a response in the spec's format: whole candidates, and one that begins with this text."""
+        if self.tag:  # what tokenizers decode next begins with the space
+            last = f"<{self.tag}_{len(earlier) + 1}> {candidate}".rstrip()
+        else:
+            last = f"```{self.fence}\n{candidate}" if self.fence else candidate
+        before = self.write_response(earlier)
+        between = "\n" if self.tag or self.fence else f"\n{self.separator}\n"
+        return f"{before}{between}{last}" if earlier else last
 
     def rows(self, split: str, num_rows: int, seed: int) -> Iterator[dict[str, Any]]:
         """Rows `{"prompt": str, "label": JSON-serialisable}`; the same arguments give the same rows.

@@ -153,11 +153,11 @@ def add_policy_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, metavar="FOLDER", help="dataset on disk with the columns input and label, for the prompts"
     )
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest response (the specification's budget)")
+    parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest response (the specification's budget)")
     parser.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (1.0)")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts' choice and of the sampling (0)")
     parser.add_argument(
-        "--tell-weights", action="store_true", help="tell each prompt random objective weights (goal_conditioned)"
+        "--tell_weights", action="store_true", help="tell each prompt random objective weights (goal_conditioned)"
     )
     parser.add_argument(
         "--url", help="OpenAI-compatible endpoint, such as http://localhost:8000/v1; else vLLM in process"
@@ -168,7 +168,7 @@ def add_policy_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unsafe-no-sandbox", action="store_true", help="run programs that are scored without a boundary"
     )
-    parser.add_argument("--at-once", type=int, default=32, metavar="N", help="requests to the endpoint at a time (32)")
+    parser.add_argument("--at_once", type=int, default=32, metavar="N", help="requests to the endpoint at a time (32)")
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds for one request to it (600)")
 
 
@@ -191,12 +191,12 @@ def read_task(
     if candidates < 1 or (args.prompts is not None and args.prompts < 1):
         raise ValueError("--candidates and --prompts must be at least 1.")
     if args.temperature < 0 or args.seed < 0 or args.at_once < 1:
-        raise ValueError("--temperature and --seed cannot be negative, and --at-once must be at least 1.")
+        raise ValueError("--temperature and --seed cannot be negative, and --at_once must be at least 1.")
     budget = candidates * spec.limits.tokens_per_candidate
     max_new_tokens = budget if args.max_new_tokens is None else args.max_new_tokens
     if max_new_tokens < budget:
         raise ValueError(
-            f"--max-new-tokens is {max_new_tokens}, {candidates} candidates of {spec.name!r} take {budget}."
+            f"--max_new_tokens is {max_new_tokens}, {candidates} candidates of {spec.name!r} take {budget}."
         )
     if rows is not None:
         pass
@@ -207,7 +207,7 @@ def read_task(
         rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in drawn]
     if args.tell_weights and spec.ragged:
         raise ValueError(
-            f"--tell-weights names the objectives, and those of {spec.name!r} differ from prompt to prompt."
+            f"--tell_weights names the objectives, and those of {spec.name!r} differ from prompt to prompt."
         )
     if not rows:
         raise ValueError(f"There are no prompts: {args.data or spec.name} is empty.")

@@ -46,9 +46,11 @@ class PolicyClient(LLMInterface):
 class Evolution:
     """Children of good parents: on each island in turn a parent is drawn, and the policy writes what may be better.
 
-    Where the specification names a `mutation`, the child's first candidate begins as that says and the policy goes on;
-    else the policy is shown the parent and some others, with their rewards. An island that has nothing yet, because no
-    response could be parsed, is begun anew. OpenEvolve keeps programs in sets, so its draws differ between processes.
+    Where the specification names a `mutation`, a candidate begins as that makes of the parent and the policy goes on. A
+    policy that writes sets finds others of the island before it, as the set's first candidates, and completes the set.
+    Without a `mutation` the policy is shown the parent and some others, with their rewards. An island that has nothing
+    yet, because no response could be parsed, is begun anew. OpenEvolve keeps programs in sets, so its draws differ
+    between processes.
 
     Args:
         config: OpenEvolve's configuration file; without one two islands, an archive of a tenth of the budget, and
@@ -69,15 +71,18 @@ class Evolution:
         generation = 0
         while problem.open:
             island = generation % len(database.islands)
-            text, start = problem.text(), ""
+            text, start, known = problem.text(), "", 0
             if database.islands[island]:
-                parent, others = database.sample_from_island(island, num_inspirations=0 if mutation else SHOWN)
+                parent, others = database.sample_from_island(island, problem.m - 1 if mutation else SHOWN)
                 if mutation:
                     chance = random.Random(f"{problem.seed} {problem.number} {generation}")
-                    start = problem.spec.start_response(mutation(parent.code, problem.label, chance))
+                    changed = mutation(parent.code, problem.label, chance)
+                    start = problem.spec.start_response(changed, [program.code for program in others])
+                    known = len(others)
                 else:
                     text = problem.text([_candidate(problem, program) for program in (parent, *others)])
-            child = await models.generate_with_context("", [{"role": "user", "content": text}], start=start)
+            message = {"role": "user", "content": text}
+            child = await models.generate_with_context("", [message], start=start, known=known)
             _add(database, problem, child, generation, island)
             generation += 1
 

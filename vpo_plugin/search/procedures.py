@@ -50,6 +50,8 @@ class Question:
     text: str
     start: str
     """What the response begins with."""
+    known: int
+    """How many whole candidates that is, all tried before: they cost nothing and are not in the answer."""
 
 
 @dataclass
@@ -101,9 +103,9 @@ class Problem:
         earlier = "\n".join(f"{self._rewards(candidate)}:\n{candidate.text}\n" for candidate in shown)
         return f"{text.rstrip()}\n\nEarlier candidates with their rewards:\n{earlier}\nWrite better ones.\n"
 
-    async def propose(self, text: str, start: str = "") -> Proposal:
-        """Ask for a response to the text that begins with `start`, and try its candidates."""
-        question = Question(self.questions, text, start)
+    async def propose(self, text: str, start: str = "", known: int = 0) -> Proposal:
+        """Ask for a response to the text that begins with `start` (see `Question`), and try its candidates."""
+        question = Question(self.questions, text, start, known)
         self.questions += 1
         proposal = await self.ask(self, question)
         for candidate in proposal.candidates[: self.budget - len(self.tried)]:

@@ -53,6 +53,7 @@ SCHEMA = pa.schema(
         ("label", pa.string()),
         ("asked", pa.string()),  # the text that the policy was given, before any chat template
         ("start", pa.string()),  # what the response was made to begin with
+        ("known", pa.int64()),  # how many of its candidates that is, tried before
         ("response", pa.string()),
         ("candidates", pa.list_(pa.string())),
         ("rewards", pa.list_(pa.list_(pa.float32()))),
@@ -97,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--procedure", nargs="+", choices=PROCEDURES, default=list(PROCEDURES), help="(all)")
     parser.add_argument("--budget", type=int, required=True, metavar="N", help="candidates for each prompt, at most")
     parser.add_argument(
-        "--unsolved-in",
+        "--unsolved_in",
         type=Path,
         nargs="+",
         metavar="POOL",
@@ -265,6 +266,7 @@ class Rounds:
                 "label": problem.row["label"],
                 "asked": question.text,
                 "start": question.start,
+                "known": question.known,
                 "response": answer.text,
                 "tokens": answer.tokens,
                 "seed": seed,
@@ -286,7 +288,7 @@ class Rounds:
 
 
 def _proposal(problem: Problem, row: Mapping[str, Any]) -> Proposal:
-    pairs = zip(row["candidates"], row["rewards"], strict=True)
+    pairs = list(zip(row["candidates"], row["rewards"], strict=True))[row["known"] :]
     return Proposal(row["response"], [problem.candidate(text, rewards) for text, rewards in pairs])
 
 
