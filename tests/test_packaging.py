@@ -1,6 +1,8 @@
 """What installs where: the core without the host, the pinned list without a hole."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution, requires
@@ -54,3 +56,31 @@ def test_the_pins_meet_what_the_project_asks_for() -> None:
             assert requirement.specifier.contains(pins[name].split("+")[0]), (
                 f"{name} {pins[name]} against {requirement}"
             )
+
+
+def test_the_wheel_holds_what_a_user_needs(tmp_path: Path) -> None:
+    """Installed as `pip install .` does, away from the sources: specifications, policy, report and configurations."""
+    source = tmp_path / "source"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    target = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, "--no-build-isolation", "--target", str(target), str(source)], check=True, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    shutil.rmtree(source)
+
+    def vpo(*words: str) -> str:
+        command = [sys.executable, "-m", "vpo_plugin.cli", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = "import vpo_plugin, flows, reward_specs; print(vpo_plugin.__file__, flows.__file__, reward_specs.__path__)"
+    found = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert found.stdout.count(str(target)) == 3, found
+    assert "maze_small" in vpo("spec", "list")
+    assert "'maze_small' is sound" in vpo("spec", "check", "maze_small")
+    assert str(target / "reward_specs" / "maze_small" / "policy") in vpo("run", "maze-cpu", "--dry-run")
