@@ -123,10 +123,15 @@ class Engine:
 
 
 def prepare_environment() -> None:
-    """Settings of vLLM's that it reads at import; the user's own win."""
+    """Settings that vLLM reads at import and torch at its first warning; the user's own win."""
     import torch
 
-    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    settings = {
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     if not torch.cuda.is_available():
         settings |= cpu.ENVIRONMENT
     for name, value in settings.items():
