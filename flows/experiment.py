@@ -23,6 +23,8 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import CliApp
 
 from flows.pipeline import VERSIONS, check_settings, evaluate, prepare_data, prepare_policy, train, trains_sets
+from flows.process import exit_on_sigterm, stopping_threads
+from flows.server import check_server
 from flows.settings import PipelineSettings
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
 from vpo_plugin.openrlhf.log import read_steps
@@ -88,14 +90,15 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
 
     tqdm.tqdm.get_lock()
     futures = {}
-    for seed in settings.seeds:
-        for method in settings.methods:
-            candidates = m if trains_sets(method) else 1
-            of_cell = seeds[seed]
-            if candidates == 1:
-                of_cell = of_cell.model_copy(update={"candidates": 1, "rollouts_per_prompt": rollouts})
-            futures[method, seed] = run_cell.submit(of_cell, method, candidates, base, data[seed])
-    wait(list(futures.values()))
+    with stopping_threads():
+        for seed in settings.seeds:
+            for method in settings.methods:
+                candidates = m if trains_sets(method) else 1
+                of_cell = seeds[seed]
+                if candidates == 1:
+                    of_cell = of_cell.model_copy(update={"candidates": 1, "rollouts_per_prompt": rollouts})
+                futures[method, seed] = run_cell.submit(of_cell, method, candidates, base, data[seed])
+        wait(list(futures.values()))
     failed = {cell: future.state for cell, future in futures.items() if not future.state.is_completed()}
     if failed:
         named = ", ".join(f"{method} with seed {seed}" for method, seed in failed)
@@ -211,9 +214,11 @@ def commit() -> str:
 
 def main(arguments: list[str]) -> int:
     """``vpo experiment``: the flags are the fields of ``ExperimentSettings``, with ``_`` or ``-``."""
+    exit_on_sigterm()
     try:
         given = [re.sub(r"^--\w+", lambda flag: flag[0].replace("_", "-"), word) for word in arguments]
         settings = CliApp.run(ExperimentSettings, cli_args=given)
+        check_server()
         check_experiment(settings)
         vpo_experiment(settings)
     except ValidationError as error:

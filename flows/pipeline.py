@@ -24,7 +24,7 @@ from flows import stage
 from flows.hooks import explain_failure, show_results
 from flows.parameters import settings_flow
 from flows.policy import check_policy, resolve_policy
-from flows.process import run_logged
+from flows.process import exit_on_sigterm, run_logged
 from flows.server import check_server
 from flows.settings import PipelineSettings, RunSettings
 from flows.stage import (
@@ -252,12 +252,16 @@ def write_prompts(rows: list[dict[str, Any]], folder: Path) -> str:
 def run(settings: PipelineSettings) -> None:
     """Run the pipeline for a person at a terminal: what is wrong is said in one last sentence, with exit code 1."""
     stage.command_started = psutil.Process().create_time()
+    exit_on_sigterm()
     try:
         check_server()
         check_settings(settings, load_spec(settings.spec))
         pipeline(**dict(settings))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"\n{error}")
+    except KeyboardInterrupt:
+        print("\nInterrupted; finished stages are kept.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ The program outlives a flow that is killed: started again, the flow finds it by 
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -24,6 +26,8 @@ trap : TERM INT
 echo $? > "$0.exit"
 """
 
+_stopping = threading.Event()
+
 
 def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callable[[], None] = lambda: None) -> None:
     """Run a command with its output in ``log``, calling ``on_poll`` about once a second.
@@ -34,7 +38,7 @@ def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callabl
 
     Raises:
         RuntimeError: the command failed; the message ends with its last line and names the log. Or another command
-            still runs for this log.
+            still runs for this log. Or the flow is stopped, see ``stopping_threads``.
     """
     log = log.resolve()
     job, exit_code = Path(f"{log}.job"), Path(f"{log}.exit")
@@ -46,6 +50,7 @@ def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callabl
     if process is None and not (job.exists() and exit_code.exists() and exit_code.read_text() == "0\n"):
         job.unlink(missing_ok=True)
         exit_code.unlink(missing_ok=True)
+        pause(what, 0)
         with log.open("a") as output:
             started = subprocess.Popen(
                 ["sh", "-c", LEADER, str(log), *command],
@@ -57,7 +62,7 @@ def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callabl
         process = psutil.Process(started.pid)
     try:
         while process is not None and _alive(process):
-            time.sleep(POLL_SECONDS)
+            pause(what)
             on_poll()
     finally:
         stop(process)
@@ -69,6 +74,35 @@ def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callabl
     exit_code.unlink(missing_ok=True)
     if code != "0":
         raise RuntimeError(f"{what} failed (exit code {code}): {last_line(log)} The whole log is {log}.")
+
+
+def pause(what: str, seconds: float = POLL_SECONDS) -> None:
+    """Wait until a program is looked at again.
+
+    Raises:
+        RuntimeError: the flow is being stopped, see ``stopping_threads``.
+    """
+    if _stopping.wait(seconds):
+        raise RuntimeError(f"{what} was stopped together with its flow.")
+
+
+@contextmanager
+def stopping_threads() -> Iterator[None]:
+    """If the body is left by an exception, the programs that other threads follow are stopped.
+
+    A signal reaches the main thread alone, and Prefect waits for the threads of a flow before it ends.
+    """
+    _stopping.clear()
+    try:
+        yield
+    except BaseException:
+        _stopping.set()
+        raise
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end this command as Ctrl-C does, with all that it has started; exit code 143."""
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
 
 
 def running(log: Path) -> psutil.Process | None:

@@ -19,12 +19,24 @@ from prefect.blocks.core import Block
 from pydantic import Field
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from flows.process import last_line
+from flows.process import last_line, pause
 
 POLL_SECONDS = 1.0
 LOST_SECONDS = 30.0
 """How long a cluster may not answer before a job counts as lost."""
 STOP_SECONDS = 25.0
+NO_ANSWER = (OSError, RuntimeError)
+"""What a request raises that is not answered, or not as it should be; those of ``requests`` are OSErrors."""
+
+
+class Client(JobSubmissionClient):
+    """Ray's client, whose requests would wait for ever for a machine that is cut off.
+
+    ``_do_request`` (Ray 2.55) hands its options to ``requests.request``.
+    """
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        return super()._do_request(method, endpoint, **options | {"timeout": LOST_SECONDS})
 
 
 class RayCluster(Block):
@@ -58,8 +70,8 @@ def connect(cluster: RayCluster) -> JobSubmissionClient:
         ConnectionError: nothing answers at its address.
     """
     try:
-        return JobSubmissionClient(cluster.address)
-    except (ConnectionError, RuntimeError) as error:
+        return Client(cluster.address)
+    except NO_ANSWER as error:
         reason = str(error).splitlines()[0]
         raise ConnectionError(
             f"The Ray cluster {cluster.address} does not answer ({reason}). Its dashboard must run, and the address "
@@ -87,6 +99,7 @@ def run_job(
         ConnectionError: the cluster does not answer at the start.
     """
     client = connect(cluster)
+    pause(what, 0)
     job, is_new = submit(client, command, cluster, name, result)
     if is_new and log.exists():  # of an earlier try
         tries = len(list(log.parent.glob(f"{log.stem}.*{log.suffix}")))
@@ -94,7 +107,7 @@ def run_job(
     copier = threading.Thread(target=_copy_log, args=(client, job, log), daemon=True)
     copier.start()
     try:
-        status = _follow(client, job, on_poll)
+        status = _follow(client, job, what, on_poll)
     except ConnectionError as error:
         raise RuntimeError(f"{what} is lost: the Ray cluster {cluster.address} is gone. The log is {log}.") from error
     except BaseException:
@@ -138,20 +151,20 @@ def submit(
 
 def stop(client: JobSubmissionClient, job: str) -> None:
     """Stop a job and wait until Ray has ended it, or is gone itself."""
-    with suppress(ConnectionError, RuntimeError):
+    with suppress(*NO_ANSWER):
         client.stop_job(job)
         deadline = time.monotonic() + STOP_SECONDS
         while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
             time.sleep(0.2)
 
 
-def _follow(client: JobSubmissionClient, job: str, on_poll: Callable[[], None]) -> JobStatus:
+def _follow(client: JobSubmissionClient, job: str, what: str, on_poll: Callable[[], None]) -> JobStatus:
     """Wait for a job's end; ConnectionError when its cluster has not answered for some time."""
     answered = time.monotonic()
     while True:
         try:
             status = client.get_job_status(job)
-        except (ConnectionError, RuntimeError) as error:
+        except NO_ANSWER as error:
             if time.monotonic() - answered > LOST_SECONDS:
                 raise ConnectionError(f"{job}: {error}") from error
         else:
@@ -159,7 +172,7 @@ def _follow(client: JobSubmissionClient, job: str, on_poll: Callable[[], None]) 
             on_poll()
             if status.is_terminal():
                 return status
-        time.sleep(POLL_SECONDS)
+        pause(what)
 
 
 def _copy_log(client: JobSubmissionClient, job: str, log: Path) -> None:
@@ -171,5 +184,5 @@ def _copy_log(client: JobSubmissionClient, job: str, log: Path) -> None:
                 file.write(text)
                 file.flush()
 
-    with suppress(ConnectionError, RuntimeError, aiohttp.ClientError):  # the cluster is gone: what came is kept
+    with suppress(*NO_ANSWER, aiohttp.ClientError):  # the cluster is gone: what came is kept
         asyncio.run(copy())

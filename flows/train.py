@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
@@ -187,7 +188,10 @@ class TrainingProgress:
             left = statistics.median(b - a for a, b in pairwise(times)) * (self.steps - len(done))
             said += time.strftime(", %H:%M:%S left", time.gmtime(left))
         self.logger.info(said)
-        update_progress_artifact(self.artifact, 100.0 * len(done) / self.steps)
+        try:
+            update_progress_artifact(self.artifact, 100.0 * len(done) / self.steps)
+        except httpx.HTTPError as error:
+            self.logger.warning("Prefect's server does not answer (%s). The training goes on.", error)
 
     def _pass_remarks_on(self) -> None:
         if not self.log.exists():

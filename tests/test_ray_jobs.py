@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -18,8 +17,10 @@ from typing import Any
 
 import pytest
 from conftest import MARK, kill_marked, marked
+from prefect_service import readme_command, serving, working
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from flows import ray_jobs
 from vpo_plugin.openrlhf.log import read_steps
 
 STEPS = 4
@@ -39,11 +40,8 @@ def only_train(settings: PipelineSettings, block: str | None = None) -> str:
     spec = check_specification(settings)
     return train(settings, "vpo", spec.candidates, prepare_policy(settings), prepare_data(settings))
 
-if sys.argv[1] == "serve":
-    only_train.serve(name="served")
-else:
-    settings, *block = sys.argv[1:]
-    only_train(PipelineSettings(**json.loads(settings)), *block)
+settings, *block = sys.argv[1:]
+only_train(PipelineSettings(**json.loads(settings)), *block)
 """
 
 
@@ -172,20 +170,20 @@ def new_flow(tmp_path: Path) -> Iterator[Callable[..., Flow]]:
 
 
 def wait_until(
-    condition: Callable[[], object], process: subprocess.Popen[bytes] | None = None, seconds: float = 500
+    condition: Callable[[], object], what: str, process: subprocess.Popen[bytes] | None = None, seconds: float = 400
 ) -> None:
     """Wait for something, as long as the process runs that is to bring it about."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process is None or process.poll() is None
-        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, f"The flow ended before there was {what}."
+        assert time.monotonic() < deadline, f"There was no {what} within {seconds:.0f} s."
         time.sleep(0.2)
 
 
 def test_killed_flow_finds_its_job_again(cluster: Cluster, new_flow: Callable[..., Flow]) -> None:
     flow = new_flow(cluster=cluster.address)
     process = flow.start()
-    wait_until(lambda: flow.steps, process)
+    wait_until(lambda: flow.steps, "first step", process)
     flow.kill()
     process.wait()
     (job,) = cluster.jobs("small")
@@ -212,47 +210,34 @@ def test_stopped_flow_stops_its_job(cluster: Cluster, new_flow: Callable[..., Fl
     """SIGTERM is what Prefect sends to a flow run that it cancels."""
     flow = new_flow(cluster=cluster.address, name="stopped", steps=1000)
     process = flow.start()
-    wait_until(lambda: flow.steps, process)
+    wait_until(lambda: flow.steps, "first step", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
     (job,) = cluster.jobs("stopped")
     assert job.status == JobStatus.STOPPED
-    wait_until(lambda: not cluster.working(), seconds=30)
+    wait_until(lambda: not cluster.working(), "end of the training's actors", seconds=30)
 
 
 @pytest.mark.slow
-def test_cancelled_flow_run_stops_its_job(cluster: Cluster, new_flow: Callable[..., Flow]) -> None:
-    """Cancelled with Prefect's command, on a server of the test's own."""
-    flow = new_flow(cluster=cluster.address, name="cancelled", steps=1000)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    prefect = [sys.executable, "-m", "prefect"]
-    env = flow.environment | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-
-    def ask(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*prefect, *command], env=env, capture_output=True, text=True, timeout=120)
-
-    with contextlib.ExitStack() as stack:
-        for command in (
-            [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            [sys.executable, str(flow.script), "serve"],
-        ):
-            process = stack.enter_context(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
-            stack.callback(process.terminate)
-            if "server" in command:
-                wait_until(lambda: ask("version").returncode == 0 and ask("flow", "ls").returncode == 0)
-        wait_until(lambda: "served" in ask("deployment", "ls").stdout)
-        started = ask("deployment", "run", "only-train/served", "--params", json.dumps({"settings": flow.settings}))
-        (run,) = set(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", started.stdout))
-        wait_until(lambda: flow.steps)
-        assert ask("flow-run", "cancel", run).returncode == 0
-        wait_until(
-            lambda: not cluster.working(), seconds=40
-        )  # 30 s, and what the command itself takes on a busy machine
-        (job,) = cluster.jobs("cancelled")
-        assert job.status == JobStatus.STOPPED
-        wait_until(lambda: "CANCELLED" in ask("flow-run", "inspect", run).stdout.upper(), seconds=60)
+def test_cancelled_flow_run_stops_its_job(cluster: Cluster, new_flow: Callable[..., Flow], tmp_path: Path) -> None:
+    """Cancelled with Prefect's command: a deployed training that a worker runs."""
+    flow = new_flow(cluster=cluster.address, name="cancelled", steps=1000, methods=["vpo"])
+    with serving(tmp_path / "prefect") as service:
+        for command in ("work-pool create", "deploy --all"):
+            code, output = service.prefect_on_terminal(*readme_command(command))
+            assert code == 0, output
+        with working(service, tmp_path):
+            given = json.dumps(flow.settings)
+            started = service.prefect("deployment", "run", "train/maze-cpu", "--params", given, timeout=120)
+            assert started.returncode == 0, started.stdout + started.stderr
+            wait_until(lambda: flow.steps, "first step")
+            (run,) = service.runs("train")
+            cancelled = service.prefect("flow-run", "cancel", run["id"], timeout=120)
+            assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
+            wait_until(lambda: not cluster.working(), "end of the training's actors", seconds=30)
+            (job,) = cluster.jobs("cancelled")
+            assert job.status == JobStatus.STOPPED
+            wait_until(lambda: service.runs("train")[0]["state"]["type"] == "CANCELLED", "cancelled run", seconds=60)
 
 
 def test_failed_job_says_why(cluster: Cluster, new_flow: Callable[..., Flow]) -> None:
@@ -275,13 +260,23 @@ def test_cluster_that_is_not_there(new_flow: Callable[..., Flow], tmp_path: Path
     assert not (tmp_path / "small" / "data").exists(), "refused before anything was done"
 
 
+def test_cluster_that_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machine takes the connection and never answers."""
+    monkeypatch.setattr(ray_jobs, "LOST_SECONDS", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"The Ray cluster {address} does not answer"):
+            ray_jobs.connect(ray_jobs.RayCluster(address=address))
+
+
 @pytest.mark.slow
 def test_head_is_killed(new_cluster: Callable[[], Cluster], new_flow: Callable[..., Flow]) -> None:
     """The flow says so; on another cluster the training goes on from its last checkpoint."""
     first = new_cluster()
     flow = new_flow(cluster=first.address)
     process = flow.start()
-    wait_until((flow.folder / "checkpoints" / "_actor" / "global_step2" / "metric.json").exists, process)
+    second = flow.folder / "checkpoints" / "_actor" / "global_step2" / "metric.json"
+    wait_until(second.exists, "checkpoint of the second step", process)
     first.kill()
     assert process.wait(200) != 0
     assert f"Training with vpo is lost: the Ray cluster {first.address} is gone" in flow.log.read_text()

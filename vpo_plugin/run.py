@@ -58,8 +58,10 @@ def start(flow: str, settings: "BaseModel") -> None:
     Raises:
         ConnectionError: a Prefect server is configured and does not answer.
     """
+    from flows.process import exit_on_sigterm
     from flows.server import check_server
 
+    exit_on_sigterm()
     check_server()
     import psutil
 
