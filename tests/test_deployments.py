@@ -17,7 +17,9 @@ from test_retrain import write_growing_spec
 
 from flows import hooks
 from flows.deployments import FLOWS
+from flows.process import running as process_of
 from flows.settings import SETTINGS, PipelineSettings
+from vpo_plugin.openrlhf.log import read_steps
 
 pytestmark = pytest.mark.timeout(1800)  # for a machine with much else to do
 SMALL = {
@@ -258,6 +260,33 @@ def test_a_killed_run_is_crashed_and_says_how_to_go_on(worked: Service, home: Pa
     for one in family:  # a killed process cannot end what it started
         if one.is_running():
             one.kill()
+
+
+@pytest.mark.slow
+def test_a_worker_killed_mid_train(tmp_path: Path) -> None:
+    """Its training, which nothing could tell, runs on; the same run on another worker follows it to its end."""
+    runs = tmp_path / "runs"
+    asked = SMALL | {"steps": 6, "save_steps": 1, "runs": str(runs)}
+    log = runs / "maze-cpu" / "train" / "vpo" / "train.log"
+    with serving(tmp_path / "prefect") as service:
+        deploy(service)
+        with working(service, tmp_path) as worker:
+            run, _ = run_deployment(service, "train/maze-cpu", wait=False, **asked)
+            deadline = time.monotonic() + 400
+            while not read_steps(log.parent / "policy" / "vpo"):
+                assert time.monotonic() < deadline, "no step: " + (tmp_path / "worker.log").read_text()
+                time.sleep(0.2)
+            worker.kill()
+            process = flow_process(run["id"])
+            assert process is not None
+            process.kill()
+        assert process_of(log) is not None
+        with working(service, tmp_path):
+            run, output = run_deployment(service, "train/maze-cpu", **asked)
+    assert run["state"]["type"] == "COMPLETED", output + str(run["state"])
+    assert [step["step"] for step in read_steps(log.parent / "policy" / "vpo")] == [1, 2, 3, 4, 5, 6]
+    assert "Going on after step" not in log.read_text()
+    assert process_of(log) is None
 
 
 def flow_process(run: str) -> psutil.Process | None:

@@ -351,11 +351,12 @@ def start_ray(args: argparse.Namespace, spec: RewardSpec | None, on_cpu: bool) -
     }
     if on_cpu:
         runtime_env["env_vars"] |= {name: os.environ[name] for name in cpu.ENVIRONMENT}
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)  # what Ray has started by then is stopped, see stop_ray
     if on_cpu and not os.environ.get("RAY_ADDRESS"):
         cpu.start_private_ray(runtime_env)
     else:
         ray.init(runtime_env=runtime_env)
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)  # in the place of Ray's own
 
 
 def _exit_on_sigterm(signum: int, frame: Any) -> NoReturn:
