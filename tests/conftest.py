@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -19,6 +20,9 @@ from vpo_plugin.rewards import load_spec
 
 SPEC = "maze_small"
 MARK = "VPO_TEST_RUN"
+
+# What a shell starts in the background is deaf to Ctrl-C, and so are its children: the tests send it to theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass
