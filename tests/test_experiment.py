@@ -152,10 +152,16 @@ def test_what_cannot_work_is_said_before_the_start(flags: list[str], said: str, 
     assert not list(tmp_path.glob("*/seed-*"))
 
 
-def experiment(runs: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+def test_a_server_that_does_not_answer_is_said_before_the_start(tmp_path: Path) -> None:
+    done = experiment(tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 1 and "The Prefect server at http://127.0.0.1:9/api does not answer" in done.stderr
+    assert not list(tmp_path.glob("*/seed-*"))
+
+
+def experiment(runs: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The public command, with a Prefect of its own."""
     command = [sys.executable, "-m", "vpo_plugin.cli", "experiment", "--runs", str(runs), *flags]
-    environment = {**os.environ, "PREFECT_HOME": str(runs / "prefect")}
+    environment = {**os.environ, "PREFECT_HOME": str(runs / "prefect"), **environment}
     return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
 
 

@@ -28,7 +28,9 @@ SMALL = {
 
 def test_pipeline(tmp_path: Path) -> None:
     """Runs to a report; a second run has nothing to do; a third does again only what follows from a change."""
+    started = time.monotonic()
     first = run_pipeline(tmp_path, **SMALL)
+    seconds = time.monotonic() - started
     assert first.returncode == 0, first.stdout + first.stderr
     folder = tmp_path / "small"
     report = json.loads((folder / "report.json").read_text())
@@ -38,6 +40,9 @@ def test_pipeline(tmp_path: Path) -> None:
     assert len(report["training"][0]["steps"]) == 2
     assert {"report.html", "best_at_k.png"} <= {path.name for path in folder.iterdir()}
     assert "best@6" in first.stdout
+    cost = report["overhead"]
+    assert cost["stages"] > 0 < cost["seconds"] and cost["stages"] + cost["seconds"] < seconds
+    assert f"Orchestration added {cost['seconds']:.0f} s to the" in (folder / "report.html").read_text()
     assert "step 2/2" in first.stderr + first.stdout
 
     made = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/stage.json")}

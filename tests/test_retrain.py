@@ -227,8 +227,7 @@ def test_guarded_metrics_hold_a_better_challenger_back() -> None:
     after[:, 1:] += 0.5
     rule = settings(pass_at_1_allowance=0.01)
     decision = decide(pool(solving), pool(np.minimum(after, 0.6)), SPEC, ROWS, rule)
-    if decision.changes["pass@1"].mean < -0.01:
-        assert not decision.promote and "pass@1 falls by" in decision.reason
+    assert not decision.promote and "pass@1 falls by 0.033, beyond its allowance of 0.010" in decision.reason
     unread = decide(pool(BASE), pool(BASE + 0.05, parsed=2), SPEC, ROWS, settings(format_allowance=0.3))
     assert not unread.promote and "format rate falls by 0.333, beyond its allowance of 0.300" in unread.reason
     assert decide(pool(BASE), pool(BASE + 0.05, parsed=2), SPEC, ROWS, settings(format_allowance=0.34)).promote
