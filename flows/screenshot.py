@@ -7,9 +7,7 @@ the server that PREFECT_API_URL names.
 import argparse
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from prefect.client.orchestration import get_client
@@ -19,6 +17,7 @@ from prefect.settings import PREFECT_UI_URL
 from flows.server import check_server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+LOADING_SECONDS = 120.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,12 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         check_server()
-        url = f"{PREFECT_UI_URL.value()}/runs/flow-run/{args.run or newest_run()}?tab={args.tab}"
-        take(url, args.output)
+        url = f"{PREFECT_UI_URL.value()}/runs/flow-run/{args.run or newest_run()}"
+        take(url, args.tab, args.output)
     except (OSError, RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{url} is in {args.output}")
+    print(f"{args.tab} of {url} are in {args.output}")
     return 0
 
 
@@ -48,22 +47,32 @@ def newest_run() -> str:
     return str(runs[0].id)
 
 
-def take(url: str, output: Path, size: tuple[int, int] = (1400, 1800)) -> None:
-    """Open a page in a headless browser and save what it shows.
+def take(url: str, tab: str, output: Path) -> None:
+    """Open a run's page in a headless browser, choose a tab of it, and save what it shows.
 
     Raises:
-        RuntimeError: no browser is installed, or it saved nothing.
+        RuntimeError: no browser is installed, or the page does not show that tab.
     """
+    from playwright.sync_api import Error, sync_playwright
+
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise RuntimeError("No browser is installed: apt-get install chromium.")
-    with tempfile.TemporaryDirectory() as profile:
-        command = [browser, "--headless=new", f"--user-data-dir={profile}", "--hide-scrollbars", "--disable-gpu"]
-        command += [f"--window-size={size[0]},{size[1]}", "--virtual-time-budget=40000"]
-        command += ["--no-sandbox"] if os.geteuid() == 0 else []  # the browser's own sandbox refuses root
-        done = subprocess.run([*command, f"--screenshot={output.resolve()}", url], capture_output=True, timeout=180)
-    if done.returncode or not output.exists():
-        raise RuntimeError(f"{browser} took no picture of {url}: {done.stderr.decode(errors='replace')[-300:]}")
+    flags = ["--no-sandbox"] if os.geteuid() == 0 else []  # the browser's own sandbox refuses root
+    with sync_playwright() as playwright:
+        try:
+            page = playwright.chromium.launch(executable_path=browser, args=flags).new_page(
+                viewport={"width": 1400, "height": 1800}
+            )
+            page.set_default_timeout(LOADING_SECONDS * 1000)
+            page.goto(url)
+            tabs = page.get_by_role("tablist")
+            tabs.get_by_text(tab, exact=True).click()  # some are hidden until the page knows the run
+            page.wait_for_load_state("networkidle")
+            page.wait_for_timeout(2000)  # what fades in
+            page.screenshot(path=output)
+        except Error as error:
+            raise RuntimeError(f"{browser} took no picture of {url}: {error.message.splitlines()[0]}") from error
 
 
 if __name__ == "__main__":
