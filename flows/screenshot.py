@@ -9,8 +9,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_UI_URL
 
@@ -23,13 +25,13 @@ LOADING_SECONDS = 120.0
 def main(arguments: list[str] | None = None) -> int:
     """Take the picture; what is wrong is said in one sentence on stderr, with exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", metavar="RUN_ID", help="default: the newest run")
+    parser.add_argument("run", nargs="?", type=UUID, metavar="RUN_ID", help="default: the newest run")
     parser.add_argument("--output", type=Path, default=Path("run_page.png"))
     parser.add_argument("--tab", default="Artifacts", choices=["Logs", "Artifacts", "Parameters", "Details"])
     args = parser.parse_args(arguments)
     try:
         check_server()
-        url = f"{PREFECT_UI_URL.value()}/runs/flow-run/{args.run or newest_run()}"
+        url = f"{PREFECT_UI_URL.value()}/runs/flow-run/{find_run(args.run)}"
         take(url, args.tab, args.output)
     except (OSError, RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
@@ -38,13 +40,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def newest_run() -> str:
-    """The id of the newest flow run that has started."""
+def find_run(run: UUID | None) -> UUID:
+    """The id of a flow run that the server has: of this one, or of the newest that has started.
+
+    Raises:
+        ValueError: there is none.
+    """
+    wanted = None if run is None else FlowRunFilter(id=FlowRunFilterId(any_=[run]))
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+        runs = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.START_TIME_DESC, limit=1)
     if not runs:
-        raise ValueError("The server has no flow runs.")
-    return str(runs[0].id)
+        raise ValueError("The server has no flow runs." if run is None else f"The server has no flow run {run}.")
+    return runs[0].id
 
 
 def take(url: str, tab: str, output: Path) -> None:

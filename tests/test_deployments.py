@@ -155,6 +155,8 @@ def test_a_deployed_pipeline_runs_to_its_report(worked: Service, tmp_path: Path)
     done = worked.python("-m", "flows.screenshot", run["id"], "--output", str(picture))
     assert done.returncode == 0, done.stderr
     assert picture.stat().st_size > 20_000
+    absent = worked.python("-m", "flows.screenshot", worked.api("/flows/filter")[0]["id"])
+    assert absent.returncode == 1 and absent.stderr.startswith("The server has no flow run ")
 
 
 needs_postgres = pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed: apt-get install postgresql")
