@@ -18,6 +18,13 @@ NAMES = Path("/etc/netns")
 RAY = Path(sys.executable).with_name("ray")
 PORT = 6379
 NODE_SECONDS = 120
+PATIENCE = {
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "4",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+}
+"""After how long Ray counts a silent node, or the head, as dead: half a minute. Its defaults take two minutes more."""
 
 
 def namespaces_unavailable() -> str | None:
@@ -94,14 +101,13 @@ class Hosts:
 
     @classmethod
     def make(cls, environment: dict[str, str]) -> "Hosts":
-        folder = Path(
-            tempfile.mkdtemp(prefix="vpo-", dir="/tmp")
-        )  # short: Ray's sockets have a limit of 107 characters
+        # A short name: Ray's sockets have a limit of 107 characters.
+        folder = Path(tempfile.mkdtemp(prefix="vpo-", dir="/tmp"))
         hosts = []
         for number, role in ((1, "head"), (2, "worker")):
             (folder / role).mkdir()
             name = f"vpo-{role}-{os.getpid()}"
-            hosts.append(Host(name, f"10.77.0.{number}", folder / role, environment))
+            hosts.append(Host(name, f"10.77.0.{number}", folder / role, environment | PATIENCE))
         made = cls(*hosts)
         for host in hosts:
             ip("netns", "add", host.name)

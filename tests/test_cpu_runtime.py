@@ -1,4 +1,4 @@
-"""The private Ray of a machine without CUDA, and the agent executor in this process. The training itself is tested in
+"""The private Ray of a machine without CUDA, and the agent executor with its scorer. The training itself is tested in
 test_train_ppo_ray.py; here Ray runs with actors that cost nothing."""
 
 import asyncio
@@ -18,7 +18,7 @@ from conftest import MARK, Training
 from host import importable_host
 
 from flows.policy import TINY, resolve_policy
-from vpo_plugin.openrlhf import cpu, matrices, worker
+from vpo_plugin.openrlhf import cpu, launcher, matrices, worker
 
 DRIVER = """
 import subprocess, sys, time
@@ -147,11 +147,14 @@ dataset: {loader: "slow_scorer:rows"}
 limits: {response_chars: 1000, tokens_per_candidate: 20}
 """
 SCORER = """
+import os
 import time
 
 def score(candidate, label):
     if candidate == "fail":
         raise KeyError("no such test")
+    if candidate == "crash":
+        os._exit(1)
     time.sleep(0.5)
     return [1.0, 0.0] if candidate == label else [0.0, 1.0]
 
@@ -172,12 +175,18 @@ class Engine:
         return SimpleNamespace(outputs=[said])
 
 
+@pytest.fixture(scope="module")
+def private_ray() -> Iterator[None]:
+    cpu.start_private_ray({})
+    yield
+    cpu.stop_private_ray()
+
+
 @pytest.fixture
-def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def execute(private_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """One run of the host's executor with the plugin's scoring, for an engine's text and a label."""
     (tmp_path / "spec.yaml").write_text(SPEC)
     (tmp_path / "slow_scorer.py").write_text(SCORER)
-    monkeypatch.delitem(sys.modules, "slow_scorer", raising=False)
     with importable_host():
         from transformers import AutoTokenizer
 
@@ -185,11 +194,14 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
         tokenizer = AutoTokenizer.from_pretrained(resolve_policy(TINY, tmp_path))
         sampling = SimpleNamespace(max_tokens=20, logprobs=None)
+        executors: dict[str, AgentExecutor] = {}
 
         def start(text: str, label: Any, on_scorer_error: Any = "raise") -> Any:
             run = worker.Settings(str(tmp_path), 2, on_scorer_error, tmp_path / "vpo", on_cpu=True)
             monkeypatch.setattr(worker, "settings", run)
-            return AgentExecutor().execute("a1=start", label, sampling, 100, tokenizer, Engine(text))
+            if on_scorer_error not in executors:
+                executors[on_scorer_error] = AgentExecutor()
+            return executors[on_scorer_error].execute("a1=start", label, sampling, 100, tokenizer, Engine(text))
 
         yield start
 
@@ -198,8 +210,9 @@ def test_scoring_leaves_the_event_loop_free(execute: Callable[..., Any]) -> None
     """Four responses of two candidates each, a second of scoring for each: side by side, and the loop ticks on."""
 
     async def run() -> tuple[list[dict[str, Any]], float]:
-        longest, last = 0.0, time.monotonic()
         text = "<route_1>UP</route_1> <route_2>DOWN</route_2>"
+        await execute(text, '"UP"')  # the scorer has started
+        longest, last = 0.0, time.monotonic()
         scoring = asyncio.gather(*[execute(text, '"UP"') for _ in range(4)])
         while not scoring.done():
             await asyncio.sleep(0.01)
@@ -218,6 +231,13 @@ def test_scoring_leaves_the_event_loop_free(execute: Callable[..., Any]) -> None
             "scorer_errors": 0.0,
         }
         assert output["observation_tokens"][-3:] == [1, 2, 3]
+
+
+def test_scoring_has_a_process_of_its_own(execute: Callable[..., Any]) -> None:
+    """A scorer that brings its process down ends the run as a part that died, and the engine's process lives."""
+    with pytest.raises(Exception, match="actor died") as raised:
+        asyncio.run(execute("<route_1>crash</route_1>", '"UP"'))
+    assert launcher.part_died(raised.value)
 
 
 def test_scorer_error_raises(execute: Callable[..., Any], tmp_path: Path) -> None:

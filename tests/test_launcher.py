@@ -315,7 +315,7 @@ def test_prompt_without_what_the_instruction_replaces(tmp_path: Path, training: 
 
 def test_what_counts_as_a_part_that_died(tmp_path: Path) -> None:
     """An actor or an engine, directly or through the actor that asked it; not an error of the run itself."""
-    from ray.exceptions import ActorDiedError, RayTaskError
+    from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
     class EngineDeadError(Exception):
         """What vLLM's engines raise once their core is gone."""
@@ -323,9 +323,13 @@ def test_what_counts_as_a_part_that_died(tmp_path: Path) -> None:
     def handed_on(cause: Exception) -> Exception:
         return RayTaskError("fit", "traceback", cause).as_instanceof_cause()
 
-    for error in (ActorDiedError(), handed_on(ActorDiedError()), handed_on(handed_on(EngineDeadError("gone")))):
+    other_rank = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    gone = (ActorDiedError(), handed_on(ActorDiedError()), handed_on(handed_on(EngineDeadError("gone"))))
+    for error in (*gone, handed_on(other_rank)):
         assert launcher.part_died(error)
-    assert not launcher.part_died(handed_on(RuntimeError("the scorer failed")))
+    cannot_start = RayActorError("0", "the spec is not there", actor_init_failed=True)
+    for error in (handed_on(RuntimeError("the scorer failed")), cannot_start, handed_on(cannot_start)):
+        assert not launcher.part_died(error)
 
     given = {"ckpt.path": str(tmp_path)}
     assert "begins afresh" in launcher.how_to_go_on(given)

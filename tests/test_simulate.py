@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from flows.policy import TINY, resolve_policy
-from vpo_plugin.openrlhf import sizing
+from vpo_plugin.advantages import set_rewards
+from vpo_plugin.openrlhf import simulate, sizing
 
 
-def simulate(*arguments: str) -> str:
+def run_simulation(*arguments: str) -> str:
     command = [sys.executable, "-m", "vpo_plugin.openrlhf.simulate", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -20,7 +22,7 @@ def simulate(*arguments: str) -> str:
 
 def test_what_a_step_moves_grows_with_its_rollouts() -> None:
     """Through a real object store and the host's trainer; bytes, not seconds, which depend on the machine's load."""
-    output = simulate("step", "--rollouts", "64", "256")
+    output = run_simulation("step", "--rollouts", "64", "256")
     rows = {
         line[:44].strip(): [float(cell.replace(",", "")) for cell in line[44:].split()]
         for line in output.splitlines()
@@ -32,14 +34,23 @@ def test_what_a_step_moves_grows_with_its_rollouts() -> None:
     assert large == pytest.approx(4 * small, rel=0.05)
     small, large = rows["object store, MB"]
     assert large == pytest.approx(4 * small, rel=0.05)
-    assert rows["memory at its peak, MB"][1] < 2000
     assert all(seconds > 0 for seconds in rows["hook in the trainer, s"] + rows["estimator alone, s"])
+
+
+def test_the_estimator_of_the_largest_step() -> None:
+    """8,192 rollouts of 5 candidates and 16 objectives: under a second (it takes a thirtieth of one) and 2 GB."""
+    groups = max(simulate.SIZES) // simulate.ROLLOUTS_PER_PROMPT
+    rewards = torch.rand(groups, simulate.ROLLOUTS_PER_PROMPT, simulate.CANDIDATES, simulate.OBJECTIVES)
+    assert rewards.shape == (1024, 8, 5, 16)
+    seconds, _, memory = simulate.time_and_memory(lambda: set_rewards(rewards))
+    assert seconds < 1
+    assert memory < 2e9
 
 
 @pytest.mark.slow
 def test_scoring_does_not_hold_up_generation(tmp_path: Path) -> None:
     """32 responses that take 0.2 s each to score: one after the other they would hold up the engine for seconds."""
-    output = simulate(
+    output = run_simulation(
         *("engine", "--model", resolve_policy(TINY, tmp_path), "--scorer", "waits", "--milliseconds", "40"),
         *("--responses", "32", "--rounds", "3"),
     )

@@ -4,8 +4,9 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from conftest import SPEC, Training, write_prompts
 from host import host_arguments, importable_host
 from hosts import PORT, Host, Hosts, namespaces_unavailable
 from test_experience import compute, make_maker, make_samples, with_forward_results
+from test_ray_jobs import FLOW
 
 from flows.policy import TINY, resolve_policy
 from vpo_plugin.openrlhf import worker
@@ -23,18 +25,19 @@ from vpo_plugin.openrlhf.log import read_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
-STEPS_AN_EPISODE = 4
 GROUPS, ROLLOUTS = 4, 4
-START_SECONDS = 600
-END_SECONDS = 300
-"""Until a run has noticed a fault and ended; Ray counts a silent node as dead after less than a minute."""
+STEPS = 32
+"""Of the training that meets the faults, more than are done until the last of them."""
+START_SECONDS = 240
+"""Until a run, whose processes import everything on the cores of one machine, has taken two steps."""
+END_SECONDS = 120
+"""Until a run has noticed a fault and ended."""
 FLAGS = [
     # One pretend GPU a host: a rank of the policy and an engine take turns on each.
     *("--train.colocate_all", "--actor.num_nodes", "2", "--vllm.num_engines", "2"),
-    *("--rollout.micro_batch_size", "4", "--train.micro_batch_size", "4", "--vpo.seed", "3"),
-    *("--actor.adam.lr", "1e-4", "--actor.lr_scheduler", "constant"),
-    *("--ckpt.save_steps", "1", "--ckpt.max_num", "2", "--ckpt.load_enable"),
+    *("--rollout.micro_batch_size", "4", "--train.micro_batch_size", "4"),
 ]
+TITLES = ("ray::PolicyModelActor", "VLLM::EngineCore", "ray::Scorer")
 SCORER = """
 from pathlib import Path
 
@@ -48,47 +51,70 @@ def score(candidate, label):
 """
 
 
-class Run:
-    """A training over two hosts that can be started again after a fault."""
+class Cluster:
+    """Two hosts with a Ray node each, and what is started on the first of them."""
 
     def __init__(self, folder: Path) -> None:
         reason = namespaces_unavailable()
         if reason:
             pytest.skip(reason)
         self.folder = folder
-        prompts = write_prompts(folder / "prompts", STEPS_AN_EPISODE * GROUPS)
-        self.training = Training(folder / "policy", prompts, resolve_policy(TINY, folder))
         self.hosts = Hosts.make({**os.environ, "OMP_NUM_THREADS": "1"})
         self.hosts.start_ray()
 
-    def start(self, *flags: str) -> subprocess.Popen[bytes]:
-        command = self.training.command(*FLAGS, "--ckpt.path", str(self.folder / "checkpoints"), *flags)
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start a program that joins the cluster, with its output in a new `log`."""
         head = self.hosts.head
-        environment = head.environment | {"RAY_ADDRESS": f"{head.address}:{PORT}", "VPO_DEVICE": "cpu"}
-        self.log = self.folder / f"run{len(list(self.folder.glob('run*.log')))}.log"
+        environment = head.environment | {
+            **{"RAY_ADDRESS": f"{head.address}:{PORT}", "VPO_DEVICE": "cpu"},
+            **{"PREFECT_HOME": str(self.folder / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        }
+        self.log = self.folder / f"{len(list(self.folder.glob('*.log')))}.log"
         with self.log.open("wb") as log:
             return subprocess.Popen(head.command(*command), stdout=log, stderr=log, env=environment)
 
-    def end_of(self, process: subprocess.Popen[bytes], seconds: float) -> int:
+    def end_of(self, process: subprocess.Popen[bytes], seconds: float, what: str) -> int:
+        """Exit code of the program, which is to end in this time."""
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.kill()
-            raise AssertionError(f"The run did not end within {seconds} s:\n{self.output()[-3000:]}") from None
+            raise TimeoutError(f"{what}: it did not end within {seconds} s:\n{self.output()[-3000:]}") from None
 
     def output(self) -> str:
         return re.sub(r"\x1b\[[0-9;]*m", "", self.log.read_text(errors="replace"))
 
+
+class Flow:
+    """The training stage as a flow on the cluster, which can be started again after a fault."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.script = cluster.folder / "only_train.py"
+        self.script.write_text(FLOW)
+        self.settings = {
+            **{"name": "faults", "runs": str(cluster.folder), "steps": STEPS, "save_steps": 1, "kl_loss": 0},
+            **{"prompts_per_step": GROUPS, "rollouts_per_prompt": ROLLOUTS, "host_flags": FLAGS},
+        }
+        self.folder = cluster.folder / "faults" / "train" / "vpo"
+        self.log_dir = self.folder / "policy" / "vpo"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        return self.cluster.start(sys.executable, str(self.script), json.dumps(self.settings))
+
     def lines(self) -> list[str]:
         """The lines that were logged of the steps."""
-        path = self.training.output / "vpo" / "metrics.jsonl"
+        path = self.log_dir / "metrics.jsonl"
         return path.read_text().splitlines() if path.exists() else []
 
     def wait_for_step(self, process: subprocess.Popen[bytes], step: int) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not any(json.loads(line)["step"] == step for line in self.lines()):
-            assert process.poll() is None, self.output()[-3000:]
-            assert time.monotonic() < deadline, self.output()[-3000:]
+            assert process.poll() is None, f"The flow ended before step {step}:\n{self.cluster.output()[-3000:]}"
+            if time.monotonic() > deadline:
+                log = (self.folder / "train.log").read_text(errors="replace")
+                raise TimeoutError(f"Step {step} was not done after {START_SECONDS} s:\n{log[-3000:]}")
             time.sleep(0.2)
 
     def last_checkpoint(self) -> int:
@@ -98,8 +124,8 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    made = Run(tmp_path_factory.mktemp("two"))
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("two"))
     try:
         yield made
     finally:
@@ -123,24 +149,27 @@ def logged(log_dir: Path, step: int) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def test_two_nodes_train_as_one(run: Run, tmp_path: Path) -> None:
+def test_two_nodes_train_as_one(cluster: Cluster, tmp_path: Path) -> None:
     """A rank and an engine on each node, rewards scored on both, and the advantages are those of a single process."""
     spec = tmp_path / "where"
     spec.mkdir()
     (spec / "spec.yaml").write_text(f"name: where\nextends: {SPEC}\nscorer: where_scorer:score\n")
     (spec / "where_scorer.py").write_text(SCORER)
     output, checkpoints = tmp_path / "policy", tmp_path / "checkpoints"
-    process = run.start(
-        *("--vpo.spec", str(spec), "--ckpt.output_dir", str(output), "--ckpt.path", str(checkpoints)),
+    prompts = write_prompts(tmp_path / "prompts", 4 * GROUPS)
+    training = Training(output, prompts, resolve_policy(TINY, tmp_path))
+    process = cluster.start(
+        *training.command(*FLAGS, "--vpo.spec", str(spec), "--vpo.seed", "3"),
+        *("--ckpt.path", str(checkpoints), "--ckpt.save_steps", "1", "--ckpt.max_num", "2"),
     )
-    hosts = (run.hosts.head, run.hosts.worker)
-    wanted = {(host.name, title) for host in hosts for title in ("ray::PolicyModelActor", "VLLM::EngineCore")}
+    hosts = (cluster.hosts.head, cluster.hosts.worker)
+    wanted = {(host.name, title) for host in hosts for title in TITLES}
     seen: set[tuple[str, str]] = set()
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         seen |= {(name, title) for host in hosts for name, title in wanted if name == host.name and find(host, title)}
-        time.sleep(1)
-    assert run.end_of(process, 1) == 0, run.output()[-3000:]
+        time.sleep(0.5)
+    assert cluster.end_of(process, 1, f"Four steps in {START_SECONDS} s") == 0, cluster.output()[-3000:]
     assert seen == wanted
     assert {file.name for file in spec.glob("scored_on_*")} == {f"scored_on_{host.address}" for host in hosts}
 
@@ -173,65 +202,75 @@ def test_two_nodes_train_as_one(run: Run, tmp_path: Path) -> None:
     assert any(logged(output / "vpo", step)["advantages"].any() for step in (1, 2, 3, 4))
 
 
-def cut_off(run: Run) -> None:
+def cut_off(hosts: Hosts) -> None:
     """The worker's wire is pulled; afterwards it is a fresh machine."""
-    run.hosts.cut()
+    hosts.cut()
 
 
-def kill_actor(run: Run) -> None:
-    find(run.hosts.worker, "ray::PolicyModelActor")[0].kill()
+def kill_actor(hosts: Hosts) -> None:
+    find(hosts.worker, "ray::PolicyModelActor")[0].kill()
 
 
-def kill_engine(run: Run) -> None:
-    find(run.hosts.worker, "VLLM::EngineCore")[0].kill()
+def kill_engine(hosts: Hosts) -> None:
+    find(hosts.worker, "VLLM::EngineCore")[0].kill()
 
 
-def kill_head(run: Run) -> None:
-    """The head's Ray ends; the driver, on the same host, lives on."""
-    for process in run.hosts.head.processes():
+def kill_head(hosts: Hosts) -> None:
+    """The head's Ray ends; the flow, on the same host, lives on."""
+    for process in hosts.head.processes():
         if process.name() in ("gcs_server", "raylet"):
             process.kill()
 
 
-def test_faults(run: Run) -> None:
-    """Each fault ends the run with an error; the same command then continues after its last checkpoint."""
-    done: list[str] = []
+def repair(hosts: Hosts, fault: Callable[[Hosts], None]) -> None:
+    """What is broken by then is started anew."""
+    if fault is cut_off:
+        hosts.worker.stop_ray()
+        hosts.plug_in()
+        hosts.worker.start_ray(hosts.head)
+    if fault is kill_head:
+        hosts.worker.stop_ray()
+        hosts.head.stop_ray()
+        hosts.start_ray()
+    hosts.wait_for_nodes(2)
+
+
+def test_faults(cluster: Cluster) -> None:
+    """Each fault, in the middle of a step, ends the flow as failed, and it says why; started again, it continues after
+    its last checkpoint."""
+    flow, done = Flow(cluster), list[str]()
     for fault in (cut_off, kill_actor, kill_engine, kill_head):
-        resumed = run.last_checkpoint()
-        process = run.start("--train.num_episodes", "1000")
-        run.wait_for_step(process, resumed + 2)
-        assert run.lines()[: len(done)] == done, "the steps up to the checkpoint were not taken again"
-        fault(run)
-        assert run.end_of(process, END_SECONDS) != 0
-        print(f"----- {fault.__name__}\n{run.output()[-2500:]}")
-        if fault is not kill_head:  # whose driver is ended by Ray itself
-            assert f"with --ckpt.load_enable goes on from the last checkpoint in {run.folder}" in run.output()
-        done = run.lines()[: run.last_checkpoint()]
-        assert [json.loads(line)["step"] for line in done] == list(range(1, run.last_checkpoint() + 1))
-        if fault is cut_off:
-            run.hosts.worker.stop_ray()
-            run.hosts.plug_in()
-            run.hosts.worker.start_ray(run.hosts.head)
-        if fault is kill_head:
-            run.hosts.worker.stop_ray()
-            run.hosts.head.stop_ray()
-            run.hosts.start_ray()
-        run.hosts.wait_for_nodes(2)
+        started, resumed = time.monotonic(), flow.last_checkpoint()
+        process = flow.start()
+        flow.wait_for_step(process, resumed + 2)
+        assert flow.lines()[: len(done)] == done, "the steps up to the checkpoint were not taken again"
+        fault(cluster.hosts)
+        struck = time.monotonic()
+        assert cluster.end_of(process, END_SECONDS, fault.__name__) != 0
+        output = cluster.output()
+        (said,) = {line for line in output.splitlines() if line.startswith("RuntimeError: Training with vpo failed")}
+        print(f"{fault.__name__}: {struck - started:.0f} s to step {resumed + 2}, ", end="")
+        print(f"{time.monotonic() - struck:.0f} s to the end: {said}")
+        assert "Finished in state Failed(" in output
+        if fault is kill_head:  # Ray itself ends the training
+            assert "Failed to connect to GCS" in said
+        else:
+            assert "A process or a node of the run died" in said
+            assert f"goes on from the last checkpoint in {flow.folder / 'checkpoints'}" in said
+        done = flow.lines()[: flow.last_checkpoint()]
+        assert [json.loads(line)["step"] for line in done] == list(range(1, flow.last_checkpoint() + 1))
+        repair(cluster.hosts, fault)
 
-    episodes = run.last_checkpoint() // STEPS_AN_EPISODE + 1
-    process = run.start("--train.num_episodes", str(episodes))
-    assert run.end_of(process, START_SECONDS) == 0, run.output()[-3000:]
-    assert f"Going on after step {len(done)}, from its checkpoint" in run.output()
-    assert run.lines()[: len(done)] == done
-    steps = read_steps(run.training.output / "vpo")
-    assert [line["step"] for line in steps] == list(range(1, episodes * STEPS_AN_EPISODE + 1))
+    assert cluster.end_of(flow.start(), START_SECONDS, "The last start") == 0, cluster.output()[-3000:]
+    assert f"Going on after step {len(done)}, from its checkpoint" in cluster.output()
+    assert flow.lines()[: len(done)] == done
+    assert (flow.folder / "policy" / "model.safetensors").exists()
 
-    # Every step was taken with whole groups, and every episode with every prompt once.
+    # Every step was taken once, with whole groups, and every prompt was used once.
+    steps = read_steps(flow.log_dir)
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert {line["rollout/num_samples"] for line in steps} == {GROUPS * ROLLOUTS}
-    taken: list[list[str]] = [[] for _ in range(episodes)]
-    for step in range(1, len(steps) + 1):
-        arrays = logged(run.training.output / "vpo", step)
-        assert arrays["reward_matrices"].shape == (GROUPS, ROLLOUTS, 3, 4)
-        taken[(step - 1) // STEPS_AN_EPISODE].extend(arrays["prompts"].tolist())
-    for prompts in taken:
-        assert len(set(prompts)) == len(prompts) == STEPS_AN_EPISODE * GROUPS
+    rollouts = [logged(flow.log_dir, step) for step in range(1, STEPS + 1)]
+    assert {arrays["reward_matrices"].shape for arrays in rollouts} == {(GROUPS, ROLLOUTS, 3, 4)}
+    prompts = np.concatenate([arrays["prompts"] for arrays in rollouts])
+    assert len(set(prompts)) == len(prompts) == STEPS * GROUPS

@@ -2,7 +2,7 @@
 
 ``launcher`` runs the host's own command line with the plugin's flags added; ``worker`` is what every Ray worker
 process of a run does first; ``experience`` turns reward matrices into advantages inside the host's trainer; ``agent``
-scores responses inside the host's rollout engine; ``cpu`` lets the host run where there is no CUDA. No file of the
-host is edited, and every symbol of the host that is wrapped is listed in ``worker`` (all machines) and ``cpu``
-(machines without CUDA).
+hands the responses of the host's rollout engine to ``scorer``, a process beside it; ``cpu`` lets the host run where
+there is no CUDA. No file of the host is edited, and every symbol of the host that is wrapped is listed in ``worker``
+(all machines) and ``cpu`` (machines without CUDA).
 """

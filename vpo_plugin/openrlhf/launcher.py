@@ -74,12 +74,17 @@ def main() -> None:
 
 
 def part_died(error: Exception) -> bool:
-    """Whether an actor, its node or an engine is gone, and not the run at fault."""
-    from ray.exceptions import RayActorError
+    """Whether an actor, its node or an engine is gone, and not the run at fault: an actor that cannot start is."""
+    from ray.exceptions import LocalRayletDiedError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 
+    lost = (LocalRayletDiedError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError)
     cause: BaseException | None = error
     while cause is not None:  # what an actor raised, or the one that it had asked
-        if isinstance(cause, RayActorError) or "EngineDeadError" in {cls.__name__ for cls in type(cause).__mro__}:
+        if isinstance(cause, lost):
+            return not getattr(cause, "actor_init_failed", False)
+        # vLLM's error, and what a rank gets that was talking to one that is gone (with gloo a plain RuntimeError).
+        names = {cls.__name__ for cls in type(cause).__mro__}
+        if names & {"EngineDeadError", "DistBackendError"} or "third_party/gloo" in str(cause):
             return True
         cause = getattr(cause, "cause", None)
     return False
@@ -364,8 +369,15 @@ def _exit_on_sigterm(signum: int, frame: Any) -> NoReturn:
 
 
 def stop_ray() -> None:
-    """Stop a Ray that was this run's own, and every process of it; a cluster that was joined stops the run's itself."""
-    if cpu.ray_folder is not None:
-        for signum in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not cut the clean-up short
-            signal.signal(signum, signal.SIG_IGN)
-        cpu.stop_private_ray()
+    """Stop a Ray that was this run's own, and every process of it, or leave a cluster that was joined.
+
+    What the workers still had to say is printed before this returns, so that the run's own last words come last.
+    """
+    import ray
+
+    if cpu.ray_folder is None:
+        ray.shutdown()
+        return
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not cut the clean-up short
+        signal.signal(signum, signal.SIG_IGN)
+    cpu.stop_private_ray()

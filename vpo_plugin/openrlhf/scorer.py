@@ -1,0 +1,58 @@
+"""Scoring beside generation: a process of its own on the engine's node, so that a scorer that computes does not share
+Python's lock with the engine's event loop."""
+
+import itertools
+import os
+import traceback
+from typing import Any
+
+from vpo_plugin.openrlhf.worker import Settings
+from vpo_plugin.rewards import ScoredResponse, load_spec
+from vpo_plugin.rewards.sandbox import SandboxError
+
+
+class Scorer:
+    """Scores responses with the specification of the run, several at a time."""
+
+    def __init__(self, settings: Settings, devices: str | None) -> None:
+        if devices is not None:  # a reward model in the scorer has the engine's GPU; Ray hides all of them
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices
+        self.settings = settings
+        self.spec = load_spec(str(settings.spec))
+        self._error_numbers = itertools.count(1)
+
+    def score(self, prompt: str, response: str, label: Any) -> tuple[ScoredResponse, bool]:
+        """The scored response, and whether its scorer failed and it was given zeros.
+
+        Raises RuntimeError, which names the file with prompt, response and traceback, for a scorer that fails where
+        the run does not say to score zeros, and for a sandbox that does not work.
+        """
+        try:
+            return self.spec.score_response(response, label, self.settings.candidates), False
+        except Exception as error:
+            path = self.settings.log_dir / f"scorer_error_{os.getpid()}_{next(self._error_numbers)}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(
+                f"# prompt\n{prompt}\n\n# response\n{response}\n\n# label\n{label!r}\n\n"
+                f"# error\n{traceback.format_exc()}",
+                errors="backslashreplace",
+            )
+            if self.settings.on_scorer_error == "zero" and not isinstance(error, SandboxError):
+                return self.spec.score_response("", label, self.settings.candidates), True
+            raise RuntimeError(
+                f"The scorer of spec {self.spec.name!r} failed on a response ({type(error).__name__}: {error}). "
+                f"Prompt, response and traceback are in {path}. Fix the scorer, or pass --vpo.on_scorer_error zero "
+                "to score such responses zero and count them."
+            ) from error
+
+
+def start_scorer(settings: Settings) -> Any:
+    """A Ray actor with a `Scorer` on this process's node; it ends with this process."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Scorer).options(
+        num_cpus=0, scheduling_strategy=here, max_concurrency=min(32, (os.cpu_count() or 1) + 4)
+    )
+    return actor.remote(settings, os.environ.get("CUDA_VISIBLE_DEVICES"))
