@@ -176,14 +176,17 @@ class Engine:
 
 
 @pytest.fixture(scope="module")
-def private_ray() -> Iterator[None]:
-    cpu.start_private_ray({})
+def local_ray() -> Iterator[None]:
+    """Not `cpu.start_private_ray`, whose end takes every child of its process along, the boxes of other tests too."""
+    import ray
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=10**8)
     yield
-    cpu.stop_private_ray()
+    ray.shutdown()
 
 
 @pytest.fixture
-def execute(private_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def execute(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """One run of the host's executor with the plugin's scoring, for an engine's text and a label."""
     (tmp_path / "spec.yaml").write_text(SPEC)
     (tmp_path / "slow_scorer.py").write_text(SCORER)
