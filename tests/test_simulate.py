@@ -38,12 +38,11 @@ def test_what_a_step_moves_grows_with_its_rollouts() -> None:
 
 
 def test_the_estimator_of_the_largest_step() -> None:
-    """8,192 rollouts of 5 candidates and 16 objectives: under a second (it takes a thirtieth of one) and 2 GB."""
+    """8,192 rollouts of 5 candidates and 16 objectives take under 2 GB; the time is in docs/scaling.md."""
     groups = max(simulate.SIZES) // simulate.ROLLOUTS_PER_PROMPT
     rewards = torch.rand(groups, simulate.ROLLOUTS_PER_PROMPT, simulate.CANDIDATES, simulate.OBJECTIVES)
     assert rewards.shape == (1024, 8, 5, 16)
-    seconds, _, memory = simulate.time_and_memory(lambda: set_rewards(rewards))
-    assert seconds < 1
+    _, _, memory = simulate.time_and_memory(lambda: set_rewards(rewards))
     assert memory < 2e9
 
 

@@ -267,7 +267,7 @@ def simulate_engine(args: argparse.Namespace) -> None:
         else:
             ray.init(runtime_env=runtime_env)
         try:
-            engine = start_engine(args.model, length_limit(args.tokens), ray)
+            engine = start_engine(args.model, args.tokens + 64, ray)  # the prompt and a response
             ray.get(engine.measure.remote(args.responses, args.tokens, True))  # warms up
             rounds = [
                 (scoring, ray.get(engine.measure.remote(args.responses, args.tokens, scoring)))
@@ -287,11 +287,6 @@ def simulate_engine(args: argparse.Namespace) -> None:
         row = f"{medians[scoring]:20,.0f}{statistics.median(finished):20,.0f}{1e3 * statistics.median(held_up):20.1f}"
         print(f"{'with scoring' if scoring else 'without':14}{row}")
     print(f"\ngeneration with scoring at {100 * medians[True] / medians[False]:.1f} % of that without")
-
-
-def length_limit(tokens: int) -> int:
-    """Tokens that a prompt and a response of so many tokens may have."""
-    return tokens + 64
 
 
 def start_engine(model: str, max_length: int, ray: Any) -> Any:
