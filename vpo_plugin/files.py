@@ -1,0 +1,88 @@
+"""Files and folders that are whole as soon as they are there, whatever stops in between, and short digests."""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a file to, which takes the place of `path` when the body ends well.
+
+    Its content is on the disk by then, so a reader, or a crash at any moment, finds the old file or the new one. If the
+    body raises, `path` stays as it was. The folder is made if it is missing. What the body writes to is a hidden file
+    beside `path` without its suffix: pass `np.savez` and the like an open file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = _beside(path)
+    try:
+        yield unfinished
+        _sync(unfinished)
+        unfinished.replace(path)
+        _sync(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace a file by this content (text as UTF-8), as `replacing` does."""
+    write_all({path: content})
+
+
+def write_all(contents: Mapping[Path, str | bytes]) -> None:
+    """Replace several files: none if one of them cannot be written, else all, one right after the other."""
+    with ExitStack() as stack:
+        for path, content in contents.items():
+            unfinished = stack.enter_context(replacing(path))
+            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` when the body ends well; else all stays as it was."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished, old = _beside(folder), _beside(folder, "old")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        for place in [*unfinished.rglob("*"), unfinished]:
+            _sync(place)
+        if folder.exists():
+            folder.rename(old)
+        unfinished.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits that stand for a JSON-serialisable value; anything else in it, such as a path, is text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def digest_files(folder: Path, files: Iterable[Path]) -> str:
+    """16 hexadecimal digits that stand for these files: their content, and their names seen from `folder`."""
+    sums = []
+    for file in filter(Path.is_file, files):
+        with file.open("rb") as content:
+            sums.append((str(file.relative_to(folder)), hashlib.file_digest(content, "sha256").hexdigest()))
+    return digest(sums)
+
+
+def _beside(path: Path, word: str = "new") -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.{word}")
+
+
+def _sync(place: Path) -> None:
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
