@@ -21,6 +21,7 @@ from hypothesis.extra import numpy as hnp
 from vpo_plugin.advantages import get_advantage_estimator, goal_weights, sample_simplex_weights, write_goal
 from vpo_plugin.advantages.max_at_k import max_at_k_advantages
 from vpo_plugin.openrlhf import launcher, worker
+from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import load_spec
 
 SINGLE = ["gdpo", "goal_conditioned", "max_at_k", "maxrl", "random_weighting"]
@@ -279,9 +280,9 @@ def host() -> Iterator[None]:
 
 
 @pytest.fixture
-def run_settings(host: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> worker.Settings:
-    run = worker.Settings("maze_small", 1, "raise", tmp_path, on_cpu=True, goal=(1.0, 7))
-    monkeypatch.setattr(worker, "settings", run)
+def run_settings(host: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    run = Settings("maze_small", 1, "raise", tmp_path, on_cpu=True, goal=(1.0, 7))
+    monkeypatch.setenv(VARIABLE, run.dump())
     return run
 
 
@@ -309,7 +310,7 @@ def carry(name: str, rewards: torch.Tensor, labels: list[str], *flags: str) -> t
 
 
 @pytest.mark.parametrize("name", [*SINGLE, *SETS])
-def test_the_host_carries_the_advantages_as_they_are(run_settings: worker.Settings, name: str) -> None:
+def test_the_host_carries_the_advantages_as_they_are(run_settings: Settings, name: str) -> None:
     """No baseline of the host's own: max_at_k's advantages are all >= 0, and stay so."""
     rewards = torch.rand(3, 4, 1 if name in SINGLE else 3, 4, generator=seeded())
     labels = ["one", "two", "three"]
@@ -326,7 +327,7 @@ def test_the_host_carries_the_advantages_as_they_are(run_settings: worker.Settin
         assert carried.mean() > 0.05
 
 
-def test_prompt_and_reward_agree_on_the_weights(run_settings: worker.Settings) -> None:
+def test_prompt_and_reward_agree_on_the_weights(run_settings: Settings) -> None:
     """What the patched dataset writes into a row's prompt is what the hook rewards its rollouts by."""
     spec = load_spec("maze_small")
     module = SimpleNamespace(preprocess_data=lambda data, template, input_key, label_key: (data[input_key], label_key))
@@ -346,7 +347,7 @@ def test_prompt_and_reward_agree_on_the_weights(run_settings: worker.Settings) -
 
 
 def test_prompts_of_other_estimators_tell_no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(worker, "settings", worker.Settings("maze_small", 1, "raise", tmp_path, on_cpu=True))
+    monkeypatch.setenv(VARIABLE, Settings("maze_small", 1, "raise", tmp_path, on_cpu=True).dump())
     module = SimpleNamespace(preprocess_data=lambda data, template, input_key, label_key: data[input_key])
     worker._patch_prompts(module)
     assert "weights" not in module.preprocess_data({"q": "Find a way."}, None, "q")

@@ -18,7 +18,8 @@ from conftest import MARK, Training
 from host import importable_host
 
 from flows.policy import TINY, resolve_policy
-from vpo_plugin.openrlhf import cpu, launcher, matrices, worker
+from vpo_plugin.openrlhf import cpu, launcher, matrices
+from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 
 DRIVER = """
 import subprocess, sys, time
@@ -200,8 +201,8 @@ def execute(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         executors: dict[str, AgentExecutor] = {}
 
         def start(text: str, label: Any, on_scorer_error: Any = "raise") -> Any:
-            run = worker.Settings(str(tmp_path), 2, on_scorer_error, tmp_path / "vpo", on_cpu=True)
-            monkeypatch.setattr(worker, "settings", run)
+            run = Settings(str(tmp_path), 2, on_scorer_error, tmp_path / "vpo", on_cpu=True)
+            monkeypatch.setenv(VARIABLE, run.dump())
             if on_scorer_error not in executors:
                 executors[on_scorer_error] = AgentExecutor()
             return executors[on_scorer_error].execute("a1=start", label, sampling, 100, tokenizer, Engine(text))

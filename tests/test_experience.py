@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vpo_plugin.advantages import group_z_norm, register_advantage_estimator, registry, set_rewards
-from vpo_plugin.openrlhf import cpu, matrices, worker
+from vpo_plugin.openrlhf import cpu, matrices
+from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import load_spec
 
 SPEC = load_spec("maze_small")
@@ -29,16 +30,16 @@ SEED = 7
 
 
 @pytest.fixture(scope="module", autouse=True)
-def run_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[worker.Settings]:
+def run_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """The host importable, and this process in a run of SPEC."""
-    run = worker.Settings("maze_small", CANDIDATES, "raise", tmp_path_factory.mktemp("vpo"), on_cpu=True)
+    run = Settings("maze_small", CANDIDATES, "raise", tmp_path_factory.mktemp("vpo"), on_cpu=True)
     with importable_host(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "settings", run)
+        patch.setenv(VARIABLE, run.dump())
         yield run
 
 
 @pytest.fixture(scope="module")
-def defaults(run_settings: worker.Settings) -> SimpleNamespace:
+def defaults(run_settings: Settings) -> SimpleNamespace:
     return host_arguments(
         *("--advantage", "vpo", "--vpo.spec", "maze_small", "--vpo.seed", str(SEED)),
         *("--rollout.n_samples_per_prompt", str(ROLLOUTS), "--rollout.micro_batch_size", "4"),
@@ -377,7 +378,7 @@ def test_metrics(args: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 5])
-def test_ragged_matrices(args: SimpleNamespace, run_settings: worker.Settings, micro_batch_size: int) -> None:
+def test_ragged_matrices(args: SimpleNamespace, run_settings: Settings, micro_batch_size: int) -> None:
     """Candidates that differ from rollout to rollout, objectives that differ from group to group."""
     args.rollout.micro_batch_size = micro_batch_size
     rewards = random_matrices(11)
@@ -399,7 +400,7 @@ def test_ragged_matrices(args: SimpleNamespace, run_settings: worker.Settings, m
         np.testing.assert_allclose(logged["reward_matrices"], rewards * mask)
 
 
-def test_logged_rollouts_of_a_resumed_run(args: SimpleNamespace, run_settings: worker.Settings) -> None:
+def test_logged_rollouts_of_a_resumed_run(args: SimpleNamespace, run_settings: Settings) -> None:
     """The file and the random weightings are those of the host's step, which a resumed run counts on."""
     rewards = random_matrices(12)
     overlong(args, torch.zeros(GROUPS, ROLLOUTS))
@@ -449,10 +450,12 @@ def test_reward_that_is_not_finite(args: SimpleNamespace, bad: float) -> None:
 
 
 PATCHES = """
-import inspect, pickle, sys
+import inspect, os, pickle, sys
 from pathlib import Path
-from vpo_plugin.openrlhf import worker
-worker.setup(worker.Settings("maze_small", 3, "raise", Path(sys.argv[1]), on_cpu=sys.argv[2] == "cpu"))
+from vpo_plugin.openrlhf.settings import VARIABLE, Settings
+from vpo_plugin.openrlhf.worker import setup
+os.environ[VARIABLE] = Settings("maze_small", 3, "raise", Path(sys.argv[1]), on_cpu=sys.argv[2] == "cpu").dump()
+setup()
 assert "openrlhf" not in sys.modules and "torch" not in sys.modules, "setting up a worker must import nothing heavy"
 
 actors = pickle.loads(Path(sys.argv[1], "actors.pkl").read_bytes())

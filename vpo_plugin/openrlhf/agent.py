@@ -10,7 +10,7 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor
 
 from vpo_plugin.openrlhf import matrices
 from vpo_plugin.openrlhf.scorer import start_scorer
-from vpo_plugin.openrlhf.worker import current_settings
+from vpo_plugin.openrlhf.settings import current_settings
 
 
 class _Listener:

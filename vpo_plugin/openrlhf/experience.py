@@ -18,7 +18,7 @@ from torch import Tensor
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights, set_rewards
 from vpo_plugin.openrlhf.log import log_rollouts
 from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
-from vpo_plugin.openrlhf.worker import current_settings
+from vpo_plugin.openrlhf.settings import current_settings
 from vpo_plugin.rewards import RewardSpec, load_spec
 
 NO_SPREAD = 1e-6

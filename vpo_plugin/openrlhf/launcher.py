@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
-from vpo_plugin.openrlhf import cpu, worker
+from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.checkpoints import rewind
 from vpo_plugin.openrlhf.log import REMARK, own
+from vpo_plugin.openrlhf.settings import VARIABLE, Settings
+from vpo_plugin.openrlhf.worker import SETUP
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.files import spec_file
 
@@ -329,7 +331,7 @@ def start_ray(args: argparse.Namespace, spec: RewardSpec | None, on_cpu: bool) -
     given = vars(args)
     name = given["algo.advantage.estimator"]
     tells_weights = name in advantage_estimator_names() and get_advantage_estimator(name).weights_in_prompt
-    settings = worker.Settings(
+    settings = Settings(
         spec=None if spec is None else str(spec_file(given["vpo.spec"]).resolve()),
         candidates=given["vpo.candidates"] or 1,
         on_scorer_error=given["vpo.on_scorer_error"],
@@ -342,16 +344,14 @@ def start_ray(args: argparse.Namespace, spec: RewardSpec | None, on_cpu: bool) -
         given["train.agent_func_path"] = str(AGENT)
         own(settings.log_dir, settings.run)
 
-    def set_up_vpo_worker() -> None:
-        worker.setup(settings)
-
     runtime_env: dict[str, Any] = {
-        "worker_process_setup_hook": set_up_vpo_worker,
+        "worker_process_setup_hook": SETUP,
         # What the host passes when it starts Ray itself (openrlhf/cli/train_ppo_ray.py, train).
         "env_vars": {
             "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
             "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
             "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
+            VARIABLE: settings.dump(),
         },
     }
     if on_cpu:

@@ -6,7 +6,7 @@ import os
 import traceback
 from typing import Any
 
-from vpo_plugin.openrlhf.worker import Settings
+from vpo_plugin.openrlhf.settings import Settings
 from vpo_plugin.rewards import ScoredResponse, load_spec
 from vpo_plugin.rewards.sandbox import SandboxError
 

@@ -24,7 +24,9 @@ import torch
 
 from vpo_plugin.advantages import set_rewards
 from vpo_plugin.advantages.set_reward import default_num_weights
-from vpo_plugin.openrlhf import cpu, matrices, worker
+from vpo_plugin.openrlhf import cpu, matrices
+from vpo_plugin.openrlhf.settings import VARIABLE, Settings
+from vpo_plugin.openrlhf.worker import SETUP
 
 ENGINES = 64
 ROLLOUTS_PER_PROMPT = 8
@@ -109,7 +111,8 @@ def simulate_step(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="vpo-simulate-") as name:
         folder = Path(name)
         spec_folder = write_spec(folder, CANDIDATES, OBJECTIVES)
-        worker.settings = worker.Settings(str(spec_folder), CANDIDATES, "raise", folder / "log", on_cpu=True)
+        run = Settings(str(spec_folder), CANDIDATES, "raise", folder / "log", on_cpu=True)
+        os.environ[VARIABLE] = run.dump()
         cpu.start_private_ray({})
         try:
             measure_step(ROLLOUTS_PER_PROMPT, spec_folder, ray)  # imports and warms up
@@ -254,14 +257,8 @@ def simulate_engine(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="vpo-simulate-") as name:
         folder = Path(name)
         spec_folder = write_spec(folder, CANDIDATES, OBJECTIVES, args.scorer, args.milliseconds / 1e3)
-        settings = worker.Settings(
-            str(spec_folder), CANDIDATES, "raise", folder / "log", on_cpu=not cpu.cuda_available()
-        )
-
-        def set_up_vpo_worker() -> None:
-            worker.setup(settings)
-
-        runtime_env = {"worker_process_setup_hook": set_up_vpo_worker}
+        settings = Settings(str(spec_folder), CANDIDATES, "raise", folder / "log", on_cpu=not cpu.cuda_available())
+        runtime_env = {"worker_process_setup_hook": SETUP, "env_vars": {VARIABLE: settings.dump()}}
         if settings.on_cpu:
             cpu.start_private_ray(runtime_env)
         else:

@@ -1,8 +1,9 @@
 """What every Ray worker process of a run does before the host's code runs in it.
 
-``setup`` is the run's ``worker_process_setup_hook``. It imports neither torch nor the host, so it costs a worker
-nothing; each patch takes effect right after the host imports the module concerned. Symbols of OpenRLHF 0.11 touched
-here, on every machine:
+`SETUP` is the run's ``worker_process_setup_hook``: a name, since Ray refuses a hook that is a function where vLLM joins
+it from within a worker (``ray/_private/runtime_env/setup_hook.py``, Ray 2.55). It imports neither torch nor the host,
+so it costs a worker nothing; each patch takes effect right after the host imports the module concerned. Symbols of
+OpenRLHF 0.11 touched here, on every machine:
 
 ======================================================= ==============================================================
 symbol                                                  why
@@ -15,63 +16,26 @@ symbol                                                  why
 ======================================================= ==============================================================
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import wrapt
 
 from vpo_plugin.openrlhf import cpu
+from vpo_plugin.openrlhf.settings import current_settings
+
+SETUP = "vpo_plugin.openrlhf.worker.setup"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a worker cannot read from the host's arguments, because the host does not pass them there."""
-
-    spec: str | None
-    """Path of the reward specification; None leaves prompts and rewards to the host."""
-    candidates: int
-    """Candidates that one response holds (m)."""
-    on_scorer_error: Literal["raise", "zero"]
-    """What happens to a response whose scorer raises."""
-    log_dir: Path
-    """Folder of ``metrics.jsonl``, the reward matrices of each step, and scorer errors."""
-    on_cpu: bool
-    """Whether the run's machines have no CUDA."""
-    run: str = ""
-    """What this start of a training writes into its log folder, so that one that a later start replaced can tell."""
-    goal: tuple[float, int] | None = None
-    """Dirichlet parameter and seed of the objective weights that each prompt is told; None tells none."""
-
-
-settings: Settings | None = None
-
-
-def setup(run_settings: Settings) -> None:
+def setup() -> None:
     """Prepare this process for the run: CPU runtime where needed, then the patches of the host."""
-    global settings
-    settings = run_settings
-    if run_settings.on_cpu:
+    run = current_settings()
+    if run.on_cpu:
         cpu.install()
-    if run_settings.spec is not None:
+    if run.spec is not None:
         wrapt.register_post_import_hook(_patch_prompts, "openrlhf.datasets.prompts_dataset")
         wrapt.register_post_import_hook(_patch_experience_maker, "openrlhf.trainer.ppo_utils.experience_maker")
         wrapt.register_post_import_hook(_patch_trainer, "openrlhf.trainer.ppo_trainer")
     wrapt.register_post_import_hook(_patch_save_ckpt, "openrlhf.utils.deepspeed.deepspeed")
-
-
-def current_settings() -> Settings:
-    """The settings of the run that this worker process belongs to.
-
-    Raises:
-        RuntimeError: the process was not started by ``vpo_plugin.train_ppo_ray``.
-    """
-    if settings is None:
-        raise RuntimeError(
-            "This process has no run settings: start training with `python -m vpo_plugin.train_ppo_ray`, "
-            "which hands them to every Ray worker."
-        )
-    return settings
 
 
 def _patch_prompts(module: Any) -> None:

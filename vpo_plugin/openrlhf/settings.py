@@ -1,0 +1,60 @@
+"""What each process of a run must know and the host's arguments do not tell it.
+
+The launcher writes the settings into an environment variable of the run's Ray workers. Their children inherit it, so
+that a vLLM process that joins Ray by itself, and the actors that it starts, know them too.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+VARIABLE = "VPO_RUN_SETTINGS"
+"""The environment variable that holds the settings as JSON."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one run."""
+
+    spec: str | None
+    """Path of the reward specification; None leaves prompts and rewards to the host."""
+    candidates: int
+    """Candidates that one response holds (m)."""
+    on_scorer_error: Literal["raise", "zero"]
+    """What happens to a response whose scorer raises."""
+    log_dir: Path
+    """Folder of ``metrics.jsonl``, the reward matrices of each step, and scorer errors."""
+    on_cpu: bool
+    """Whether the run's machines have no CUDA."""
+    run: str = ""
+    """What this start of a training writes into its log folder, so that one that a later start replaced can tell."""
+    goal: tuple[float, int] | None = None
+    """Dirichlet parameter and seed of the objective weights that each prompt is told; None tells none."""
+
+    def dump(self) -> str:
+        """The settings as JSON, the value of `VARIABLE`."""
+        return json.dumps(dataclasses.asdict(self), default=str)
+
+
+def load_settings(text: str) -> Settings:
+    """The settings that `Settings.dump` wrote."""
+    values: dict[str, Any] = json.loads(text)
+    goal = values["goal"]
+    return Settings(**values | {"log_dir": Path(values["log_dir"]), "goal": None if goal is None else tuple(goal)})
+
+
+def current_settings() -> Settings:
+    """The settings of the run that this process belongs to.
+
+    Raises:
+        RuntimeError: the process belongs to no run of ``vpo_plugin.train_ppo_ray``.
+    """
+    if VARIABLE not in os.environ:
+        raise RuntimeError(
+            "This process has no run settings: start training with `python -m vpo_plugin.train_ppo_ray`, "
+            "which hands them to every Ray worker."
+        )
+    return load_settings(os.environ[VARIABLE])
