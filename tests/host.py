@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vpo_plugin.openrlhf import cpu, launcher
+from vpo_plugin.openrlhf import cpu, flags, launcher
 
 VERSION = importlib.metadata.version("openrlhf")
 OLDER = VERSION == "0.11.1"
@@ -43,7 +43,7 @@ def host_parser() -> argparse.ArgumentParser:
         with pytest.raises(_Built) as built:
             runpy.run_module(launcher.HOST_MODULE, run_name="__main__")
     parser = built.value.args[0]
-    launcher.add_flags(parser, on_cpu=not cpu.cuda_available())
+    flags.add_flags(parser, on_cpu=not cpu.cuda_available())
     return parser
 
 

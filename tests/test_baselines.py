@@ -418,6 +418,6 @@ def test_single_candidate_estimators_have_one_by_default(host: None, tmp_path: P
     at = command.index("--vpo.candidates")
     parser = host_parser()
     args = parser.parse_args([*command[3:at], *command[at + 2 :], "--advantage", "maxrl"])
-    launcher.check_arguments(parser, args, on_cpu=True)
+    args, _ = launcher.check_arguments(parser, args, on_cpu=True)
     assert vars(args)["vpo.candidates"] == 1
     assert vars(args)["reward.clip_range"] == (-math.inf, math.inf), "advantages have no range of rewards"

@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict
 from host import host_parser, importable_host
 
 from vpo_plugin.openrlhf import cpu, launcher
+from vpo_plugin.openrlhf.output import claim_output, how_to_resume
 from vpo_plugin.rewards import RewardSpec, load_spec
 
 
@@ -37,7 +38,10 @@ def check(training: Training, *flags: str, on_cpu: bool = True) -> tuple[RewardS
     """Parse and check a command's flags as the command does, without starting anything."""
     parser = host_parser()
     args = parser.parse_args(training.command(*flags)[3:])
-    return launcher.check_arguments(parser, args, on_cpu), args
+    args, spec = launcher.check_arguments(parser, args, on_cpu)
+    if spec is not None:
+        claim_output(parser, vars(args), spec)
+    return spec, args
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def test_candidates_are_the_specs_by_default(training: Training) -> None:
     command = training.command()
     at = command.index("--vpo.candidates")
     args = host_parser().parse_args(command[3:at] + command[at + 2 :])
-    launcher.check_arguments(host_parser(), args, on_cpu=True)
+    args, _ = launcher.check_arguments(host_parser(), args, on_cpu=True)
     assert vars(args)["vpo.candidates"] == load_spec(SPEC).candidates
 
 
@@ -156,6 +160,27 @@ def test_refused_flags(refusal: Callable[..., str], training: Training, flags: l
     assert not training.output.exists()
 
 
+def test_all_mistakes_at_once(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script with four mistakes hears of them in one go."""
+    with pytest.raises(SystemExit) as stopped:
+        check(
+            training,
+            *("--vpo.candidates", "0", "--vpo.alpha", "-1", "--ds.zero_stage", "3"),
+            *("--actor.model_name_or_path", "/no/such/policy"),
+        )
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "error: 4 mistakes:\n" in said
+    for part in (
+        "- --ds.zero_stage 3 needs CUDA",
+        "- --vpo.candidates is 0",
+        "- --vpo.alpha is -1.0",
+        "/no/such/policy",
+    ):
+        assert part in said
+    assert not training.output.exists()
+
+
 def test_missing_label_key(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
     command = training.command()
     at = command.index("--data.label_key")
@@ -173,7 +198,7 @@ def test_missing_spec(training: Training, capsys: pytest.CaptureFixture[str]) ->
 
 def test_host_alone_needs_no_spec() -> None:
     args = host_parser().parse_args(["--advantage", "group_norm"])
-    assert launcher.check_arguments(host_parser(), args, on_cpu=True) is None
+    assert launcher.check_arguments(host_parser(), args, on_cpu=True)[1] is None
 
 
 def test_one_sample_for_a_host_estimator(training: Training) -> None:
@@ -332,6 +357,6 @@ def test_what_counts_as_a_part_that_died(tmp_path: Path) -> None:
         assert not launcher.part_died(error)
 
     given = {"ckpt.path": str(tmp_path)}
-    assert "begins afresh" in launcher.how_to_go_on(given)
+    assert "starts from the beginning" in how_to_resume(given)
     (tmp_path / "_actor" / "global_step3").mkdir(parents=True)
-    assert f"goes on from the last checkpoint in {tmp_path}" in launcher.how_to_go_on(given)
+    assert f"resumes from the last checkpoint in {tmp_path}" in how_to_resume(given)

@@ -284,5 +284,5 @@ def test_head_is_killed(new_cluster: Callable[[], Cluster], new_flow: Callable[.
     flow.settings["cluster"] = new_cluster().address
     code, output = flow.run()
     assert code == 0, output[-3000:]
-    assert "Going on after step " in output
+    assert "Resuming after step " in output
     assert flow.steps == [1, 2, 3, 4]

@@ -67,7 +67,7 @@ def test_killed_training_goes_on(training: Training, tmp_path: Path) -> None:
     code, output = training.run(*checkpointing(checkpoints))
     assert code == 0, output[-3000:]
     assert "vpo: The checkpoint global_step3" in output
-    assert "vpo: Going on after step 2" in output
+    assert "vpo: Resuming after step 2" in output
 
     assert [step["step"] for step in read_steps(training.output / "vpo")] == [1, 2, 3, 4]
     after = {step: rollouts(training, step) for step in (1, 2, 3, 4)}

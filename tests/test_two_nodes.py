@@ -129,7 +129,7 @@ class Flow:
     def check_continued(self, kept: list[str]) -> None:
         """The flow says from which step it went on, and none of those before was taken again."""
         if kept:
-            assert f"Going on after step {len(kept)}, from its checkpoint" in self.cluster.output()
+            assert f"Resuming after step {len(kept)}, from its checkpoint" in self.cluster.output()
         assert self.lines()[: len(kept)] == kept
 
 
@@ -267,7 +267,7 @@ def test_fault(cluster: Cluster, flow: Flow, fault: Callable[[Hosts], None]) -> 
     assert "Finished in state Failed(" in output
     if not (fault is kill_head and "Failed to connect to GCS" in said):  # where Ray itself ends the training
         assert "A process or a node of the run died" in said
-        assert f"goes on from the last checkpoint in {flow.folder / 'checkpoints'}" in said
+        assert f"resumes from the last checkpoint in {flow.folder / 'checkpoints'}" in said
     assert [json.loads(line)["step"] for line in flow.kept()] == list(range(1, flow.last_checkpoint() + 1))
     repair(cluster.hosts, fault)
 

@@ -1,0 +1,171 @@
+"""What is wrong with a training command, found before anything is started.
+
+Each check looks at one thing and yields a sentence for each mistake.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from vpo_plugin.advantages import AdvantageEstimator, advantage_estimator_names, get_advantage_estimator
+from vpo_plugin.openrlhf import cpu
+from vpo_plugin.openrlhf.flags import ESTIMATOR
+from vpo_plugin.openrlhf.output import check_output
+from vpo_plugin.rewards import RewardSpec
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+Flags = Mapping[str, Any]
+"""The values of all flags, by name without the dashes."""
+
+
+def find_mistakes(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> list[str]:
+    """A sentence for each mistake of a command.
+
+    Args:
+        given: the flags, with ``vpo.candidates`` filled in.
+        spec: the specification that ``--vpo.spec`` names; None for a run that is the host's alone.
+        on_cpu: whether the run's machines have no CUDA.
+    """
+    mistakes = list(check_cuda(given)) if on_cpu else []
+    if spec is None:
+        return mistakes
+    for check in CHECKS:
+        mistakes.extend(check(given, spec))
+    return mistakes
+
+
+def plugin_estimator(given: Flags) -> AdvantageEstimator | None:
+    """The plugin's estimator that the command names, None for one of the host."""
+    name = given[ESTIMATOR]
+    return get_advantage_estimator(name) if name in advantage_estimator_names() else None
+
+
+def check_cuda(given: Flags) -> Iterator[str]:
+    for flag, (most, reason) in cpu.HOST_LIMITS.items():
+        if given[flag] > most:
+            yield f"--{flag} {given[flag]} needs CUDA, which this machine does not have: {reason}."
+
+
+def check_rewards(given: Flags, spec: RewardSpec) -> Iterator[str]:
+    if given["train.agent_func_path"] or given["reward.remote_url"]:
+        yield "--vpo.spec scores the responses: drop --train.agent_func_path and --reward.remote_url."
+
+
+def check_numbers(given: Flags, spec: RewardSpec) -> Iterator[str]:
+    if given["vpo.candidates"] < 1:
+        yield f"--vpo.candidates is {given['vpo.candidates']}: a response holds at least 1 candidate."
+    if not given["vpo.alpha"] > 0:
+        yield f"--vpo.alpha is {given['vpo.alpha']}: a Dirichlet parameter is above 0."
+    if given["vpo.num_weights"] is not None and given["vpo.num_weights"] < 1:
+        yield f"--vpo.num_weights is {given['vpo.num_weights']}: at least 1 weighting is needed."
+
+
+def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
+    """What the plugin's estimator cannot be combined with."""
+    estimator = plugin_estimator(given)
+    if estimator is None:
+        return
+    name, rollouts = estimator.name, given["rollout.n_samples_per_prompt"]
+    if rollouts < 2:
+        yield (
+            f"--rollout.n_samples_per_prompt is {rollouts}: {name} compares the rollouts of one prompt with each other "
+            "and needs at least 2."
+        )
+    if estimator.candidates == "one" and given["vpo.candidates"] > 1:
+        yield (
+            f"--vpo.candidates is {given['vpo.candidates']}: {name} rewards one candidate a response. Set it to 1, "
+            "with as many times the rollouts for the same number of candidates."
+        )
+    if estimator.takes_k and given["vpo.k"] is not None and not 1 <= given["vpo.k"] <= rollouts:
+        yield (
+            f"--vpo.k is {given['vpo.k']}: {name} takes the best of 1 to {rollouts} rollouts, those of a prompt "
+            "(--rollout.n_samples_per_prompt)."
+        )
+    if estimator.weights_in_prompt and spec.ragged:
+        yield (
+            f"--advantage {name} names the objectives in the prompt, and those of spec {spec.name!r} differ in number "
+            "from prompt to prompt."
+        )
+    if estimator.relative and given["reward.stop_properly_penalty_coef"] is not None:
+        yield (
+            f"--reward.stop_properly_penalty_coef scales or replaces rewards from 0 up, and {name} normalises each "
+            "objective in the group before: a scaled reward below 0 would rise. Use --reward.overlong_buffer_len."
+        )
+
+
+def check_budget(given: Flags, spec: RewardSpec) -> Iterator[str]:
+    """Whether the candidates fit in a response."""
+    candidates, each = given["vpo.candidates"], spec.limits.tokens_per_candidate
+    budget = min(given["rollout.max_new_tokens"] or given["data.max_len"], given["data.max_len"])
+    if budget < candidates * each:
+        yield (
+            f"A response may have {budget} tokens (--rollout.max_new_tokens, --data.max_len), and {candidates} "
+            f"candidates of spec {spec.name!r} take up to {candidates * each} ({each} each): raise the limit or lower "
+            "--vpo.candidates."
+        )
+
+
+def check_model(given: Flags, spec: RewardSpec) -> Iterator[str]:
+    if not given["actor.model_name_or_path"]:
+        yield "--actor.model_name_or_path is missing."
+        return
+    model = Path(given["actor.model_name_or_path"])
+    if model.is_absolute() and not model.is_dir():
+        yield f"--actor.model_name_or_path {model} is not a folder."
+    if model.is_dir() and not any((model / name).exists() for name in TOKENIZER_FILES):
+        yield f"The model folder {model} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})."
+
+
+def check_data(given: Flags, spec: RewardSpec) -> Iterator[str]:
+    if not given["data.prompt_dataset"]:
+        yield "--data.prompt_dataset is missing."
+    for flag, split in (("data.prompt_dataset", "data.prompt_split"), ("eval.dataset", "eval.split")):
+        if given[flag]:
+            yield from check_rows(given, spec, flag, split)
+
+
+def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterator[str]:
+    """The first row of a dataset in which the prompt is missing, or the label lacks what the scorer needs."""
+    from openrlhf.datasets.utils import blending_datasets
+
+    quiet = SimpleNamespace(
+        print=lambda *message: None, is_rank_0=lambda: False, args=SimpleNamespace(use_ms=given["use_ms"])
+    )
+    try:
+        rows = blending_datasets(
+            given[flag], None, quiet, max_count=given["data.max_samples"], dataset_split=given[split]
+        )
+    except (OSError, ValueError) as error:
+        yield f"--{flag} {given[flag]} cannot be read: {error}"
+        return
+    missing = [key for key in (given["data.input_key"], given["data.label_key"]) if key not in rows.column_names]
+    if missing:
+        yield (
+            f"--{flag} {given[flag]} has no column {missing[0]!r} (it has {', '.join(rows.column_names)}): name the "
+            "prompt's and the label's with --data.input_key and --data.label_key."
+        )
+        return
+    prompts, labels = rows[given["data.input_key"]], rows[given["data.label_key"]]
+    for number, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
+        try:
+            spec.check_label(label)
+            if spec.prompt.replace is not None:
+                text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+                spec.render_prompt(text, given["vpo.candidates"])
+        except ValueError as error:
+            yield f"Row {number} of --{flag} {given[flag]} cannot be scored: {error}"
+            return
+
+
+CHECKS: tuple[Callable[[Flags, RewardSpec], Iterator[str]], ...] = (
+    check_rewards,
+    check_numbers,
+    check_estimator,
+    check_budget,
+    check_model,
+    check_data,
+    check_output,
+)
+"""The checks of a run with a specification, in the order in which their sentences are said."""

@@ -1,0 +1,82 @@
+"""A run's output folder: what marks it, and from which checkpoint the run resumes."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vpo_plugin.openrlhf.checkpoints import rewind
+from vpo_plugin.openrlhf.log import REMARK
+from vpo_plugin.rewards import RewardSpec
+
+
+def log_dir(output_dir: str) -> Path:
+    """Where a run that saves its model to ``output_dir`` keeps its metrics and matrices."""
+    return Path(output_dir).resolve() / "vpo"
+
+
+def run_marker(given: Mapping[str, Any], spec: RewardSpec) -> dict[str, Any]:
+    """What ``run.json`` says of a run: two runs that differ in it may not share a folder."""
+    return {"spec": spec.name, "candidates": given["vpo.candidates"]}
+
+
+def check_output(given: Mapping[str, Any], spec: RewardSpec) -> Iterator[str]:
+    """A sentence for a folder that holds a run of another specification, or something else."""
+    output = given["ckpt.output_dir"]
+    folder = log_dir(output)
+    marker = folder / "run.json"
+    try:
+        if marker.exists():  # empty where the disk was full
+            earlier, run = json.loads(marker.read_text() or "null"), run_marker(given, spec)
+            if earlier not in (None, run):
+                yield (
+                    f"--ckpt.output_dir {output} holds a run of spec {earlier['spec']!r} with {earlier['candidates']} "
+                    f"candidates, and this run is of {spec.name!r} with {run['candidates']}: name another folder, or "
+                    "delete that one."
+                )
+        elif folder.is_dir() and any(folder.iterdir()):
+            yield (
+                f"--ckpt.output_dir {output} holds a folder {folder.name!r} that is not of such a run, and this run "
+                "would write there: name another folder."
+            )
+    except OSError as error:
+        yield f"--ckpt.output_dir {output} cannot be read: {error.strerror}."
+
+
+def claim_output(parser: argparse.ArgumentParser, given: Mapping[str, Any], spec: RewardSpec) -> None:
+    """Mark the output folder as this run's, and remove what an earlier run logged there, unless this one resumes it.
+
+    A folder that cannot be written ends the command with a sentence and exit code 2.
+    """
+    folder = log_dir(given["ckpt.output_dir"])
+    try:
+        if folder.exists() and not given["ckpt.load_enable"]:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "run.json").write_text(json.dumps(run_marker(given, spec)))
+    except OSError as error:
+        parser.error(f"--ckpt.output_dir {given['ckpt.output_dir']} cannot be written: {error.strerror}.")
+
+
+def find_checkpoint(given: Mapping[str, Any]) -> bool:
+    """With ``--ckpt.load_enable``, whether there is a whole checkpoint; the newest is made the one to resume from.
+
+    Says which one it is, and why newer ones were passed over.
+    """
+    if not given["ckpt.load_enable"]:
+        return False
+    step, passed_over = rewind(Path(given["ckpt.path"]))
+    for sentence in passed_over:
+        print(f"{REMARK}{sentence}", flush=True)
+    if step:
+        print(f"{REMARK}Resuming after step {step}, from its checkpoint in {given['ckpt.path']}.", flush=True)
+    return step > 0
+
+
+def how_to_resume(given: Mapping[str, Any]) -> str:
+    """A sentence on what is left of a run that was cut short."""
+    if any(Path(given["ckpt.path"]).glob("_actor/*global_step*")):
+        return f"The same command with --ckpt.load_enable resumes from the last checkpoint in {given['ckpt.path']}."
+    return f"It had saved no checkpoint in {given['ckpt.path']} yet (--ckpt.save_steps): it starts from the beginning."
