@@ -18,10 +18,10 @@ from flows.pipeline import (
     report_pools,
     trains_sets,
 )
-from flows.policy import check_policy, resolve_policy
 from flows.retrain import retrain
 from flows.settings import DataSettings, PipelineSettings, SearchSettings
 from flows.train import train
+from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.rewards import check_spec, load_spec
 
 HOOKS = {"on_failure": [explain_failure], "on_crashed": [explain_failure]}
@@ -59,7 +59,7 @@ def search_eval(settings: SearchSettings) -> State:
     shared = PipelineSettings(**settings.model_dump(exclude={"policies"}))
     pools = {}
     for policy in settings.policies:
-        model = resolve_policy(policy.model, settings.folder / "policy", settings.seed)
+        model = resolve_policy(policy.model, settings.folder / "policy")
         pools[policy.name] = evaluate(shared, policy.name, model, policy.candidates, data)
     command = ["prefect", "deployment", "run", "search-eval/maze-cpu", "--params", settings.model_dump_json()]
     return Completed(message=report_search(settings, pools, data, shlex.join(command)))

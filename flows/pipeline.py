@@ -23,7 +23,6 @@ from prefect.states import Completed
 from flows import stage
 from flows.hooks import explain_failure, show_results
 from flows.parameters import settings_flow
-from flows.policy import check_policy, resolve_policy
 from flows.process import exit_on_sigterm, run_logged
 from flows.server import check_server
 from flows.settings import PipelineSettings, RunSettings
@@ -40,6 +39,7 @@ from flows.stage import (
 )
 from flows.train import tells_weights, train
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
+from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 
@@ -113,7 +113,7 @@ def prepare_data(settings: RunSettings, test_seed: int | None = None) -> Path:
 def prepare_policy(settings: PipelineSettings) -> str:
     """Find or build the policy to start from."""
     with timed():
-        return resolve_policy(settings.model, settings.folder / "policy", settings.seed)
+        return resolve_policy(settings.model, settings.folder / "policy")
 
 
 @task(task_run_name="evaluate-{name}")
@@ -163,9 +163,9 @@ def report_pools(
     settings: RunSettings, pools: dict[str, Path], data: Path, command: str, training: dict[str, list[dict[str, float]]]
 ) -> str:
     """Write the report of these pools into the run's folder, show it to the reader, and say what came out."""
+    from vpo_plugin.report.write import format_table, write_report
     from vpo_plugin.search.compare import compare_pools
     from vpo_plugin.search.pool import load_pool, load_prompts
-    from vpo_plugin.search.report import format_table, write_report
 
     added = overhead(FlowRunContext.get().start_time.timestamp())
     rows = load_prompts(data / "test")

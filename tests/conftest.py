@@ -15,7 +15,7 @@ import psutil
 import pytest
 from datasets import Dataset
 
-from flows.policy import TINY, resolve_policy
+from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import load_spec
 
 SPEC = "maze_small"

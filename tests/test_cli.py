@@ -291,7 +291,7 @@ def test_without_its_dataset_a_spec_is_checked_on_its_sample_and_says_so(tmp_pat
     assert "3 rows of the split 'train'" in done.stdout and "dgslibisey/MuSiQue cannot be read" in done.stdout
 
 
-@pytest.mark.parametrize("program", ["bench", "explain"])
+@pytest.mark.parametrize("program", ["explain"])
 def test_programs_have_their_own_help(program: str) -> None:
     result = vpo(program, "--help")
     assert result.returncode == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from host import host_arguments, importable_host
 
+from flows.run import load_config, shipped
 from vpo_plugin.cli import main
-from vpo_plugin.run import load_config, shipped
 
 
 def vpo_run(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

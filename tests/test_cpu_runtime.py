@@ -17,7 +17,7 @@ import pytest
 from conftest import MARK, Training
 from host import importable_host
 
-from flows.policy import TINY, resolve_policy
+from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf import cpu, launcher, matrices
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 

@@ -152,10 +152,10 @@ def test_a_deployed_pipeline_runs_to_its_report(worked: Service, tmp_path: Path)
     if not shutil.which("chromium"):
         pytest.skip("ran to its report; no picture of its page: chromium is not installed")
     picture = tmp_path / "page.png"
-    done = worked.python("-m", "flows.screenshot", run["id"], "--output", str(picture))
+    done = worked.python("-m", "benchmarks.screenshot", run["id"], "--output", str(picture))
     assert done.returncode == 0, done.stderr
     assert picture.stat().st_size > 20_000
-    absent = worked.python("-m", "flows.screenshot", worked.api("/flows/filter")[0]["id"])
+    absent = worked.python("-m", "benchmarks.screenshot", worked.api("/flows/filter")[0]["id"])
     assert absent.returncode == 1 and absent.stderr.startswith("The server has no flow run ")
 
 

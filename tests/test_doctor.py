@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vpo_plugin import doctor
+from vpo_plugin.cli import doctor
 from vpo_plugin.openrlhf import launcher
 
 DEAD = "127.0.0.1:9"  # the port of the discard service, which nobody runs

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from reward_specs.maze.maze import drawing
+from vpo_plugin.report.write import write_report
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.check import check_spec
 from vpo_plugin.rewards.drawing import draw
 from vpo_plugin.search.compare import compare_pools
 from vpo_plugin.search.pool import Pool
-from vpo_plugin.search.report import write_report
 
 LABEL = {"grid": ["S.G", "#B.", "DLE"], "max_steps": 6}
 

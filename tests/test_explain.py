@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from vpo_plugin import explain
 from vpo_plugin.advantages import get_advantage_estimator, set_rewards
-from vpo_plugin.explain import ANSWERS, METHODS, Policy, expected_best, set_value
+from vpo_plugin.cli import explain
+from vpo_plugin.cli.explain import ANSWERS, METHODS, Policy, expected_best, set_value
 
 FRONT = ("fast", "thorough", "compromise")
 

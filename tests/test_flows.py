@@ -10,10 +10,10 @@ import pytest
 from conftest import run_pipeline
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.policy import SMOLLM2, TINY, resolve_policy
 from flows.process import run_logged
 from flows.settings import PipelineSettings
 from flows.stage import file_digest, is_done, working_on
+from vpo_plugin.models import SMOLLM2, TINY, resolve_policy
 
 SMALL = {
     "name": "small",

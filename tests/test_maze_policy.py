@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.maze_policy import save_untrained_policy, sft_examples
 from reward_specs.maze.maze import read_label
-from reward_specs.maze.warm_start import save_untrained_policy, sft_examples
 from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import load_spec, parse_candidates
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vpo_plugin.search import benchmark
+from benchmarks import metrics as benchmark
 from vpo_plugin.search.metrics import (
     best_at_k,
     best_for_weights,

@@ -279,7 +279,7 @@ def test_smollm2_judges_on_this_machine(tmp_path: Path, monkeypatch: pytest.Monk
     log = tmp_path / "server.log"
     with log.open("w") as out:
         server = subprocess.Popen(
-            [sys.executable, "-m", "reward_specs.personas.serve", "--port", str(port)],
+            [sys.executable, "-m", "examples.persona_judge", "--port", str(port)],
             stdout=out,
             stderr=out,
             cwd=tmp_path,  # the model is built in runs/ there

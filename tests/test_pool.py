@@ -17,8 +17,8 @@ import pytest
 from datasets import load_dataset
 from endpoint import serving
 
-from flows.policy import TINY, resolve_policy
 from vpo_plugin.cli import main
+from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.search.compare import compare_pools, shared_prompts
 from vpo_plugin.search.evaluate import as_columns, batch_seed, score_all

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from report_results import ATTACK, OBJECTIVES, OPTIONAL, made_up_results
 
-from vpo_plugin.search import report_page
-from vpo_plugin.search.report import _plain, format_table, write_report
+from vpo_plugin.report import page as report_page
+from vpo_plugin.report.write import _plain, format_table, write_report
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import torch
 from conftest import Training, kill_marked, write_prompts
 from prefect.logging import disable_run_logger
 
-from flows.policy import TINY, resolve_policy
 from flows.process import run_logged, running
 from flows.stage import code_version, policy_digest, skip, spec_digest, working_on
 from vpo_plugin.advantages import group_z_norm, set_rewards
+from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints, rewind
 from vpo_plugin.openrlhf.log import check_owner, forget_steps_after, log_rollouts, log_step, own, read_steps
 from vpo_plugin.rewards import load_spec

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from flows.policy import TINY, resolve_policy
 from reward_specs.maze.maze import MOVES, Maze, distances, mutation, read_label, turn, walk
 from vpo_plugin.cli import main
+from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.search.compare import compare_searches
 from vpo_plugin.search.evolution import Evolution

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from vpo_plugin.cli import main
+from vpo_plugin.cli.report import named
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.search.evaluate import as_columns, score_all
 from vpo_plugin.search.pool import batch_file, claim_folder, load_pool, write_rows
-from vpo_plugin.search.report_command import named
 from vpo_plugin.search.run import RESULT, RESULT_SCHEMA, SCHEMA, SETTINGS, round_file
 from vpo_plugin.search.select import parse_weights, select
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.policy import TINY, resolve_policy
+from benchmarks import simulate, sizing
 from vpo_plugin.advantages import set_rewards
-from vpo_plugin.openrlhf import simulate, sizing
+from vpo_plugin.models import TINY, resolve_policy
 
 
 def run_simulation(*arguments: str) -> str:
-    command = [sys.executable, "-m", "vpo_plugin.openrlhf.simulate", *arguments]
+    command = [sys.executable, "-m", "benchmarks.simulate", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout

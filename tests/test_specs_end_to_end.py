@@ -8,7 +8,7 @@ import pytest
 from conftest import run_pipeline
 
 import reward_specs
-from flows.policy import SMOLLM2, resolve_policy
+from vpo_plugin.models import SMOLLM2, resolve_policy
 
 FOLDER = Path(reward_specs.__file__).parent
 BRIEF = """

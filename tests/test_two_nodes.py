@@ -19,7 +19,7 @@ from hosts import PORT, Host, Hosts, namespaces_unavailable
 from test_experience import compute, make_maker, make_samples, with_forward_results
 from test_ray_jobs import FLOW
 
-from flows.policy import TINY, resolve_policy
+from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf import worker
 from vpo_plugin.openrlhf.log import read_steps
 

@@ -1,7 +1,7 @@
 """Three personas judge one answer: what a scientist values, a child and an editor do not.
 
 The judge is the model that an OpenAI-compatible endpoint serves: $VPO_JUDGE_URL (default http://localhost:8000/v1) and
-$VPO_JUDGE_MODEL (default smollm2). `python -m reward_specs.personas.serve` serves SmolLM2 on this machine, which shows
+$VPO_JUDGE_MODEL (default smollm2). `python -m examples.persona_judge` serves SmolLM2 on this machine, which shows
 how it works and judges poorly; name a larger model for anything else. For other judges, write `score = panel([…])` in a
 module of your own, with any of the kinds in `vpo_plugin.rewards.judges`.
 """

@@ -13,7 +13,8 @@ def default_num_weights(objectives: int) -> int:
     """Random weightings of a set reward where none are asked for: 1,024, and 3,200 above 8 objectives.
 
     With either, advantages have over 20 times less error than with 100 independent weightings
-    (`vpo bench estimator`). 3,200 and not 3,072: rows of 4 KiB multiples contend for the same lines of a CPU cache.
+    (`python -m benchmarks.estimator`). 3,200 and not 3,072: rows of 4 KiB multiples contend for the same lines of a CPU
+    cache.
     """
     return 1024 if objectives <= 8 else 3200
 

@@ -34,6 +34,11 @@ def spec_files() -> dict[str, Path]:
     return files
 
 
+def spec_home() -> Path:
+    """The folder of the specs that ship, and of their JSON schema."""
+    return _package_folders("reward_specs")[0]
+
+
 def _package_folders(package: str) -> list[Path]:
     try:
         found = importlib.util.find_spec(package)

@@ -50,7 +50,7 @@ def compare_pools(
         rows: the prompts, keys ``input`` and ``label``.
 
     Returns:
-        The figures that `vpo_plugin.search.report` documents.
+        The figures that `vpo_plugin.report.write` documents.
 
     Raises:
         ValueError: nothing to compare, pools that differ in prompts or objectives, or that are too small to be matched.

@@ -3,7 +3,7 @@
 A pool holds n candidates for each of P prompts, as scalar values `(P, n)` (the deployment scalarization) or
 as reward vectors `(P, n, k)`. Estimates are exact averages over all subsets: no Monte-Carlo subsets. What depends
 on the weighting is a mean over quasi-random weights `w`, uniform on the simplex. `python -m
-vpo_plugin.search.benchmark` measures time and memory.
+benchmarks.metrics` measures time and memory.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""`python -m vpo_plugin.explain`: what each estimator makes of a policy, exactly, on an example small enough to see.
+"""`vpo explain`: what each estimator makes of a policy, exactly, on an example small enough to see.
 
 There is no language model and no sampling. A policy is a softmax over everything that one response can hold: one
 answer, or a set of three. Its expected policy gradient is a sum over all of these, with the estimators' own rollout

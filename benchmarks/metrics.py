@@ -1,4 +1,4 @@
-"""Time and memory of the metrics on a pool of random rewards: ``python -m vpo_plugin.search.benchmark``."""
+"""Time and memory of the metrics on a pool of random rewards: ``python -m benchmarks.metrics``."""
 
 import argparse
 import resource

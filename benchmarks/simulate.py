@@ -1,4 +1,4 @@
-"""`python -m vpo_plugin.openrlhf.simulate`: what the plugin adds to a large run, measured with synthetic rollouts.
+"""`python -m benchmarks.simulate`: what the plugin adds to a large run, measured with synthetic rollouts.
 
 `step`: the way of a step's rollouts through the plugin, at growing sizes: scoring, the reward matrices through Ray's
 object store, the hook in the trainer, the estimator alone. `engine`: whether scoring slows generation, with a real
@@ -356,7 +356,7 @@ async def longest_pause() -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vpo_plugin.openrlhf.simulate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     step = commands.add_parser("step", help="scoring, object store, hook and estimator at growing sizes")
     step.add_argument("--rollouts", type=int, nargs="+", default=SIZES, help="rollouts of a step (multiples of 8)")

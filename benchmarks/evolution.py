@@ -1,9 +1,9 @@
 """Evidence: what policies find by evolution on the prompts that best-of-k leaves unsolved.
 
-``python -m flows.evolution --spec maze_small --policies base=PATH grpo=PATH vpo=PATH --sets vpo``: samples a pool of
-each policy on the same held-out prompts, takes those that the pools leave unsolved, searches them with every policy by
-best-of-k and by evolution at the same budget, and writes summary.md, results.json and solved.png. What was done before
-is not done again.
+``python -m benchmarks.evolution --spec maze_small --policies base=PATH grpo=PATH vpo=PATH --sets vpo``: samples a pool
+of each policy on the same held-out prompts, takes those that the pools leave unsolved, searches them with every policy
+by best-of-k and by evolution at the same budget, and writes summary.md, results.json and solved.png. What was done
+before is not done again.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from vpo_plugin.cli.report import named
+from vpo_plugin.report.write import format_table
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.search.compare import compare_pools, compare_searches, shared_prompts
 from vpo_plugin.search.pool import load_pool
-from vpo_plugin.search.report import format_table
-from vpo_plugin.search.report_command import named
 from vpo_plugin.search.run import Search, format_searches, load_search
 
 PROCEDURES = ("best_of_k", "evolution")
@@ -33,7 +33,7 @@ DASHES = {"best_of_k": ":", "evolution": "-"}
 def main(arguments: list[str] | None = None) -> int:
     """Run what is missing and write the evidence."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m flows.evolution", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evolution", description=__doc__.partition("\n")[0])
     parser.add_argument("--spec", default="maze_small")
     parser.add_argument("--policies", nargs="+", required=True, metavar="NAME=PATH")
     parser.add_argument(
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     stored = [(name, kind, load_search(searches[name] / kind)) for name in policies for kind in PROCEDURES]
     evolved = [one for one in stored if one[1] == "evolution"]
     results = {
-        "command": shlex.join(["python", "-m", "flows.evolution", *arguments]),
+        "command": shlex.join(["python", "-m", "benchmarks.evolution", *arguments]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "versions": {"python": platform.python_version(), **stored[0][2].made["versions"]},
         "pools": format_table(compare_pools(loaded, spec, rows)),

@@ -234,7 +234,7 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
 
 def probe(function: str) -> tuple[int, str]:
     """Exit code and output of a function of this module in a process of its own."""
-    program = f"from vpo_plugin import doctor; doctor.{function}()"
+    program = f"from vpo_plugin.cli import doctor; doctor.{function}()"
     try:
         result = subprocess.run(
             [sys.executable, "-c", program],

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,14 @@ if TYPE_CHECKING:
 PROGRAMS = {
     "evaluate": ("vpo_plugin.search.evaluate", "sample, score and store candidates for each held-out prompt"),
     "search": ("vpo_plugin.search.run", "search for solutions: best-of-k, refinement, evolution"),
-    "report": ("vpo_plugin.search.report_command", "compare pools and searches in a report to open in a browser"),
+    "report": ("vpo_plugin.cli.report", "compare pools and searches in a report to open in a browser"),
     "select": ("vpo_plugin.search.select", "the best candidate of a pool for each prompt, under your own weights"),
-    "bench": ("vpo_plugin.bench", "time and error of the set reward's estimator"),
-    "doctor": ("vpo_plugin.doctor", "versions, devices, Ray, sandbox and Prefect here, and what would fail"),
-    "explain": ("vpo_plugin.explain", "what vpo does, on an exact example in seconds"),
-    "experiment": ("flows.experiment", "train and compare several methods and seeds at matched compute"),
-    "run": ("vpo_plugin.run", "run a flow from a YAML file of settings, without a server"),
-    "registry": ("vpo_plugin.registry", "list, show and roll back the policies that retraining made"),
+    "doctor": ("vpo_plugin.cli.doctor", "versions, devices, Ray, sandbox and Prefect here, and what would fail"),
+    "explain": ("vpo_plugin.cli.explain", "what vpo does, on an exact example in seconds"),
 }
-"""Commands that are modules with a parser of their own."""
+"""Commands that are modules with a parser of their own, with their help."""
+COMMANDS = "vpo_plugin.commands"
+"""Entry point group in which packages add commands: a function of the arguments, whose docstring is the help."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments and arguments[0] in PROGRAMS:
             module, _text = PROGRAMS[arguments[0]]
             return importlib.import_module(module).main(arguments[1:])
+        if arguments and (added := entry_points(group=COMMANDS, name=arguments[0])):
+            return next(iter(added)).load()(arguments[1:])
         args = build_parser().parse_args(arguments)
         if getattr(args, "unsafe_no_sandbox", False):
             os.environ["VPO_UNSAFE_NO_SANDBOX"] = "1"  # read by vpo_plugin.rewards.sandbox, here and in other processes
@@ -51,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for program, (_module, text) in PROGRAMS.items():
         commands.add_parser(program, help=text)
+    for added in entry_points(group=COMMANDS):
+        commands.add_parser(added.name, help=added.load().__doc__)
     unsafe = argparse.ArgumentParser(add_help=False)
     unsafe.add_argument(
         "--unsafe-no-sandbox",
@@ -155,10 +158,10 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def run_new(args: argparse.Namespace) -> int:
-    import reward_specs
+    from vpo_plugin.rewards.files import spec_home
     from vpo_plugin.rewards.skeleton import new_spec
 
-    files = new_spec(args.name, args.folder, str(Path(reward_specs.__path__[0]) / "schema.json"))
+    files = new_spec(args.name, args.folder, str(spec_home() / "schema.json"))
     print("\n".join(["Written:", *map(str, files), "", f"Next: vpo spec check {files[0].parent}"]))
     return 0
 
@@ -213,7 +216,3 @@ def _with_source(spec: "RewardSpec", source: str) -> "RewardSpec":
 
 def _shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -49,8 +49,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vpo_plugin.search import report_page
-from vpo_plugin.search.report_page import TRAINING, Results, number
+from vpo_plugin.report import page as report_page
+from vpo_plugin.report.page import TRAINING, Results, number
 
 INK = "#010203"  # text and axes; in the page it becomes the page's own text colour, light or dark
 

@@ -1,4 +1,4 @@
-"""How fast programs are tested: python -m reward_specs.code.benchmark
+"""How fast programs are tested: python -m benchmarks.sandbox
 
 Each program is run on 1, 4 and 16 tests, as many programs at once as there are cores, in boxes that stand ready; and
 for comparison each test by a Python of its own in a box of its own, started for it.

@@ -1,4 +1,4 @@
-"""Make the tiny warm-started maze policy: `python -m reward_specs.maze.warm_start --output DIR`.
+"""Make the tiny warm-started maze policy: `python -m benchmarks.maze_policy --output DIR`.
 
 A word-level tokenizer, a Llama of about one million parameters with seeded random weights, and examples of
 diverse valid routes go into the work folder; the host's own supervised trainer (`vpo_plugin.train_sft`) does

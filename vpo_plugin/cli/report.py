@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vpo_plugin.openrlhf.log import training_curve
+from vpo_plugin.report.write import format_table, write_report
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.search.compare import compare_pools, compare_searches, shared_prompts
 from vpo_plugin.search.pool import load_pool
-from vpo_plugin.search.report import format_table, write_report
 from vpo_plugin.search.run import PROCEDURES, Search, format_searches, load_search
 
 

@@ -1,4 +1,4 @@
-"""Serve SmolLM2 as the judge of the personas spec, with vLLM, on a CPU or a GPU: python -m reward_specs.personas.serve
+"""Serve SmolLM2 as the judge of the personas spec, with vLLM, on a CPU or a GPU: python -m examples.persona_judge
 
 Other flags go to vLLM's server: `--port 8001`, `--max-num-seqs 32`.
 """
@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from flows.policy import SMOLLM2, resolve_policy
+from vpo_plugin.models import SMOLLM2, resolve_policy
 from vpo_plugin.openrlhf.cpu import ENVIRONMENT
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vpo_plugin import bench
+from benchmarks import estimator as bench
 from vpo_plugin.advantages import default_num_weights, group_z_norm, vpo_advantages
 
 
@@ -48,7 +48,7 @@ def test_default_settings_have_far_less_error(shape: tuple[int, int, int, int]) 
 def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "REFERENCE_POINTS", 2**10)
     arguments = ["--shapes", "4x4x3x3", "--num_weights", "64", str(default_num_weights(3)), "--repeats", "1"]
-    assert bench.main(["estimator", *arguments]) == 0
+    assert bench.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "4 groups x 4 rollouts x 3 candidates x 3 objectives" in printed
     assert printed.count("vpo, ") == 2
@@ -58,6 +58,6 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
 @pytest.mark.parametrize("arguments", [["--shapes", "4x4x3"], ["--shapes", "4x4x0x3"], ["--num_weights", "0"]])
 def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        bench.main(["estimator", *arguments])
+        bench.main(arguments)
     assert stopped.value.code == 2
     assert "is no shape" in (said := capsys.readouterr().err) or "not a whole number above 0" in said

@@ -1,33 +1,21 @@
-"""`vpo bench`: what the estimator of `vpo` costs, alone and in the host, and how exact it is.
+"""`python -m benchmarks.estimator`: what the estimator of `vpo` costs, and how exact it is.
 
-`vpo bench estimator` measures it beside the usual implementation, a Python loop over rollouts with 100 independent
-Dirichlet draws a group, in alternation in one run. `vpo bench host` trains with `vpo` and with the host's `group_norm`,
-in alternation, and compares the time of a step.
+Beside it, in alternation in one run: the usual implementation, a Python loop over rollouts with 100 independent
+Dirichlet draws a group.
 """
 
 import argparse
-import importlib.resources
-import itertools
-import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vpo_plugin.advantages import default_num_weights, group_z_norm, sample_simplex_weights, vpo_advantages
-from vpo_plugin.openrlhf.log import read_steps
-from vpo_plugin.rewards import load_spec
 
 SHAPES = ((128, 8, 3, 4), (128, 8, 5, 16), (1024, 16, 3, 5))
 """Groups, rollouts, candidates, objectives."""
@@ -36,9 +24,6 @@ LOOP_WEIGHTS = 100
 REFERENCE_GROUPS = 16
 REFERENCE_SCRAMBLES, REFERENCE_POINTS = 16, 2**16  # 2^20 points in all
 POINTS_AT_ONCE = 2**11
-HOST_PROMPTS = 16
-HOST_WARM_UP = 2
-"""First steps of a training that are not counted, after the very first one, which has no beginning in the log."""
 
 
 @dataclass(frozen=True)
@@ -140,58 +125,6 @@ def bench_estimator(args: argparse.Namespace) -> None:
         print(f"  errors against 2^20 points ({reference_error:.0e} off) on {min(groups, REFERENCE_GROUPS)} groups")
 
 
-def bench_host(args: argparse.Namespace) -> None:
-    """Train with `vpo` and with the host's `group_norm` on the same prompts, in turns, and print the steps' times."""
-    from datasets import Dataset
-
-    spec = load_spec("maze_small")
-    policy = importlib.resources.files("reward_specs.maze_small") / "policy"
-    rows = [
-        {"input": row["prompt"], "label": json.dumps(row["label"])}
-        for row in spec.rows("train", args.steps * HOST_PROMPTS, seed=0)
-    ]
-    seconds: dict[str, list[float]] = {"vpo": [], "group_norm": []}
-    with tempfile.TemporaryDirectory() as folder:
-        Dataset.from_list(rows).save_to_disk(f"{folder}/prompts")
-        for turn in range(args.turns):
-            for name in sorted(seconds, reverse=bool(turn % 2)):
-                output = f"{folder}/{name}-{turn}"
-                command = [
-                    *(sys.executable, "-m", "vpo_plugin.train_ppo_ray", "--advantage", name),
-                    *("--vpo.spec", spec.name, "--vpo.candidates", str(spec.candidates)),
-                    *("--actor.model_name_or_path", str(policy), "--ckpt.output_dir", output),
-                    *("--data.prompt_dataset", f"{folder}/prompts"),
-                    *("--data.input_key", "input", "--data.label_key", "label", "--data.max_len", "128"),
-                    *("--rollout.max_new_tokens", "64", "--rollout.batch_size", str(HOST_PROMPTS)),
-                    *("--rollout.n_samples_per_prompt", "8", "--rollout.micro_batch_size", "32"),
-                    *("--train.batch_size", str(8 * HOST_PROMPTS), "--train.micro_batch_size", "32"),
-                    *("--actor.adam.lr", "1e-9", "--algo.kl.init_coef", "0"),  # the responses stay as long as they are
-                ]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    raise RuntimeError(f"Training with {name} failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-                times = [step["time"] for step in read_steps(Path(output) / "vpo")]
-                seconds[name] += [b - a for a, b in itertools.pairwise(times)][HOST_WARM_UP:]
-                print(
-                    f"turn {turn + 1} of {args.turns}, {name}: {statistics.median(seconds[name]):.3f} s a step",
-                    flush=True,
-                )
-    print(
-        f"\n{os.cpu_count()} cores, openrlhf {version('openrlhf')}, {HOST_PROMPTS} prompts x 8 rollouts x 3 candidates"
-    )
-    for name, values in seconds.items():
-        print(f"  {name:12}{statistics.median(values):8.3f} s a step, median of {len(values)} steps")
-    draws = np.random.default_rng(0)
-    ratios = [
-        np.median(draws.choice(seconds["vpo"], len(seconds["vpo"])))
-        / np.median(draws.choice(seconds["group_norm"], len(seconds["group_norm"])))
-        for _ in range(2000)
-    ]
-    ratio = statistics.median(seconds["vpo"]) / statistics.median(seconds["group_norm"])
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    print(f"  vpo / group_norm = {ratio:.3f} (95 % bootstrap interval {low:.3f} to {high:.3f})")
-
-
 def read_shape(text: str) -> tuple[int, int, int, int]:
     """`128x8x3x4` -> (128, 8, 3, 4). Raises ArgumentTypeError for anything else."""
     sizes = text.split("x")
@@ -209,22 +142,15 @@ def positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `bench`; bad arguments end with a sentence and exit code 2."""
-    parser = argparse.ArgumentParser(prog="vpo bench", description="Benchmarks of the plugin.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    estimator = commands.add_parser("estimator", help="time and error of the set reward's estimator")
-    estimator.add_argument("--shapes", nargs="+", type=read_shape, default=SHAPES, metavar="GxNxMxK")
-    estimator.add_argument("--num_weights", nargs="+", type=positive, metavar="W")
-    estimator.add_argument("--repeats", type=positive, default=25, help="timed calls of each (default: 25)")
-    estimator.add_argument("--threads", type=positive, help="torch's threads (default: torch's own choice)")
-    estimator.add_argument("--seed", type=int, default=0)
-    estimator.set_defaults(run=bench_estimator)
-    host = commands.add_parser("host", help="time of a training step with vpo and with the host's group_norm")
-    host.add_argument("--turns", type=positive, default=4, help="trainings of each, in turns (default: 4)")
-    host.add_argument("--steps", type=positive, default=24, help="steps of a training (default: 24)")
-    host.set_defaults(run=bench_host)
+    """Print the table; bad arguments end with a sentence and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.estimator", description=__doc__)
+    parser.add_argument("--shapes", nargs="+", type=read_shape, default=SHAPES, metavar="GxNxMxK")
+    parser.add_argument("--num_weights", nargs="+", type=positive, metavar="W")
+    parser.add_argument("--repeats", type=positive, default=25, help="timed calls of each (default: 25)")
+    parser.add_argument("--threads", type=positive, help="torch's threads (default: torch's own choice)")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    args.run(args)
+    bench_estimator(args)
     return 0
 
 

@@ -1,7 +1,7 @@
 """A picture of a run's page in Prefect, taken in a real browser (Chromium, from Debian's package).
 
-``python -m flows.screenshot [RUN_ID] [--output page.png]``: the page of a flow run, of the newest one by default, on
-the server that PREFECT_API_URL names.
+``python -m benchmarks.screenshot [RUN_ID] [--output page.png]``: the page of a flow run, of the newest one by default,
+on the server that PREFECT_API_URL names.
 """
 
 import argparse

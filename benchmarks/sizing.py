@@ -1,4 +1,4 @@
-"""`python -m vpo_plugin.openrlhf.sizing`: what a step moves and costs on 1 to 64 nodes, worked out on paper.
+"""`python -m benchmarks.sizing`: what a step moves and costs on 1 to 64 nodes, worked out on paper.
 
 The assumptions are the constants below; docs/scaling.md explains them and shows the table.
 """

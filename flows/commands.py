@@ -1,0 +1,22 @@
+"""The `vpo` commands that need Prefect, entry points of the group `vpo_plugin.commands`. Each imports its work late."""
+
+
+def run(arguments: list[str]) -> int:
+    """run a flow from a YAML file of settings, without a server"""
+    from flows.run import main
+
+    return main(arguments)
+
+
+def experiment(arguments: list[str]) -> int:
+    """train and compare several methods and seeds at matched compute"""
+    from flows.experiment import main
+
+    return main(arguments)
+
+
+def registry(arguments: list[str]) -> int:
+    """list, show and roll back the policies that retraining made"""
+    from flows.registry_command import main
+
+    return main(arguments)
