@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.checks import Flags, find_mistakes, plugin_estimator
-from vpo_plugin.openrlhf.flags import ESTIMATOR, add_flags
+from vpo_plugin.openrlhf.flags import add_flags
 from vpo_plugin.openrlhf.log import own
 from vpo_plugin.openrlhf.output import claim_output, find_checkpoint, how_to_resume, log_dir
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
@@ -34,7 +34,7 @@ AGENT = Path(__file__).with_name("agent.py")
 
 
 def main() -> None:
-    """Run the host's command on ``sys.argv``. Bad arguments end with their mistakes and exit code 2 before any start."""
+    """Run the host's command on ``sys.argv``. Bad arguments end with all mistakes and exit code 2 before a start."""
     check_host_version()
     on_cpu = not cpu.cuda_available()
     if on_cpu:
