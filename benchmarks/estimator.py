@@ -15,7 +15,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vpo_plugin.advantages import default_num_weights, group_z_norm, sample_simplex_weights, vpo_advantages
+from vpo_plugin.advantages import (
+    RewardBatch,
+    default_num_weights,
+    get_advantage_estimator,
+    group_z_norm,
+    sample_simplex_weights,
+)
 
 SHAPES = ((128, 8, 3, 4), (128, 8, 5, 16), (1024, 16, 3, 5))
 """Groups, rollouts, candidates, objectives."""
@@ -47,6 +53,11 @@ def loop_advantages(reward_matrices: Tensor) -> Tensor:
         std = worth.std(correction=0)
         advantages.append((worth - worth.mean()) / (std + 1e-6) if std >= 1e-6 else torch.zeros_like(worth))
     return torch.stack(advantages)
+
+
+def vpo_advantages(reward_matrices: Tensor, num_weights: int | None = None) -> Tensor:
+    """What `vpo` computes, `(G, N, m, k)` -> `(G, N)`."""
+    return get_advantage_estimator("vpo")(RewardBatch(reward_matrices, num_weights=num_weights))
 
 
 def reference_advantages(reward_matrices: Tensor, seed: int) -> tuple[Tensor, float]:

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vpo_plugin.advantages import set_rewards
-from vpo_plugin.advantages.set_reward import default_num_weights
+from vpo_plugin.advantages import RewardBatch, default_num_weights
 from vpo_plugin.openrlhf import cpu, matrices
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.openrlhf.worker import SETUP
@@ -147,7 +146,7 @@ def measure_step(rollouts: int, spec_folder: Path, ray: Any) -> dict[str, float]
 
     stacked = torch.from_numpy(np.stack([one.matrix for one in scored]))
     grouped = stacked.view(-1, ROLLOUTS_PER_PROMPT, CANDIDATES, OBJECTIVES)
-    estimator, estimator_cpu, memory = time_and_memory(lambda: set_rewards(grouped))
+    estimator, estimator_cpu, memory = time_and_memory(lambda: RewardBatch(grouped).set_rewards)
     return {
         "rollouts": rollouts,
         "parsing and scoring, s of one core": scoring,

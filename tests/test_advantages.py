@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vpo_plugin.advantages import (
+    RewardBatch,
     advantage_estimator_names,
     get_advantage_estimator,
-    group_norm,
     group_z_norm,
     register_advantage_estimator,
     sample_simplex_weights,
-    set_rewards,
-    vpo_advantages,
 )
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -38,6 +36,18 @@ def matrices(candidates=(1, 4), objectives=(1, 5), values=None):
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def set_rewards(reward_matrices, **settings):
+    return RewardBatch(reward_matrices, **settings).set_rewards
+
+
+def advantages_of(name, reward_matrices, **settings):
+    return get_advantage_estimator(name)(RewardBatch(reward_matrices, **settings))
+
+
+def worth_of(name, reward_matrices, **settings):
+    return get_advantage_estimator(name).values(RewardBatch(reward_matrices, **settings))
 
 
 def brute_force(reward_matrices, num_weights=2**18, alpha=1.0):
@@ -139,8 +149,10 @@ def test_set_rewards_against_brute_force(m, k, alpha):
 
 def test_advantages_at_1024_weights_are_within_a_hundredth():
     rewards = torch.rand(64, 8, 3, 4, dtype=torch.float64, generator=seeded())
-    reference = vpo_advantages(rewards, num_weights=2**16, generator=seeded(1))
-    errors = [vpo_advantages(rewards, num_weights=2**10, generator=seeded(seed)) - reference for seed in range(2, 6)]
+    reference = advantages_of("vpo", rewards, num_weights=2**16, generator=seeded(1))
+    errors = [
+        advantages_of("vpo", rewards, num_weights=2**10, generator=seeded(seed)) - reference for seed in range(2, 6)
+    ]
     assert torch.stack(errors).square().mean().sqrt() < 0.005  # measured: 0.0017
 
 
@@ -226,7 +238,7 @@ def test_rollouts_of_a_group_share_their_weights():
     group = torch.stack([rows[list(order)] for order in itertools.permutations(range(4))])[None]
     worth = set_rewards(group, num_weights=16)
     torch.testing.assert_close(worth, worth[:, :1].expand_as(worth), **EXACT)
-    assert torch.equal(vpo_advantages(group, num_weights=16), torch.zeros(1, 24, dtype=torch.float64))
+    assert torch.equal(advantages_of("vpo", group, num_weights=16), torch.zeros(1, 24, dtype=torch.float64))
 
 
 # Masks
@@ -288,9 +300,8 @@ def test_a_group_without_anything_present_is_worth_nothing():
     rewards = torch.full((1, 2, 2, 2), math.nan)
     mask = torch.zeros(1, 2, 2, 2, dtype=torch.bool)
     for name in advantage_estimator_names():
-        estimator = get_advantage_estimator(name)
-        assert torch.equal(estimator.rollout_rewards(rewards, mask=mask), torch.zeros(1, 2))
-        assert torch.equal(estimator(rewards, mask=mask), torch.zeros(1, 2))
+        assert torch.equal(worth_of(name, rewards, mask=mask), torch.zeros(1, 2))
+        assert torch.equal(advantages_of(name, rewards, mask=mask), torch.zeros(1, 2))
 
 
 # Advantages
@@ -317,15 +328,15 @@ def test_vpo_advantages_prefer_the_diverse_rollout():
     same = [[0.5, 0.5], [0.5, 0.5]]
     diverse = [[1.0, 0.0], [0.0, 1.0]]
     group = torch.tensor([[same, diverse]])
-    torch.testing.assert_close(vpo_advantages(group), torch.tensor([[-1.0, 1.0]]), rtol=1e-5, atol=0)
-    assert torch.equal(get_advantage_estimator("grpo")(group), torch.zeros(1, 2))
-    assert torch.equal(get_advantage_estimator("vpo")(group), vpo_advantages(group))
+    torch.testing.assert_close(advantages_of("vpo", group), torch.tensor([[-1.0, 1.0]]), rtol=1e-5, atol=0)
+    assert torch.equal(advantages_of("grpo", group), torch.zeros(1, 2))
+    assert torch.equal(advantages_of("vpo", group), advantages_of("vpo", group))
 
 
 def test_grpo_is_the_hosts_group_norm():
     rewards = torch.rand(6, 8, 3, 4, generator=seeded())
     weights = [0.4, 0.3, 0.2, 0.1]
-    advantages = get_advantage_estimator("grpo")(rewards, objective_weights=weights)
+    advantages = advantages_of("grpo", rewards, objective_weights=weights)
     scalar = (rewards * torch.tensor(weights)).sum(-1).mean(-1)
     host = (scalar - scalar.mean(-1, keepdim=True)) / (scalar.std(-1, keepdim=True) + 1e-9)
     torch.testing.assert_close(advantages, host, rtol=1e-4, atol=1e-5)
@@ -334,16 +345,16 @@ def test_grpo_is_the_hosts_group_norm():
 def test_grpo_counts_absent_candidates_as_zero_rows_and_absent_objectives_not_at_all():
     rewards = torch.tensor([[[[0.6, 9.0, 0.2], [math.nan, 0.0, 0.0]]]])
     mask = torch.tensor([[[True], [False]]]) & torch.tensor([True, False, True])
-    worth = get_advantage_estimator("grpo").rollout_rewards(rewards, mask=mask)
+    worth = worth_of("grpo", rewards, mask=mask)
     assert worth.item() == pytest.approx((0.6 + 0.2) / 2 / 2)
-    worth = get_advantage_estimator("grpo").rollout_rewards(rewards, mask=mask, objective_weights=[0.5, 0.3, 0.2])
+    worth = worth_of("grpo", rewards, mask=mask, objective_weights=[0.5, 0.3, 0.2])
     assert worth.item() == pytest.approx((0.5 * 0.6 + 0.2 * 0.2) / 2)
 
 
 @given(matrices(candidates=(1, 1), objectives=(2, 4)))
 def test_vpo_with_one_candidate_orders_rollouts_as_grpo(rewards):
     rewards = torch.cat([rewards, rewards.flip(-1) / 2], dim=1)  # at least two rollouts
-    vpo, grpo = (get_advantage_estimator(name).rollout_rewards(rewards) for name in ("vpo", "grpo"))
+    vpo, grpo = (worth_of(name, rewards) for name in ("vpo", "grpo"))
     torch.testing.assert_close(vpo, grpo, **EXACT)
 
 
@@ -357,7 +368,7 @@ def test_an_unknown_estimator_is_an_error_that_lists_the_known_ones():
 
 def test_a_name_can_be_registered_once():
     with pytest.raises(ValueError, match="'vpo' exists already"):
-        register_advantage_estimator("vpo")(get_advantage_estimator("vpo").rollout_rewards)
+        register_advantage_estimator("vpo")(get_advantage_estimator("vpo").function)
 
 
 def test_an_estimator_of_ones_own(monkeypatch):
@@ -366,12 +377,12 @@ def test_an_estimator_of_ones_own(monkeypatch):
     monkeypatch.setattr(registry, "_estimators", dict(registry._estimators))
 
     @register_advantage_estimator("best_mean")
-    def best_mean(reward_matrices, **_):
-        return reward_matrices.mean(-1).amax(-1)
+    def best_mean(batch):
+        return batch.rewards.mean(-1).amax(-1)
 
-    rewards = torch.rand(2, 4, 3, 4, generator=seeded())
+    rewards = torch.rand(2, 4, 3, 4, dtype=torch.float64, generator=seeded())
     assert {"best_mean", "grpo", "vpo"} <= set(advantage_estimator_names())
-    assert torch.equal(get_advantage_estimator("best_mean")(rewards), group_z_norm(best_mean(rewards)))
+    assert torch.equal(advantages_of("best_mean", rewards), group_z_norm(rewards.mean(-1).amax(-1)))
 
 
 # Types, devices, memory, errors
@@ -385,10 +396,9 @@ def test_an_estimator_of_ones_own(monkeypatch):
 )
 def test_computed_in_at_least_float32(name, given_dtype, dtype):
     rewards = torch.randint(0, 2, (2, 3, 3, 4), generator=seeded()).to(given_dtype)
-    estimator = get_advantage_estimator(name)
-    worth = estimator.rollout_rewards(rewards, generator=seeded())
-    assert worth.dtype == estimator(rewards).dtype == dtype
-    expected = estimator.rollout_rewards(rewards.double(), generator=seeded())
+    worth = worth_of(name, rewards, generator=seeded())
+    assert worth.dtype == advantages_of(name, rewards).dtype == dtype
+    expected = worth_of(name, rewards.double(), generator=seeded())
     torch.testing.assert_close(worth.double(), expected, rtol=1e-6, atol=1e-7)
 
 
@@ -397,9 +407,9 @@ def test_computed_in_at_least_float32(name, given_dtype, dtype):
 def test_on_a_cuda_device(m):
     rewards = torch.rand(4, 8, m, 4, generator=seeded())
     mask = torch.tensor([True, True, False, True])
-    on_cuda = vpo_advantages(rewards.cuda(), mask=mask.cuda(), generator=seeded())
+    on_cuda = advantages_of("vpo", rewards.cuda(), mask=mask.cuda(), generator=seeded())
     assert on_cuda.is_cuda
-    torch.testing.assert_close(on_cuda.cpu(), vpo_advantages(rewards, mask=mask, generator=seeded()))
+    torch.testing.assert_close(on_cuda.cpu(), advantages_of("vpo", rewards, mask=mask, generator=seeded()))
     generator = torch.Generator("cuda").manual_seed(0)
     assert set_rewards(rewards.cuda(), generator=generator).is_cuda
 
@@ -409,12 +419,13 @@ def test_a_large_batch_is_computed_in_bounded_memory():
     """1,024 groups of 16 rollouts of 5 candidates at 1,024 weights are 0.7 GB of scores."""
     script = """
 import re, torch
-from vpo_plugin.advantages import vpo_advantages
+from vpo_plugin.advantages import RewardBatch, get_advantage_estimator
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-vpo_advantages(torch.rand(2, 16, 5, 16))
+vpo = get_advantage_estimator("vpo")
+vpo(RewardBatch(torch.rand(2, 16, 5, 16)))
 before = peak()
-vpo_advantages(torch.rand(1024, 16, 5, 16))
+vpo(RewardBatch(torch.rand(1024, 16, 5, 16)))
 print(peak() - before)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -444,7 +455,7 @@ INF[0, 1, 1, 2] = -math.inf
 )
 def test_bad_rewards_are_errors(name, rewards, arguments, message):
     with pytest.raises(ValueError, match=message):
-        get_advantage_estimator(name)(rewards, **arguments)
+        advantages_of(name, rewards, **arguments)
 
 
 @pytest.mark.parametrize("m", [1, 2, 3])
@@ -465,12 +476,12 @@ def test_bad_settings_are_errors_whatever_the_shape(m, arguments, message):
 
 def test_objective_weights_of_another_length_are_an_error():
     with pytest.raises(ValueError, match="one per objective: 4, but are 3"):
-        get_advantage_estimator("grpo")(BAD, objective_weights=[0.5, 0.25, 0.25])
+        advantages_of("grpo", BAD, objective_weights=[0.5, 0.25, 0.25])
 
 
 def test_group_norm_of_single_rollouts_is_an_error():
     with pytest.raises(ValueError, match="at least 2 rollouts"):
-        group_norm(torch.rand(3, 1))
+        advantages_of("grpo", torch.rand(3, 1, 1, 1))
 
 
 def test_the_estimators_import_neither_host_nor_ray():

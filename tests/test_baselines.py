@@ -18,8 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vpo_plugin.advantages import get_advantage_estimator, goal_weights, sample_simplex_weights, write_goal
-from vpo_plugin.advantages.max_at_k import max_at_k_advantages
+from vpo_plugin.advantages import (
+    RewardBatch,
+    get_advantage_estimator,
+    goal_weights,
+    sample_simplex_weights,
+    write_goal,
+)
 from vpo_plugin.openrlhf import launcher, worker
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import load_spec
@@ -38,6 +43,19 @@ rewards_in_groups = hnp.arrays(
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def advantages_of(name: str, reward_matrices: torch.Tensor, **settings: Any) -> torch.Tensor:
+    return get_advantage_estimator(name)(RewardBatch(reward_matrices, **settings))
+
+
+def worth_of(name: str, reward_matrices: torch.Tensor, **settings: Any) -> torch.Tensor:
+    return get_advantage_estimator(name).values(RewardBatch(reward_matrices, **settings))
+
+
+def max_at_k(rollout_rewards: torch.Tensor, k: int | None = None) -> torch.Tensor:
+    """The advantages of single rewards, (groups, rollouts)."""
+    return advantages_of("max_at_k", rollout_rewards[..., None, None], k=k)
 
 
 def some_weights(k: int) -> np.ndarray:
@@ -81,58 +99,58 @@ def direct_gdpo(rewards: np.ndarray, w: np.ndarray) -> np.ndarray:
 def test_against_a_direct_transcription(direct: Callable[..., np.ndarray], rewards: np.ndarray) -> None:
     w = some_weights(rewards.shape[-1])
     estimator = get_advantage_estimator(direct.__name__.removeprefix("direct_"))
-    worth = estimator.rollout_rewards(torch.from_numpy(rewards), objective_weights=w)
+    batch = RewardBatch(torch.from_numpy(rewards), objective_weights=w)
+    worth = estimator.values(batch)
     if (worth.std(-1, correction=0) - 1e-6).abs().min() < 1e-9 or 0 < worth.mean(-1).abs().min() < 1e-9:
         return  # a rounding error decides whether the group counts as equal
-    advantages = estimator(torch.from_numpy(rewards), objective_weights=w)
-    np.testing.assert_allclose(advantages.numpy(), direct(rewards, w), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(estimator(batch).numpy(), direct(rewards, w), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", [*SINGLE, *SETS])
 def test_batched_groups_are_the_groups_one_by_one(name: str) -> None:
     rewards = torch.rand(3, 6, 1 if name in SINGLE else 3, 4, dtype=torch.float64, generator=seeded())
     estimator = get_advantage_estimator(name)
-    worth = estimator.rollout_rewards(rewards, generator=seeded(1))
+    worth = worth_of(name, rewards, generator=seeded(1))
     if name != "random_weighting":  # whose groups have weights of their own
         for group, alone in zip(rewards, worth, strict=True):
-            expected = estimator.rollout_rewards(group[None], generator=seeded(1))[0]
+            expected = worth_of(name, group[None], generator=seeded(1))[0]
             torch.testing.assert_close(alone, expected, rtol=1e-12, atol=1e-12)
-    if name != "gdpo":  # which normalises the batch
+    if name not in ("gdpo", "max_at_k"):  # one normalises the batch, the other nothing
         one_by_one = torch.cat([estimator.normalize(group[None]) for group in worth])
         torch.testing.assert_close(estimator.normalize(worth), one_by_one, rtol=1e-12, atol=1e-12)
-    assert estimator(rewards).abs().max() > 0.01
+    assert advantages_of(name, rewards).abs().max() > 0.01
 
 
 def test_maxrl_of_a_rare_success_and_of_none() -> None:
     rewards = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0], [-1, 0, 0, 0]], dtype=torch.float64)[:, :, None, None]
     expected = torch.tensor([[3.0, -1, -1, -1], [0] * 4, [0] * 4], dtype=torch.float64)
-    torch.testing.assert_close(get_advantage_estimator("maxrl")(rewards), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(advantages_of("maxrl", rewards), expected, rtol=1e-5, atol=0)
 
 
 def test_gdpo_hears_an_objective_of_small_scale() -> None:
     """Where grpo sees the wide objective alone, the narrow one counts as much here (arXiv 2601.05242)."""
     rewards = torch.tensor([[0.0, 0.01], [1.0, 0.0], [0.0, 0.0], [1.0, 0.01]], dtype=torch.float64)[None, :, None]
-    advantages = get_advantage_estimator("gdpo")(rewards)[0]
+    advantages = advantages_of("gdpo", rewards)[0]
     expected = torch.tensor([0.0, 0.0, -(2**0.5), 2**0.5], dtype=torch.float64)
     torch.testing.assert_close(advantages, expected, rtol=0, atol=1e-3)
-    grpo = get_advantage_estimator("grpo")(rewards)[0]
+    grpo = advantages_of("grpo", rewards)[0]
     assert grpo[1] - grpo[0] > 1.5
 
 
 def test_gdpo_leaves_absent_objectives_out() -> None:
     rewards = torch.rand(2, 5, 1, 3, dtype=torch.float64, generator=seeded())
     mask = torch.tensor([[True, True, False], [True, True, True]])[:, None, None].expand_as(rewards)
-    worth = get_advantage_estimator("gdpo").rollout_rewards(rewards.masked_fill(~mask, math.nan), mask=mask)
-    alone = get_advantage_estimator("gdpo").rollout_rewards(rewards[:1, ..., :2])
+    worth = worth_of("gdpo", rewards.masked_fill(~mask, math.nan), mask=mask)
+    alone = worth_of("gdpo", rewards[:1, ..., :2])
     torch.testing.assert_close(worth[:1], alone, rtol=1e-12, atol=1e-12)
 
 
 def test_absent_candidates_add_nothing_and_never_win() -> None:
     rewards = torch.tensor([[[[-0.5], [math.nan]], [[-0.2], [-0.3]]]], dtype=torch.float64)
     mask = ~rewards.isnan()
-    worth = get_advantage_estimator("set_max").rollout_rewards(rewards, mask=mask)
+    worth = worth_of("set_max", rewards, mask=mask)
     torch.testing.assert_close(worth, torch.tensor([[-0.5, -0.2]], dtype=torch.float64))
-    worth = get_advantage_estimator("multi_rlvr").rollout_rewards(rewards, mask=mask)
+    worth = worth_of("multi_rlvr", rewards, mask=mask)
     torch.testing.assert_close(worth, torch.tensor([[-0.5, -0.5]], dtype=torch.float64))
 
 
@@ -140,17 +158,17 @@ def test_multi_rlvr_is_indifferent_to_diversity_and_set_max_to_what_is_not_best(
     copies, diverse = [[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]]
     group = torch.tensor([[copies, diverse]])
     for name in ("multi_rlvr", "set_max"):
-        assert torch.equal(get_advantage_estimator(name)(group), torch.zeros(1, 2))
-    assert get_advantage_estimator("vpo")(group)[0, 1] > 0.9
+        assert torch.equal(advantages_of(name, group), torch.zeros(1, 2))
+    assert advantages_of("vpo", group)[0, 1] > 0.9
     best_and_nothing = torch.tensor([[copies, [[0.5, 0.5], [0.0, 0.0]]]])
-    assert torch.equal(get_advantage_estimator("set_max")(best_and_nothing), torch.zeros(1, 2))
-    assert get_advantage_estimator("multi_rlvr")(best_and_nothing)[0, 0] > 0.9
+    assert torch.equal(advantages_of("set_max", best_and_nothing), torch.zeros(1, 2))
+    assert advantages_of("multi_rlvr", best_and_nothing)[0, 0] > 0.9
 
 
 def test_set_max_is_vpo_at_a_large_alpha() -> None:
     rewards = torch.rand(2, 4, 3, 4, dtype=torch.float64, generator=seeded())
-    vpo = get_advantage_estimator("vpo").rollout_rewards(rewards, alpha=1e6, generator=seeded())
-    torch.testing.assert_close(get_advantage_estimator("set_max").rollout_rewards(rewards), vpo, rtol=0, atol=1e-3)
+    vpo = worth_of("vpo", rewards, alpha=1e6, generator=seeded())
+    torch.testing.assert_close(worth_of("set_max", rewards), vpo, rtol=0, atol=1e-3)
 
 
 # max@k
@@ -169,7 +187,7 @@ def direct_max_at_k(rewards: list[float], k: int) -> list[float]:
 @given(st.lists(st.sampled_from([0.0, 0.25, 1.0]) | st.floats(-1, 1, width=32), min_size=2, max_size=7), st.data())
 def test_max_at_k_against_all_subsets(rewards: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(2, len(rewards)))
-    advantages = max_at_k_advantages(torch.tensor([rewards], dtype=torch.float64), k=k)[0]
+    advantages = max_at_k(torch.tensor([rewards], dtype=torch.float64), k=k)[0]
     np.testing.assert_allclose(advantages, direct_max_at_k(rewards, k), rtol=1e-9, atol=1e-12)
 
 
@@ -188,7 +206,7 @@ def test_max_at_k_is_the_gradient_of_the_best_of_k(k: int, n: int) -> None:
     p = policy.detach()
     estimate = torch.zeros(3, dtype=torch.float64)
     for draw in itertools.product(range(3), repeat=n):
-        advantages = max_at_k_advantages(answers[list(draw)][None], k=k)[0]
+        advantages = max_at_k(answers[list(draw)][None], k=k)[0]
         scores = torch.eye(3, dtype=torch.float64)[list(draw)] - p  # grad log p of each draw
         estimate += p[list(draw)].prod() * (advantages[:, None] * scores).mean(0)
     torch.testing.assert_close(estimate, exact, rtol=1e-9, atol=1e-12)
@@ -197,23 +215,21 @@ def test_max_at_k_is_the_gradient_of_the_best_of_k(k: int, n: int) -> None:
 def test_max_at_1_is_reinforce_with_the_leave_one_out_mean() -> None:
     rewards = torch.rand(2, 5, dtype=torch.float64, generator=seeded())
     others = (rewards.sum(-1, keepdim=True) - rewards) / 4
-    torch.testing.assert_close(max_at_k_advantages(rewards, k=1), rewards - others)
+    torch.testing.assert_close(max_at_k(rewards, k=1), rewards - others)
 
 
 def test_max_at_k_takes_its_k_through_the_registry() -> None:
     rewards = torch.rand(2, 6, 1, 3, generator=seeded())
     for k in (None, 1, 6):
-        expected = max_at_k_advantages(rewards.mean((2, 3)), k=k)
-        torch.testing.assert_close(get_advantage_estimator("max_at_k", k=k)(rewards), expected)
-    torch.testing.assert_close(
-        max_at_k_advantages(rewards.mean((2, 3))), max_at_k_advantages(rewards.mean((2, 3)), k=3)
-    )
+        expected = max_at_k(rewards.mean((2, 3)), k=k)
+        torch.testing.assert_close(advantages_of("max_at_k", rewards, k=k), expected)
+    torch.testing.assert_close(max_at_k(rewards.mean((2, 3))), max_at_k(rewards.mean((2, 3)), k=3))
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 4), (5, 4), (2, 1)])
 def test_max_at_k_refuses_a_k_that_the_group_does_not_have(k: int, n: int) -> None:
     with pytest.raises(ValueError, match=r"max_at_k (takes the best of k = \d rollouts|needs at least 2)"):
-        max_at_k_advantages(torch.rand(1, n), k=k)
+        max_at_k(torch.rand(1, n), k=k)
 
 
 # Random weights
@@ -221,17 +237,17 @@ def test_max_at_k_refuses_a_k_that_the_group_does_not_have(k: int, n: int) -> No
 
 def test_random_weighting_is_one_draw_a_group() -> None:
     rewards = torch.rand(5, 4, 1, 3, dtype=torch.float64, generator=seeded())
-    worth = get_advantage_estimator("random_weighting").rollout_rewards(rewards, alpha=0.7, generator=seeded(3))
+    worth = worth_of("random_weighting", rewards, alpha=0.7, generator=seeded(3))
     weights = sample_simplex_weights(5, 3, alpha=0.7, generator=seeded(3))
     for g, n in np.ndindex(5, 4):
         assert worth[g, n].item() == pytest.approx(float(weights[g] @ rewards[g, n, 0]), 1e-12)
-    other = get_advantage_estimator("random_weighting").rollout_rewards(rewards, alpha=0.7, generator=seeded(4))
+    other = worth_of("random_weighting", rewards, alpha=0.7, generator=seeded(4))
     assert not torch.allclose(worth, other)
 
 
 def test_random_weighting_weighs_present_objectives_alone() -> None:
     rewards = torch.tensor([[[[0.3, 0.3, math.nan]], [[0.6, 0.6, math.nan]]]], dtype=torch.float64)
-    worth = get_advantage_estimator("random_weighting").rollout_rewards(rewards, mask=~rewards.isnan())
+    worth = worth_of("random_weighting", rewards, mask=~rewards.isnan())
     torch.testing.assert_close(worth, torch.tensor([[0.3, 0.6]], dtype=torch.float64))
 
 
@@ -257,12 +273,12 @@ def test_goal_weights_are_dirichlet_and_move_with_label_and_seed() -> None:
 def test_goal_conditioned_rewards_each_group_by_its_own_weights() -> None:
     rewards = torch.rand(3, 4, 1, 2, dtype=torch.float64, generator=seeded())
     weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.25, 0.75]], dtype=torch.float64)
-    worth = get_advantage_estimator("goal_conditioned").rollout_rewards(rewards, objective_weights=weights)
+    worth = worth_of("goal_conditioned", rewards, objective_weights=weights)
     torch.testing.assert_close(worth[0], rewards[0, :, 0, 0])
     torch.testing.assert_close(worth[1], rewards[1, :, 0, 1])
     torch.testing.assert_close(worth[2], 0.25 * rewards[2, :, 0, 0] + 0.75 * rewards[2, :, 0, 1])
     with pytest.raises(ValueError, match=r"must be \(3, 2\), a row for each group, but are \(2, 2\)"):
-        get_advantage_estimator("goal_conditioned").rollout_rewards(rewards, objective_weights=weights[:2])
+        worth_of("goal_conditioned", rewards, objective_weights=weights[:2])
 
 
 def test_the_prompt_says_the_weights() -> None:
@@ -318,7 +334,7 @@ def test_the_host_carries_the_advantages_as_they_are(run_settings: Settings, nam
     weights: Any = spec.objective_weights
     if name == "goal_conditioned":
         weights = [goal_weights(label, 4, seed=7) for label in labels]
-    expected = get_advantage_estimator(name, k=3)(rewards, objective_weights=weights, generator=seeded(7 * 2**20))
+    expected = advantages_of(name, rewards, objective_weights=weights, generator=seeded(7 * 2**20), k=3)
     flags = ["--vpo.k", "3"] if name == "max_at_k" else []
     carried = carry(name, rewards, labels, *flags)
     torch.testing.assert_close(carried, expected, rtol=1e-4, atol=1e-5)
@@ -342,7 +358,7 @@ def test_prompt_and_reward_agree_on_the_weights(run_settings: Settings) -> None:
         told.append([float(weight) for _, weight in pairs])
     assert told[0] != told[1]
     rewards = torch.rand(2, 4, 1, 4, generator=seeded())
-    expected = get_advantage_estimator("goal_conditioned")(rewards, objective_weights=torch.tensor(told))
+    expected = advantages_of("goal_conditioned", rewards, objective_weights=torch.tensor(told))
     torch.testing.assert_close(carry("goal_conditioned", rewards, labels), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks import estimator as bench
-from vpo_plugin.advantages import default_num_weights, group_z_norm, vpo_advantages
+from benchmarks.estimator import vpo_advantages
+from vpo_plugin.advantages import default_num_weights, group_z_norm
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vpo_plugin.advantages import group_z_norm, register_advantage_estimator, registry, set_rewards
+from vpo_plugin.advantages import RewardBatch, group_z_norm, register_advantage_estimator, registry
+from vpo_plugin.advantages.set_reward import set_rewards
 from vpo_plugin.openrlhf import cpu, matrices
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import load_spec
@@ -147,7 +148,8 @@ def assert_tokens_equal(experiences: list[Any], expected: Tensor, **tolerance: f
 
 
 def expected_set_rewards(reward_matrices: Tensor, step: int = 0, **mask: Tensor) -> Tensor:
-    return set_rewards(reward_matrices, generator=torch.Generator().manual_seed(SEED * 2**20 + step), **mask)
+    generator = torch.Generator().manual_seed(SEED * 2**20 + step)
+    return RewardBatch(reward_matrices, generator=generator, **mask).set_rewards
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 4, 5, 12])
@@ -286,6 +288,35 @@ def test_length_penalties(args: SimpleNamespace, penalty: Callable[..., Tensor],
     assert args == before
 
 
+@pytest.mark.parametrize("penalty", [overlong, scale_truncated, override_truncated])
+def test_length_penalties_before_values_that_are_advantages(
+    args: SimpleNamespace, penalty: Callable[..., Tensor]
+) -> None:
+    """`max_at_k` makes advantages of penalised rewards; it is not penalised afterwards."""
+    from vpo_plugin.advantages import get_advantage_estimator
+
+    max_at_k = get_advantage_estimator("max_at_k")
+    rewards = random_matrices(5)[:, :, :1]
+    args.algo.advantage.estimator = "max_at_k"
+    scalar = (rewards @ torch.tensor(SPEC.objective_weights)).mean(-1)
+    expected = max_at_k(RewardBatch(penalty(args, scalar)[..., None, None]))
+    assert not torch.allclose(expected, max_at_k(RewardBatch(scalar[..., None, None])), atol=1e-2)
+    experiences = run(args, rewards)
+    assert_tokens_equal(experiences, expected)
+    logged = torch.stack(list(by_row(experiences, lambda e: e.rewards).values()))
+    torch.testing.assert_close(logged, penalty(args, scalar).flatten(), atol=1e-6, rtol=0)
+
+
+def test_the_set_reward_is_computed_once(args: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the log and for the advantages."""
+    from vpo_plugin.advantages import batch
+
+    calls = []
+    monkeypatch.setattr(batch, "set_rewards", lambda *given, **more: calls.append(1) or set_rewards(*given, **more))
+    run(args, random_matrices())
+    assert calls == [1]
+
+
 def test_reward_clip_range(args: SimpleNamespace) -> None:
     """The host clips what it lays on the last token; here that is the advantage."""
     rewards = random_matrices(6)
@@ -328,9 +359,9 @@ def test_estimator_whose_advantages_have_a_mean(args: SimpleNamespace, monkeypat
     """A registered estimator need not centre: the host takes no mean off what it is handed."""
     monkeypatch.setattr(registry, "_estimators", dict(registry._estimators))
 
-    @register_advantage_estimator("raw", normalize=lambda rollout_rewards: rollout_rewards)
-    def raw(reward_matrices: Tensor, **rest: Any) -> Tensor:
-        return reward_matrices.mean((-1, -2))
+    @register_advantage_estimator("raw", normalize=None)
+    def raw(batch: RewardBatch) -> Tensor:
+        return batch.rewards.mean((-1, -2))
 
     args.algo.advantage.estimator = "raw"
     rewards = random_matrices(8)

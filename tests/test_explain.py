@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vpo_plugin.advantages import get_advantage_estimator, set_rewards
+from vpo_plugin.advantages import RewardBatch, get_advantage_estimator
 from vpo_plugin.cli import explain
 from vpo_plugin.cli.explain import ANSWERS, METHODS, Policy, expected_best, set_value
 
@@ -22,7 +22,9 @@ def policies() -> dict[str, Policy]:
 def test_the_value_of_a_set_is_its_set_reward() -> None:
     for answers in itertools.combinations(ANSWERS, 2):
         matrix = torch.tensor([ANSWERS[name] for name in answers], dtype=torch.float64)
-        assert set_value(answers) == pytest.approx(set_rewards(matrix[None, None]).item(), rel=1e-12)  # closed form
+        assert set_value(answers) == pytest.approx(
+            RewardBatch(matrix[None, None]).set_rewards.item(), rel=1e-12
+        )  # closed form
     # max(w, 0.65, 1 - w) over w in [0, 1]: two ramps from 0.65 to 1 and a floor between them
     assert set_value(FRONT) == pytest.approx(2 * (1 - 0.65**2) / 2 + (2 * 0.65 - 1) * 0.65, rel=1e-12)
     assert set_value(list(ANSWERS)) == pytest.approx(0.7725, rel=1e-12)
@@ -42,8 +44,8 @@ def test_the_best_of_several_responses_against_sampling() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_policy_ends_at_the_optimum_of_its_estimator(method: str, policies: dict[str, Policy]) -> None:
     policy = policies[method]
-    estimator = get_advantage_estimator(method)
-    worth = estimator.rollout_rewards(torch.from_numpy(policy.rewards)[None], num_weights=2**14)[0].numpy()
+    batch = RewardBatch(torch.from_numpy(policy.rewards)[None], num_weights=2**14)
+    worth = get_advantage_estimator(method).values(batch)[0].numpy()
     assert policy.probabilities @ worth == pytest.approx(worth.max(), abs=2e-3)
     assert policy.probabilities.sum() == pytest.approx(1)
     undecided = worth.mean()

@@ -16,7 +16,7 @@ from prefect.logging import disable_run_logger
 
 from flows.process import run_logged, running
 from flows.stage import code_version, policy_digest, skip, spec_digest, working_on
-from vpo_plugin.advantages import group_z_norm, set_rewards
+from vpo_plugin.advantages import RewardBatch, group_z_norm
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints, rewind
 from vpo_plugin.openrlhf.log import check_owner, forget_steps_after, log_rollouts, log_step, own, read_steps
@@ -79,7 +79,7 @@ def test_killed_training_goes_on(training: Training, tmp_path: Path) -> None:
     for step in (3, 4):
         generator = torch.Generator().manual_seed(5 * 2**20 + step - 1)
         matrices = torch.from_numpy(after[step]["reward_matrices"])
-        expected = group_z_norm(set_rewards(matrices, generator=generator)).numpy()
+        expected = group_z_norm(RewardBatch(matrices, generator=generator).set_rewards).numpy()
         np.testing.assert_allclose(after[step]["advantages"], expected, atol=1e-6)
     assert (training.output / "model.safetensors").exists()
     assert training.processes_left() == []

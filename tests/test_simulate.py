@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import simulate, sizing
-from vpo_plugin.advantages import set_rewards
+from vpo_plugin.advantages import RewardBatch
 from vpo_plugin.models import TINY, resolve_policy
 
 
@@ -42,7 +42,7 @@ def test_the_estimator_of_the_largest_step() -> None:
     groups = max(simulate.SIZES) // simulate.ROLLOUTS_PER_PROMPT
     rewards = torch.rand(groups, simulate.ROLLOUTS_PER_PROMPT, simulate.CANDIDATES, simulate.OBJECTIVES)
     assert rewards.shape == (1024, 8, 5, 16)
-    _, _, memory = simulate.time_and_memory(lambda: set_rewards(rewards))
+    _, _, memory = simulate.time_and_memory(lambda: RewardBatch(rewards).set_rewards)
     assert memory < 2e9
 
 

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpo_plugin.advantages import set_rewards
+from vpo_plugin.advantages import RewardBatch, get_advantage_estimator
 from vpo_plugin.rewards import RewardSpec, SpecError, check_spec, load_spec
 from vpo_plugin.rewards.check import measure_spec
 from vpo_plugin.rewards.files import spec_files
@@ -268,7 +268,6 @@ def test_ragged_objectives_have_no_weights_and_no_gates(write, changes: dict[str
 
 def test_ragged_matrices_through_the_host_adapter_and_the_comparison(load) -> None:
     """Two prompts of 2 and 3 objectives: metrics, estimators and comparison see only what is there."""
-    from vpo_plugin.advantages import get_advantage_estimator
     from vpo_plugin.openrlhf.experience import set_metrics
     from vpo_plugin.openrlhf.matrices import pack, stack_groups, unpack
     from vpo_plugin.search.compare import compare_pools
@@ -293,9 +292,7 @@ def test_ragged_matrices_through_the_host_adapter_and_the_comparison(load) -> No
     alone = set_metrics(spec, matrices[:1, :, :, :2], None)
     assert all(torch.equal(alone[key], metrics[key][:1]) for key in metrics)
 
-    worth = get_advantage_estimator("grpo").rollout_rewards(
-        matrices, mask=mask, objective_weights=spec.objective_weights
-    )
+    worth = get_advantage_estimator("grpo").values(RewardBatch(matrices, mask, spec.objective_weights))
     assert worth.flatten().tolist() == pytest.approx([one.reward for rollouts in scored for one in rollouts])
 
     padded = np.full((2, 2, 2, 3), np.nan, dtype=np.float32)
@@ -410,7 +407,7 @@ def test_no_pool_exceeds_the_front() -> None:
     worse = (front - 0.05).clamp(min=0)
     generator = torch.Generator().manual_seed(0)
     ceiling = spec.best_set_reward(label, seed=0)
-    assert ceiling is not None and set_rewards(worse[None, None], generator=generator).item() < ceiling
+    assert ceiling is not None and RewardBatch(worse[None, None], generator=generator).set_rewards.item() < ceiling
 
 
 def test_the_comparison_shows_the_front_as_ceiling() -> None:

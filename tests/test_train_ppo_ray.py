@@ -13,7 +13,7 @@ from host import OLDER
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vpo_plugin.advantages import group_z_norm, set_rewards
+from vpo_plugin.advantages import RewardBatch, group_z_norm
 from vpo_plugin.openrlhf.log import read_steps
 
 
@@ -33,7 +33,7 @@ def test_two_steps(training: Training) -> None:
             assert matrices.shape == (4, 4, 3, 4)
             assert step == 2 or matrices.std(1).any(), "the rollouts of a group must differ for this to say anything"
             generator = torch.Generator().manual_seed(5 * 2**20 + step - 1)
-            expected = group_z_norm(set_rewards(matrices, generator=generator)).numpy()
+            expected = group_z_norm(RewardBatch(matrices, generator=generator).set_rewards).numpy()
             np.testing.assert_allclose(logged["advantages"], expected, atol=1e-6)
             np.testing.assert_allclose(logged["token_advantages"], expected, atol=1e-5)
 

@@ -1,6 +1,6 @@
 """Advantage estimators on reward matrices: pure torch, no host, no Ray.
 
-A reward matrix is what one rollout earned: `m` candidates by `k` objectives. A batch of them has shape
+A reward matrix is what one rollout earned: `m` candidates by `k` objectives. A `RewardBatch` holds those of a batch,
 `(groups, rollouts, candidates, objectives)`, and an estimator turns it into advantages `(groups, rollouts)`.
 One estimator is one file; `registry.py` finds it by name.
 """
@@ -16,30 +16,27 @@ from vpo_plugin.advantages import (  # noqa: F401  (importing an estimator's mod
     set_max,
     vpo,
 )
+from vpo_plugin.advantages.batch import RewardBatch
 from vpo_plugin.advantages.goal_conditioned import goal_weights, write_goal
-from vpo_plugin.advantages.normalize import batch_z_norm, group_norm, group_z_norm
+from vpo_plugin.advantages.normalize import group_z_norm
 from vpo_plugin.advantages.registry import (
     AdvantageEstimator,
     advantage_estimator_names,
     get_advantage_estimator,
     register_advantage_estimator,
 )
-from vpo_plugin.advantages.set_reward import default_num_weights, set_rewards
+from vpo_plugin.advantages.set_reward import default_num_weights
 from vpo_plugin.advantages.simplex import sample_simplex_weights
-from vpo_plugin.advantages.vpo import vpo_advantages
 
 __all__ = [
     "AdvantageEstimator",
+    "RewardBatch",
     "advantage_estimator_names",
-    "batch_z_norm",
     "default_num_weights",
     "get_advantage_estimator",
     "goal_weights",
-    "group_norm",
     "group_z_norm",
     "register_advantage_estimator",
     "sample_simplex_weights",
-    "set_rewards",
-    "vpo_advantages",
     "write_goal",
 ]

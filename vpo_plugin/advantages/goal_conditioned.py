@@ -3,32 +3,24 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
-from vpo_plugin.advantages.normalize import group_z_norm
+from vpo_plugin.advantages.batch import RewardBatch
 from vpo_plugin.advantages.registry import register_advantage_estimator
-from vpo_plugin.advantages.reward_matrices import scalarize, with_dtype_of
 
 
-@register_advantage_estimator("goal_conditioned", normalize=group_z_norm, candidates="one", weights_in_prompt=True)
-def goal_conditioned(
-    reward_matrices: Tensor,
-    *,
-    mask: Tensor | None = None,
-    objective_weights: Sequence[float] | Tensor | None = None,
-    **_: Any,
-) -> Tensor:
+@register_advantage_estimator("goal_conditioned", candidates="one", weights_in_prompt=True)
+def goal_conditioned(batch: RewardBatch) -> Float[Tensor, "groups rollouts"]:
     """A rollout is worth `w_g·r` with `w_g` the weights that prompt g was told (baseline of arXiv 2605.22817).
 
     Where prompts are written and where rewards are counted are different processes, so `w_g` travels as what both
-    have: the row's label, which `goal_weights` turns into weights. They come in as `objective_weights`, `(G, k)`.
+    have: the row's label, which `goal_weights` turns into weights. They are the batch's `objective_weights`, `(G, k)`.
     Degenerate case: told the deployment weights, `(k,)`, it is GRPO.
     """
-    scores, _candidates = scalarize(reward_matrices, mask=mask, objective_weights=objective_weights)
-    return with_dtype_of(scores.mean(-1), reward_matrices)
+    return batch.scalars().mean(-1)
 
 
 def goal_weights(label: object, objectives: int, *, alpha: float = 1.0, seed: int = 0) -> list[float]:

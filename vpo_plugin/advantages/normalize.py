@@ -1,25 +1,26 @@
-"""From what the rollouts of a group are worth to their advantages: `(groups, rollouts)` -> the same shape."""
+"""From what the rollouts of a group are worth to their advantages."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def group_z_norm(rollout_rewards: Tensor) -> Tensor:
+def group_z_norm(worth: Float[Tensor, "*groups rollouts"]) -> Float[Tensor, "*groups rollouts"]:
     """`A_i = (r_i - mean r) / (std r + 1e-6)` in each group, population std; 0 where the std is below 1e-6
     (arXiv 2605.22817). A group of one rollout has no spread, so its advantage is 0."""
-    rewards = rollout_rewards.to(torch.float64)
+    rewards = worth.to(torch.float64)
     centred = rewards - rewards.mean(-1, keepdim=True)
     std = centred.square().mean(-1, keepdim=True).sqrt()
-    return torch.where(std < 1e-6, 0.0, centred / (std + 1e-6)).to(rollout_rewards.dtype)
+    return torch.where(std < 1e-6, 0.0, centred / (std + 1e-6)).to(worth.dtype)
 
 
-def batch_z_norm(rollout_rewards: Tensor) -> Tensor:
-    """`group_z_norm` over the whole batch as one group: `A_i = (r_i - mean r) / (std r + 1e-6)`, `(G, N)` -> `(G, N)`
-    (the last step of GDPO, arXiv 2601.05242)."""
-    return group_z_norm(rollout_rewards.flatten()).view_as(rollout_rewards)
+def batch_z_norm(worth: Float[Tensor, "groups rollouts"]) -> Float[Tensor, "groups rollouts"]:
+    """`group_z_norm` over the whole batch as one group: `A_i = (r_i - mean r) / (std r + 1e-6)` (the last step of GDPO,
+    arXiv 2601.05242)."""
+    return group_z_norm(worth.flatten()).view_as(worth)
 
 
-def group_norm(rollout_rewards: Tensor) -> Tensor:
+def group_norm(worth: Float[Tensor, "groups rollouts"]) -> Float[Tensor, "groups rollouts"]:
     """The host's GRPO, `(r - mean r) / (std r + 1e-9)` with the unbiased std (OpenRLHF 0.11.2,
     `trainer/ppo_utils/experience_maker.py`, estimator `group_norm`).
 
@@ -29,8 +30,8 @@ def group_norm(rollout_rewards: Tensor) -> Tensor:
     Raises:
         ValueError: fewer than two rollouts in a group, whose unbiased std is undefined.
     """
-    if rollout_rewards.shape[-1] < 2:
+    if worth.shape[-1] < 2:
         raise ValueError("group_norm needs at least 2 rollouts per prompt, but the groups have 1.")
-    rewards = rollout_rewards.to(torch.float64)
+    rewards = worth.to(torch.float64)
     centred = rewards - rewards.mean(-1, keepdim=True)
-    return (centred / (rewards.std(-1, keepdim=True) + 1e-9)).to(rollout_rewards.dtype)
+    return (centred / (rewards.std(-1, keepdim=True) + 1e-9)).to(worth.dtype)

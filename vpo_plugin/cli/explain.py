@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vpo_plugin.advantages import get_advantage_estimator
+from vpo_plugin.advantages import RewardBatch, get_advantage_estimator
 
 ANSWERS = {
     "fast": (1.0, 0.0),
@@ -66,9 +66,8 @@ def train(method: str) -> Policy:
     responses = every_response(METHODS[method])
     start = Policy(responses, np.full(len(responses), 1 / len(responses)))
     matrices = torch.from_numpy(start.rewards)[None]  # one group that holds every response once
-    generator = torch.Generator().manual_seed(0)
-    estimator = get_advantage_estimator(method)
-    worth = estimator.rollout_rewards(matrices, num_weights=2**14, generator=generator)[0].numpy()
+    batch = RewardBatch(matrices, num_weights=2**14, generator=torch.Generator().manual_seed(0))
+    worth = get_advantage_estimator(method).values(batch)[0].numpy()
     logits = np.zeros(len(responses))
     for _ in range(STEPS):
         probabilities = softmax(logits)

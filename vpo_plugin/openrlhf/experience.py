@@ -6,23 +6,28 @@ and the host, told of no baseline of its own, carries them to the tokens with it
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from openrlhf.trainer.ppo_utils.length_penalty import apply_length_penalties
 from torch import Tensor
 
-from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights, set_rewards
+from vpo_plugin.advantages import RewardBatch, advantage_estimator_names, get_advantage_estimator, goal_weights
 from vpo_plugin.openrlhf.log import log_rollouts
 from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
 from vpo_plugin.openrlhf.settings import current_settings
 from vpo_plugin.rewards import RewardSpec, load_spec
 
+load_once = cache(load_spec)
 NO_SPREAD = 1e-6
-"""Standard deviation in a group below which its rollouts count as equal."""
+"""Size of the advantages below which a group's rollouts count as equal."""
 
 
 def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Callable[..., list[Any]]) -> list[Any]:
@@ -39,58 +44,59 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
     Returns:
         The experiences, with ``advantages`` and ``returns`` of shape (rows, tokens).
     """
-    args = maker.args
-    spec = load_spec(str(current_settings().spec))
-    batch = Batch(experiences)
-    packed = [row for experience in experiences for row in experience.info.pop(INFO_KEY).flatten(1)]
-    in_prompt_order = [unpack(packed[i]) for i in batch.order.argsort().tolist()]
-    matrices, mask = stack_groups(in_prompt_order, args.rollout.n_samples_per_prompt)
-
-    def weighting() -> dict[str, Any]:
-        """The same random weightings at each call: those of this step."""
-        generator = torch.Generator().manual_seed(args.vpo.seed * 2**20 + maker.global_step)
-        return {"alpha": args.vpo.alpha, "num_weights": args.vpo.num_weights, "generator": generator}
-
-    batch.log(set_metrics(spec, matrices, mask))
-    batch.log({"set_reward": set_rewards(matrices, mask=mask, **weighting())})
+    args, run = maker.args, current_settings()
+    spec = load_once(str(run.spec))
+    batch = Batch(experiences, args.rollout.n_samples_per_prompt)
+    packed = batch.in_order([row for experience in experiences for row in experience.info.pop(INFO_KEY).flatten(1)])
+    matrices, mask = stack_groups([unpack(row) for row in packed], batch.rollouts)
+    rewards = RewardBatch(
+        matrices,
+        mask,
+        spec.objective_weights,
+        alpha=args.vpo.alpha,
+        num_weights=args.vpo.num_weights,
+        generator=torch.Generator().manual_seed(args.vpo.seed * 2**20 + maker.global_step),
+        k=args.vpo.k,
+    )
+    batch.log(set_metrics(spec, matrices, mask) | {"set_reward": rewards.set_rewards})
 
     name = args.algo.advantage.estimator
     if name not in advantage_estimator_names():
         return host(maker, experiences)
 
-    estimator = get_advantage_estimator(name, k=args.vpo.k)
-    weights: Any = spec.objective_weights
+    estimator = get_advantage_estimator(name)
     if estimator.weights_in_prompt:
-        labels = batch.labels[:: args.rollout.n_samples_per_prompt]
+        labels = batch.of_prompts("labels")
         goals = [goal_weights(label, matrices.shape[-1], alpha=args.vpo.alpha, seed=args.vpo.seed) for label in labels]
-        weights = torch.tensor(goals)
-    worth = estimator.rollout_rewards(matrices, mask=mask, objective_weights=weights, **weighting())
+        rewards.objective_weights = torch.tensor(goals)
 
     # The host's length penalties act on the scalar reward that it logs, and on what a rollout is worth here.
-    batch.rewards = batch.rewards.float()
-    apply_length_penalties(experiences, args)
-    logged = batch.rewards
-    batch.rewards = worth.flatten()
-    apply_length_penalties(experiences, args)
-    worth = batch.rewards.view_as(worth)
-
-    advantages = estimator.normalize(worth)
-    batch.rewards = advantages.flatten()
+    scalars = batch.penalized(batch.gather([experience.rewards.float() for experience in experiences]), args)
+    if estimator.normalize is None:
+        worth = scalars
+        advantages = estimator(replace(rewards, matrices=batch.penalized(matrices, args)))
+    else:
+        worth = batch.penalized(estimator.values(rewards), args)
+        advantages = estimator.normalize(worth)
     with host_passes_through(maker):
+        for experience, part in zip(experiences, batch.split(advantages), strict=True):
+            experience.rewards = part
         experiences = host(maker, experiences)
 
-    batch.rewards = logged
+    for experience, part in zip(experiences, batch.split(scalars), strict=True):
+        experience.rewards = part
     spread = worth.std(-1, keepdim=True).expand_as(worth)  # unbiased, as the host logs it
-    batch.log({"reward": logged, "group_reward_std": spread, "zero_spread": (spread < NO_SPREAD).float()})
+    equal = (advantages.abs().amax(-1, keepdim=True) < NO_SPREAD).expand_as(worth)
+    batch.log({"reward": scalars, "group_reward_std": spread, "zero_spread": equal.float()})
     log_rollouts(
-        current_settings().log_dir,
+        run.log_dir,
         maker.global_step + 1,
         reward_matrices=matrices.numpy(),
         mask=torch.ones_like(matrices, dtype=torch.bool).numpy() if mask is None else mask.numpy(),
         rollout_rewards=worth.numpy(),
         advantages=advantages.numpy(),
-        token_advantages=batch.token_means("advantages").view_as(worth).numpy(),
-        prompts=np.array([fingerprint(prompt) for prompt in batch.prompts[:: args.rollout.n_samples_per_prompt]]),
+        token_advantages=batch.token_means("advantages").numpy(),
+        prompts=np.array([fingerprint(prompt) for prompt in batch.of_prompts("prompts")]),
     )
     return experiences
 
@@ -98,56 +104,55 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
 class Batch:
     """The host's micro-batches seen as one batch in prompt order, where groups are consecutive rows."""
 
-    def __init__(self, experiences: list[Any]) -> None:
+    def __init__(self, experiences: list[Any], rollouts: int) -> None:
         self.experiences = experiences
+        self.rollouts = rollouts
+        """Rollouts of a prompt."""
         self.order = torch.tensor([row for experience in experiences for row in experience.index])
         self.sizes = [len(experience.index) for experience in experiences]
 
-    def _gather(self, parts: list[Tensor]) -> Tensor:
-        values = torch.cat(parts)
-        gathered = torch.empty_like(values)
-        gathered[self.order] = values
-        return gathered
-
-    def _split(self, values: Tensor) -> list[Tensor]:
-        return [part.clone() for part in values.flatten()[self.order].split(self.sizes)]
-
-    @property
-    def labels(self) -> list[Any]:
-        """The prompts' labels, one a rollout."""
-        return self._in_order([label for experience in self.experiences for label in experience.labels])
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts as the policy reads them, one a rollout."""
-        return self._in_order([prompt for experience in self.experiences for prompt in experience.prompts])
-
-    def _in_order(self, values: list[Any]) -> list[Any]:
+    def in_order(self, values: Sequence[Any]) -> list[Any]:
+        """Values, one a row of the micro-batches, in prompt order."""
         return [values[i] for i in self.order.argsort().tolist()]
 
-    @property
-    def rewards(self) -> Tensor:
-        """One reward a rollout, shape (rollouts,)."""
-        return self._gather([experience.rewards for experience in self.experiences])
+    def of_prompts(self, field: str) -> list[Any]:
+        """A list that the experiences have, one value a prompt."""
+        return self.in_order([one for experience in self.experiences for one in getattr(experience, field)])[
+            :: self.rollouts
+        ]
 
-    @rewards.setter
-    def rewards(self, values: Tensor) -> None:
-        for experience, part in zip(self.experiences, self._split(values), strict=True):
-            experience.rewards = part
+    def gather(self, parts: Sequence[Float[Tensor, "rows *more"]]) -> Float[Tensor, "groups rollouts *more"]:
+        """One tensor in prompt order of the micro-batches' own."""
+        return torch.cat(list(parts))[self.order.argsort()].unflatten(0, (-1, self.rollouts))
 
-    def log(self, metrics: dict[str, Tensor]) -> None:
-        """Add metrics, one value a rollout, to what the host averages and logs."""
+    def split(self, values: Float[Tensor, "groups rollouts *more"]) -> list[Float[Tensor, "rows *more"]]:
+        """The opposite of ``gather``: a tensor of each micro-batch's own."""
+        return [part.clone() for part in values.flatten(0, 1)[self.order].split(self.sizes)]
+
+    def penalized(
+        self, values: Float[Tensor, "groups rollouts *more"], args: Any
+    ) -> Float[Tensor, "groups rollouts *more"]:
+        """The values after the host's length penalties, which raise, scale or replace all values of a rollout alike."""
+        rows = [
+            SimpleNamespace(rewards=part, info={}, response_length=one.response_length, truncated=one.truncated)
+            for one, part in zip(self.experiences, self.split(values), strict=True)
+        ]
+        apply_length_penalties(rows, args)
+        return self.gather([row.rewards for row in rows])
+
+    def log(self, metrics: dict[str, Float[Tensor, "groups rollouts"]]) -> None:
+        """Add metrics to what the host averages and logs."""
         for key, values in metrics.items():
-            for experience, part in zip(self.experiences, self._split(values), strict=True):
+            for experience, part in zip(self.experiences, self.split(values), strict=True):
                 experience.info[key] = part
 
-    def token_means(self, field: str) -> Tensor:
-        """Mean of a per-token field over each rollout's response tokens, shape (rollouts,)."""
+    def token_means(self, field: str) -> Float[Tensor, "groups rollouts"]:
+        """Mean of a per-token field over each rollout's response tokens."""
         means = []
         for experience in self.experiences:
             mask = experience.action_mask
             means.append((getattr(experience, field) * mask).sum(-1) / mask.sum(-1).clamp(min=1))
-        return self._gather(means)
+        return self.gather(means)
 
 
 def fingerprint(prompt: str) -> str:
@@ -155,8 +160,12 @@ def fingerprint(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
-def set_metrics(spec: RewardSpec, matrices: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """What a person wants to see of the sets, each of shape (groups, rollouts).
+def set_metrics(
+    spec: RewardSpec,
+    matrices: Float[Tensor, "groups rollouts candidates objectives"],
+    mask: Bool[Tensor, "groups rollouts candidates objectives"] | None,
+) -> dict[str, Float[Tensor, "groups rollouts"]]:
+    """What a person wants to see of the sets.
 
     ``reward_best``: the best candidate under the deployment weights. ``set_diversity``, ``group_diversity``: distance
     between two candidates of a rollout, and of a prompt. ``objective/<key>``: mean over the set, and over all of a
@@ -181,8 +190,8 @@ def set_metrics(spec: RewardSpec, matrices: Tensor, mask: Tensor | None) -> dict
     return metrics | {f"objective/{key}": means[..., i] for i, key in enumerate(spec.objective_keys)}
 
 
-def mean_distance(vectors: Tensor) -> Tensor:
-    """Mean L1 distance of two reward vectors, over the objectives: (..., n, k) -> (...), 0 for n = 1."""
+def mean_distance(vectors: Float[Tensor, "*batch vectors objectives"]) -> Float[Tensor, "*batch"]:
+    """Mean L1 distance of two reward vectors, over the objectives; 0 for one vector."""
     n = vectors.shape[-2]
     pairs_won_minus_lost = 2.0 * torch.arange(n) - (n - 1)  # by the i-th smallest value, against the others
     distances = (vectors.sort(-2).values * pairs_won_minus_lost[:, None]).sum(-2).mean(-1)

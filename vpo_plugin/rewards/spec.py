@@ -439,14 +439,14 @@ class RewardSpec(_Model):
         """The set reward of the whole front, which no set of candidates exceeds, where the task can tell."""
         import torch
 
-        from vpo_plugin.advantages import set_rewards
+        from vpo_plugin.advantages import RewardBatch
 
         front = self.pareto_front(label)
         if front is None:
             return None
         generator = torch.Generator().manual_seed(seed)
         matrix = torch.from_numpy(front)[None, None]
-        return float(set_rewards(matrix, alpha=alpha, num_weights=num_weights, generator=generator))
+        return float(RewardBatch(matrix, alpha=alpha, num_weights=num_weights, generator=generator).set_rewards)
 
     def draw(self, label: object, candidates: Iterable[str]) -> dict[str, Any] | None:
         """A prompt with its candidates as `drawing.draw` returns it; None where the spec draws nothing.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from vpo_plugin.advantages import sample_simplex_weights, set_rewards
+from vpo_plugin.advantages import RewardBatch, sample_simplex_weights
 
 Floats = NDArray[np.float64]
 
@@ -86,13 +86,13 @@ def expected_set_reward(
     `present`, bool `(P, k)`, leaves out objectives that a prompt does not have.
 
     Raises:
-        ValueError: an empty pool, rewards that are not finite, or what `set_rewards` refuses.
+        ValueError: an empty pool, rewards that are not finite, or what `RewardBatch` refuses.
     """
     pool = torch.from_numpy(_pool(matrices, "(prompts, candidates, objectives)"))
     generator = torch.Generator().manual_seed(seed)
     mask = None if present is None else torch.from_numpy(np.asarray(present, dtype=bool))[:, None, None]
-    worth = set_rewards(pool[:, None], mask=mask, alpha=alpha, num_weights=num_weights, generator=generator)
-    return worth[:, 0].numpy()
+    batch = RewardBatch(pool[:, None], mask, alpha=alpha, num_weights=num_weights, generator=generator)
+    return batch.set_rewards[:, 0].numpy()
 
 
 def pareto_fronts(pools: Iterable[ArrayLike]) -> list[Floats]:
