@@ -120,6 +120,78 @@ def test_killed_driver(runs: Training) -> None:
     shutil.rmtree((runs.output / "only").read_text())
 
 
+NESTED = """
+import os, subprocess, sys
+from pathlib import Path
+
+from vpo_plugin.openrlhf import cpu, launcher
+from vpo_plugin.openrlhf.settings import Settings, current_settings
+
+CHILD = '''
+import json, sys
+import ray
+
+address, runtime_env = sys.argv[1], json.loads(sys.argv[2])
+ray.init(address=address, runtime_env=runtime_env)  # vllm/v1/executor/ray_utils.py, initialize_ray_cluster
+
+@ray.remote(num_cpus=0, runtime_env=runtime_env)  # vllm/v1/executor/ray_executor_v2.py, _build_runtime_env
+class Rank:
+    def run(self):
+        from vpo_plugin.openrlhf.settings import current_settings
+        return current_settings().run
+
+print("run", ray.get(Rank.remote().run.remote()))
+'''
+
+cpu.install()
+settings = Settings(sys.argv[1], 1, "raise", Path(sys.argv[1]), on_cpu=True, run="this one")
+try:
+    launcher.start_ray(settings)
+    import json, ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    @ray.remote
+    class Engine:
+        def start(self):
+            runtime_env = json.dumps(ray.get_runtime_context().runtime_env.to_dict())
+            address = ray._private.worker.global_worker.gcs_client.address
+            command = [sys.executable, "-c", CHILD, address, runtime_env]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+            return done.stdout + done.stderr
+
+        def score(self, bundles):
+            # As in openrlhf/trainer/ray/vllm_engine.py, _configure_device_env.
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            os.environ["VLLM_RAY_BUNDLE_INDICES"] = bundles
+            from vpo_plugin.openrlhf.scorer import start_scorer
+            self.scorer = start_scorer(settings)
+            scored, failed = ray.get(self.scorer.score.remote("", "<route_1>visible devices</route_1>", '""'))
+            return scored.matrix[0, 0]
+
+    group = ray.util.placement_group([{"GPU": 1, "CPU": 1}] * 4)
+    strategy = PlacementGroupSchedulingStrategy(group, 2, placement_group_capture_child_tasks=True)
+    engine = Engine.options(num_cpus=0, num_gpus=0, scheduling_strategy=strategy).remote()
+    print(ray.get(engine.start.remote()))
+    devices = {bundles: ray.get(engine.score.remote(bundles)) for bundles in ("0,1", "2,3")}
+    assert devices["0,1"] != devices["2,3"], devices
+finally:
+    launcher.stop_ray()
+"""
+
+
+def test_engine_of_several_ranks(tmp_path: Path) -> None:
+    """vLLM joins Ray from a child of the engine with the environment that the engine was given, and starts actors.
+
+    The scorer of each engine has the first of its GPUs.
+    """
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    (tmp_path / "slow_scorer.py").write_text(SCORER)
+    command = [sys.executable, "-c", NESTED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "run this one" in done.stdout, done.stdout[-3000:]
+
+
 def test_cuda_is_where_ray_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver without CUDA that joins a cluster leaves the CPU runtime out, unless VPO_DEVICE says that the
     cluster has none either; an empty RAY_ADDRESS names none."""
@@ -154,6 +226,8 @@ import time
 def score(candidate, label):
     if candidate == "fail":
         raise KeyError("no such test")
+    if candidate == "visible devices":
+        return [int(os.environ["CUDA_VISIBLE_DEVICES"]) / 100, 0.0]
     if candidate == "crash":
         os._exit(1)
     time.sleep(0.5)

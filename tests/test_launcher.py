@@ -16,6 +16,7 @@ from host import host_parser, importable_host
 
 from vpo_plugin.openrlhf import cpu, launcher
 from vpo_plugin.openrlhf.output import claim_output, how_to_resume
+from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import RewardSpec, load_spec
 
 
@@ -336,6 +337,25 @@ def test_prompt_without_what_the_instruction_replaces(tmp_path: Path, training: 
     (spec / "spec.yaml").write_text("name: replacing\nextends: maze_small\nprompt: {replace: 'WRITE HERE'}\n")
     sentence = refusal("--vpo.spec", str(spec))
     assert sentence.startswith("Row 0 of --data.prompt_dataset") and "has no match for 'WRITE HERE'" in sentence
+
+
+def test_environment_of_a_ray_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Variables that the job sets itself are left to it; Ray would refuse them, of equal values too."""
+    from ray.runtime_env.runtime_env import _merge_runtime_env
+
+    job = {"env_vars": {"NCCL_DEBUG": "WARN", "TOKENIZERS_PARALLELISM": "false", "MINE": "1"}, "working_dir": "/"}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": job, "metadata": {}}))
+    run = Settings(None, 1, "raise", tmp_path, on_cpu=False)
+    merged = _merge_runtime_env(job, launcher.runtime_environment(run))
+    assert merged is not None
+    assert merged["env_vars"] == {
+        **job["env_vars"],
+        "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
+        VARIABLE: run.dump(),
+    }
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    assert launcher.runtime_environment(run)["env_vars"]["NCCL_DEBUG"] == "INFO"
 
 
 def test_what_counts_as_a_part_that_died(tmp_path: Path) -> None:

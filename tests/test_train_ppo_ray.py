@@ -3,30 +3,78 @@
 import json
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from conftest import Training
+from conftest import Training, marked, write_prompts
 from host import OLDER
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vpo_plugin.advantages import RewardBatch, group_z_norm
+from vpo_plugin.models import TINY, resolve_policy
+from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.log import read_steps
 
 
-def test_two_steps(training: Training) -> None:
-    """The advantages are those of the logged matrices, the engine gets the new weights, nothing stays behind."""
-    code, output = training.run(
-        # A large step, and the host's comparison of the engine's log-probabilities with the policy's.
+@dataclass(frozen=True)
+class Trained:
+    """A training that ended, and what was seen of it while it ran."""
+
+    training: Training
+    output: str
+    listeners: set[str]
+    """Addresses on which its processes listened."""
+    processes_left: list[str]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Two steps, with a large learning rate and the host's comparison of the engine's log-probabilities."""
+    folder = tmp_path_factory.mktemp("trained")
+    training = Training(folder / "policy", write_prompts(folder / "prompts", 8), resolve_policy(TINY, folder))
+    process = training.start(
         *("--actor.adam.lr", "2e-3", "--actor.lr_scheduler", "constant"),
         *(["--algo.advantage.is_correction_enable"] if OLDER else ["--algo.advantage.is_correction_level", "token"]),
         *("--vpo.seed", "5"),
     )
-    assert code == 0, output[-3000:]
+    listeners: set[str] = set()
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(process.communicate, timeout=300)
+        while not ended.done():
+            listeners |= listening(training.mark)
+            time.sleep(0.5)
+    output = ended.result()[0]
+    assert process.returncode == 0, output[-3000:]
+    return Trained(training, output, listeners, training.processes_left())
 
+
+def listening(mark: str) -> set[str]:
+    """Where the processes of a training listen now."""
+    addresses = set()
+    for _, process in marked(mark):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            connections = process.net_connections(kind="inet")
+            addresses |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN or not c.raddr}
+    return addresses
+
+
+@pytest.mark.skipif(cpu.cuda_available(), reason="with CUDA the run is the cluster's")
+def test_nothing_listens_beyond_loopback(trained: Trained) -> None:
+    """Neither Ray, which runs what it is sent, nor torch's store, nor the engine."""
+    assert trained.listeners
+    assert {address.removeprefix("::ffff:") for address in trained.listeners} == {"127.0.0.1"}
+
+
+def test_two_steps(trained: Trained) -> None:
+    """The advantages are those of the logged matrices, the engine gets the new weights, nothing stays behind."""
+    training = trained.training
     for step in (1, 2):
         with np.load(training.output / "vpo" / "rollouts" / f"step_{step:06d}.npz") as logged:
             matrices = torch.from_numpy(logged["reward_matrices"])
@@ -53,7 +101,7 @@ def test_two_steps(training: Training) -> None:
     model = AutoModelForCausalLM.from_pretrained(training.output)
     tokenizer = AutoTokenizer.from_pretrained(training.output)
     assert model.generate(**tokenizer("a1=start", return_tensors="pt"), max_new_tokens=2).shape[1] >= 2
-    assert training.processes_left() == []
+    assert trained.processes_left == []
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])

@@ -13,6 +13,7 @@ symbol                                              why
 ``openrlhf...deepspeed.init_device_mesh``           the mesh is asked for on "cuda"
 ``DeepspeedStrategy.get_ds_train_config``           DeepSpeed's own Adam and its shared-memory all-reduce
 ``deepspeed.comm.torch.build_shm_op``               (DeepSpeed 0.19) are compiled at first use: torch's serve instead
+``torch.distributed.rendezvous.TCPStore``           listens on every interface: on loopback alone where that is its host
 ``NaiveReplayBuffer.__init__``                      builds a ``cuda:…`` device
 ``ActorPPOTrainer._init_vllm_sync_group``           weight sync over NCCL: replaced by one hand-over of the weights
 ``ActorPPOTrainer.broadcast_to_vllm``               through Ray's object store
@@ -25,7 +26,9 @@ import ctypes
 import importlib.machinery
 import io
 import os
+import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import types
@@ -33,6 +36,8 @@ from typing import Any, NoReturn
 
 import psutil
 import wrapt
+
+LOOPBACK = "127.0.0.1"
 
 # What the engines, Ray and the tokenizers read at start-up; a value that the user set wins.
 ENVIRONMENT = {
@@ -45,6 +50,14 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",  # no idle workers: start-up is bound by imports
+}
+
+# What keeps a run with a Ray of its own off the network: what such a Ray is sent, it runs as this user.
+PRIVATE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for binding to loopback (ray/_private/ray_constants.py)
+    "RAY_AUTH_MODE": "token",  # other users of this machine are kept out as well
+    "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+    "VLLM_HOST_IP": LOOPBACK,
 }
 
 # Defaults of the host's flags that fit one machine without CUDA; a flag that the user gives wins.
@@ -98,6 +111,7 @@ def install() -> None:
     _provide_flash_attn()
     for module, patch in (
         ("torch", _patch_torch),
+        ("torch.distributed.rendezvous", _patch_rendezvous),
         ("deepspeed.comm.torch", _patch_deepspeed_comm),
         ("openrlhf.utils.deepspeed.deepspeed", _patch_strategy),
         ("openrlhf.trainer.ppo_utils.replay_buffer", _patch_replay_buffer),
@@ -141,6 +155,18 @@ def _patch_torch(torch: Any) -> None:
     torch.cuda.synchronize = lambda device=None: None
     torch.cuda.empty_cache = lambda: None
     torch.cuda.manual_seed_all = lambda seed: None
+
+
+def _patch_rendezvous(module: Any) -> None:
+    store = module.TCPStore
+
+    def local_store(*, host_name: str, port: int, is_master: bool, **more: Any) -> Any:
+        if is_master and host_name in (LOOPBACK, "localhost"):
+            listener = socket.create_server((LOOPBACK, port))
+            port, more["master_listen_fd"] = listener.getsockname()[1], listener.detach()
+        return store(host_name=host_name, port=port, is_master=is_master, **more)
+
+    module.TCPStore = local_store
 
 
 def _patch_deepspeed_comm(module: Any) -> None:
@@ -225,12 +251,19 @@ def reload_weights(worker: Any, state: bytes) -> None:
 def start_private_ray(runtime_env: dict[str, Any]) -> None:
     """Start a Ray of this process's own: its ports and its folder are free ones, so runs can share a machine.
 
-    Orphans of the run (an engine whose Ray worker was killed) become children of this process, so that
-    ``stop_private_ray`` finds them.
+    It listens on loopback alone, and obeys only those that know its token: the processes that it starts. Orphans of
+    the run (an engine whose Ray worker was killed) become children of this process, so that ``stop_private_ray`` finds
+    them.
     """
     import ray
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
 
     global ray_folder
+    os.environ |= PRIVATE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    Config.initialize("")  # Ray may have been imported before: this reads the variables again (Ray 2.55)
+    AuthenticationTokenLoader.instance().reset_cache()
     _adopt_orphans()
     ray_folder = tempfile.mkdtemp(prefix="vpo-ray-")
     if len(ray_folder) > LONGEST_FOLDER:

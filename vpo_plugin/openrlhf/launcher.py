@@ -8,6 +8,7 @@ and Ray is started with the plugin in every worker; the host then finds Ray init
 
 import argparse
 import importlib.metadata
+import json
 import math
 import os
 import runpy
@@ -31,6 +32,8 @@ from vpo_plugin.rewards.files import spec_file
 HOST_MODULE = "openrlhf.cli.train_ppo_ray"
 TESTED_HOSTS = ("0.11.1", "0.11.2")
 AGENT = Path(__file__).with_name("agent.py")
+HOST_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "true", "NCCL_DEBUG": "WARN", "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1"}
+"""What the host passes to its workers when it starts Ray itself (openrlhf/cli/train_ppo_ray.py, train)."""
 
 
 def main() -> None:
@@ -142,22 +145,21 @@ def run_settings(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> Setting
     )
 
 
+def runtime_environment(settings: Settings) -> dict[str, Any]:
+    """What Ray does in every worker of a run: its variables, and the hook. The keys of a Ray job's own are left out."""
+    names = [*HOST_ENVIRONMENT, *(cpu.ENVIRONMENT if settings.on_cpu else ())]
+    variables = {name: os.environ.get(name, HOST_ENVIRONMENT.get(name, "")) for name in names}
+    # Ray merges the two, and refuses a key that both have, of equal values too (ray/_private/runtime_env, 2.55).
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
+    variables = {name: value for name, value in variables.items() if name not in job}
+    return {"worker_process_setup_hook": SETUP, "env_vars": variables | {VARIABLE: settings.dump()}}
+
+
 def start_ray(settings: Settings) -> None:
     """Start or join Ray with the plugin set up in every worker process of this run."""
     import ray
 
-    runtime_env: dict[str, Any] = {
-        "worker_process_setup_hook": SETUP,
-        # What the host passes when it starts Ray itself (openrlhf/cli/train_ppo_ray.py, train).
-        "env_vars": {
-            "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
-            "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
-            "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
-            VARIABLE: settings.dump(),
-        },
-    }
-    if settings.on_cpu:
-        runtime_env["env_vars"] |= {name: os.environ[name] for name in cpu.ENVIRONMENT}
+    runtime_env = runtime_environment(settings)
     signal.signal(signal.SIGTERM, _exit_on_sigterm)  # what Ray has started by then is stopped, see stop_ray
     if settings.on_cpu and not os.environ.get("RAY_ADDRESS"):
         cpu.start_private_ray(runtime_env)

@@ -55,4 +55,25 @@ def start_scorer(settings: Settings) -> Any:
     actor = ray.remote(Scorer).options(
         num_cpus=0, scheduling_strategy=here, max_concurrency=min(32, (os.cpu_count() or 1) + 4)
     )
-    return actor.remote(settings, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return actor.remote(settings, engine_devices())
+
+
+def engine_devices() -> str | None:
+    """``CUDA_VISIBLE_DEVICES`` of this process's engine, None where the machine has no such variable.
+
+    With tensor parallel sizes above 1 the host drops the variable (vllm_engine.py, `_configure_device_env`) and names
+    the bundles of the placement group that hold the engine's GPUs: the first one's is the scorer's.
+    """
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    bundles = os.environ.get("VLLM_RAY_BUNDLE_INDICES")
+    if bundles is None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = PlacementGroupSchedulingStrategy(ray.util.get_current_placement_group(), int(bundles.split(",")[0]))
+
+    @ray.remote(num_cpus=0, num_gpus=0.01, scheduling_strategy=there)
+    def visible() -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    return ray.get(visible.remote())
