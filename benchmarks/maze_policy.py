@@ -20,6 +20,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from reward_specs.maze.maze import MOVES, Cell, Maze, distances, moves_along, read_label
 from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.formats import render_prompt, write_response
+from vpo_plugin.rewards.task import read_rows
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 # Words are split at white space, and the weights that a prompt may tell, such as "0.25,", into their digits.
@@ -79,19 +81,19 @@ def sft_examples(spec: RewardSpec, num_rows: int, seed: int) -> Iterator[dict[st
     starts from a policy that has seen such prompts.
     """
     rng = random.Random(f"warm start {seed}")
-    mazes = list(spec.rows("train", -(-num_rows // ROWS_PER_MAZE), seed))
+    mazes = list(read_rows(spec, "train", -(-num_rows // ROWS_PER_MAZE), seed))
     order = [row for row in mazes for _ in range(ROWS_PER_MAZE)]
     rng.shuffle(order)
     for i, row in enumerate(order[:num_rows]):
         candidates = 1 if i % 2 else spec.candidates
         routes = random_routes(read_label(row["label"]), candidates, rng)
-        prompt = spec.render_prompt(row["prompt"], candidates)
+        prompt = render_prompt(spec, row["prompt"], candidates)
         if i % 8 == 1:
             keys = spec.objective_keys
             prompt = write_goal(prompt, keys, goal_weights(f"{i} {row['label']}", len(keys), seed=seed))
         yield {
             "prompt": prompt,
-            "response": spec.write_response([" ".join(route) for route in routes]),
+            "response": write_response(spec, [" ".join(route) for route in routes]),
         }
 
 

@@ -26,6 +26,7 @@ from vpo_plugin.advantages import RewardBatch, default_num_weights
 from vpo_plugin.openrlhf import cpu, matrices
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.openrlhf.worker import SETUP
+from vpo_plugin.rewards.scoring import score_response
 
 ENGINES = 64
 ROLLOUTS_PER_PROMPT = 8
@@ -135,7 +136,7 @@ def measure_step(rollouts: int, spec_folder: Path, ray: Any) -> dict[str, float]
     texts = [synthetic_text(generator) for _ in range(rollouts)]
 
     started = time.process_time()
-    scored = [spec.score_response(text, NO_LABEL, CANDIDATES) for text in texts]
+    scored = [score_response(spec, text, NO_LABEL, CANDIDATES) for text in texts]
     scoring = time.process_time() - started
 
     with_matrices = [synthetic_response(one.matrix, one.reward) for one in scored]

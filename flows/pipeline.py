@@ -42,6 +42,7 @@ from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estim
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
+from vpo_plugin.rewards.task import read_rows
 
 FREE_BYTES = 200 << 20
 VERSIONS = ("vpo-plugin", "openrlhf", "torch", "deepspeed", "transformers", "ray", "prefect")
@@ -101,7 +102,7 @@ def prepare_data(settings: RunSettings, test_seed: int | None = None) -> Path:
         for split, size in sizes.items():
             if not size:
                 continue
-            rows = list(spec.rows(split, size, seeds[split]))
+            rows = list(read_rows(spec, split, size, seeds[split]))
             if len(rows) < size:
                 raise ValueError(f"The {split} split of spec {spec.name!r} has {len(rows)} rows, {size} are needed.")
             fingerprint = write_prompts(rows, folder / split)

@@ -13,6 +13,7 @@ from flows.settings import DataSettings, PipelineSettings, RetrainSettings, Sear
 from flows.train import train_command
 from vpo_plugin.models import SMOLLM2, SMOLLM2_FILE, resolve_policy
 from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.task import read_rows
 
 
 def plan(flow: str, settings: BaseModel) -> str:
@@ -76,7 +77,7 @@ def _training(settings: PipelineSettings, spec: RewardSpec, note: str = "") -> l
     stages = []
     with tempfile.TemporaryDirectory() as folder:  # the command depends on the prompts: its longest counts
         data, base = Path(folder).resolve() / "data", Path(folder).resolve() / "policy"
-        write_prompts(list(spec.rows("train", settings.train_prompts, settings.seed)), data / "train")
+        write_prompts(list(read_rows(spec, "train", settings.train_prompts, settings.seed)), data / "train")
         tokenizer.save_pretrained(base)
         final = {str(data): str((settings.folder / "data").resolve()), str(base): policy}
         for method in settings.methods:

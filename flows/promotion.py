@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from flows.settings import RetrainSettings
 from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.task import best_reward
 from vpo_plugin.search.metrics import best_at_k, paired_difference, pass_at_k
 from vpo_plugin.search.pool import Pool
 
@@ -80,7 +81,7 @@ def _per_prompt(pool: Pool, spec: RewardSpec, rows: list[dict[str, Any]], k: int
     for matrix, row in zip(pool.candidates.astype(float), rows, strict=True):
         matrix = matrix[:, ~np.isnan(matrix[0])]
         rewards.append(matrix @ spec.weights_of(matrix.shape[1]))
-        best = spec.best_reward(row["label"])
+        best = best_reward(spec, row["label"])
         solved.append(rewards[-1] >= spec.solved * (1.0 if best is None else best) - 1e-6)
     parsed = np.zeros(prompts)
     for response in pool.responses:

@@ -32,6 +32,7 @@ from flows.train import tells_weights, train
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.pool import load_pool
 
 Rows = list[dict[str, Any]]
@@ -216,7 +217,7 @@ def unseen(spec: RewardSpec, split: str, number: int, seed: int, seen: set[str])
     while len(rows) < number and len(rows) > new:
         new = len(rows)
         asked = max(2 * asked, len(seen) + number)
-        given = list(spec.rows(split, asked, seed))
+        given = list(read_rows(spec, split, asked, seed))
         rows = {key: row for key, row in fingerprints(given) if key not in seen}
         if len(given) < asked:
             break

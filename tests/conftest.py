@@ -17,6 +17,7 @@ from datasets import Dataset
 
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.task import read_rows
 
 ROOT = Path(__file__).parent.parent
 SPEC = "maze_small"
@@ -103,7 +104,7 @@ def kill_marked(mark: str) -> None:
 
 
 def write_prompts(path: Path, number: int) -> Path:
-    rows = load_spec(SPEC).rows("train", number, seed=1)
+    rows = read_rows(load_spec(SPEC), "train", number, seed=1)
     Dataset.from_list([{"input": r["prompt"], "label": json.dumps(r["label"])} for r in rows]).save_to_disk(str(path))
     return path
 

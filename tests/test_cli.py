@@ -107,7 +107,7 @@ def write_scorer(folder: Path, code: str) -> Path:
     folder.mkdir()
     text = (Path(__file__).parent.parent / "reward_specs" / "maze_small" / "spec.yaml").read_text()
     module = f"{folder.name}_scorer"
-    (folder / "spec.yaml").write_text(text.replace("reward_specs.maze.maze:score", f"{module}:score"))
+    (folder / "spec.yaml").write_text(f"{text}scorer: {module}:score\n")
     (folder / f"{module}.py").write_text(f"import os\n\n\ndef score(candidate, label):\n    {code}\n")
     return folder
 

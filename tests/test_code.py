@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_specs.code import dataset
-from reward_specs.code.code import canonical, check_label, same_output, score
+from reward_specs.code.code import canonical, label_check, same_output, score
 from reward_specs.code.dataset import contest_label, function_label, livecodebench, read_cases, split_check
 from vpo_plugin.rewards import check_spec, load_spec
+from vpo_plugin.rewards.formats import write_response
+from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.task import read_rows
 
 HUMANEVAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "humaneval_first82.jsonl.gz"
 needs_bwrap = pytest.mark.skipif(
@@ -51,11 +54,11 @@ def test_a_response_becomes_a_ragged_matrix() -> None:
     spec = load_spec("code")
     right, wrong = "print(sum(map(int, input().split())))", "print(3)"
     renamed = "# the same\nprint(sum(map(int, input().split())))"
-    response = spec.write_response([wrong, right, renamed]) + "\n```python\nnever closed"
-    scored = spec.score_response(response, SUMS, 4)
+    response = write_response(spec, [wrong, right, renamed]) + "\n```python\nnever closed"
+    scored = score_response(spec, response, SUMS, 4)
     assert scored.matrix.tolist() == [[1, 0, 0], [1, 1, 1], [0, 0, 0], [0, 0, 0]]
     assert (scored.parsed, scored.unique, scored.reward) == (3, 2, pytest.approx((1 / 3 + 1) / 4))
-    assert spec.score_response(spec.write_response(["def twice(x): return x + x"]), TWICE, 1).matrix.tolist() == [
+    assert score_response(spec, write_response(spec, ["def twice(x): return x + x"]), TWICE, 1).matrix.tolist() == [
         [1] * 3
     ]
 
@@ -73,11 +76,11 @@ def test_any_text_is_scored_within_limits() -> None:
         "while True: print()",
     ]
     for text in odd:
-        scored = spec.score_response(f"```python\n{text}\n```", SUMS, 2)
+        scored = score_response(spec, f"```python\n{text}\n```", SUMS, 2)
         assert scored.matrix.shape == (2, 3) and not scored.matrix.any()
     megabyte = "```python\nprint(3)\n```\n" * 40_000
     started = time.perf_counter()
-    assert spec.score_response(megabyte, SUMS, 3).unique == 1
+    assert score_response(spec, megabyte, SUMS, 3).unique == 1
     assert time.perf_counter() - started < 20
 
 
@@ -258,13 +261,13 @@ def contest_row(**changes: object) -> dict:
 
 def test_a_contest_row_becomes_a_label() -> None:
     label = contest_label(contest_row())
-    check_label(label)
+    label_check(label)
     assert len(label["tests"]) == 16 and label["tests"][0] == {"stdin": "1 2\n", "stdout": "3\n"}
     assert label["function"] is None
     calls = packed(json.dumps([{"input": '[1, 2]\n"x"', "output": "[[1], null]", "testtype": "functional"}]))
     row = contest_row(metadata='{"func_name": "solve"}', public_test_cases="[]", private_test_cases=calls)
     label = contest_label(row)
-    check_label(json.loads(json.dumps(label)))
+    label_check(json.loads(json.dumps(label)))
     assert label["function"] == "solve" and label["tests"] == [{"arguments": [[1, 2], "x"], "returns": [[1], None]}]
 
 
@@ -291,7 +294,7 @@ def test_a_file_of_contest_rows(tmp_path: Path) -> None:
 def test_the_spec_proves_itself() -> None:
     spec = load_spec("code")
     assert check_spec(spec)
-    rows = [*spec.rows("train", 99, 0), *spec.rows("test", 99, 0)]
+    rows = [*read_rows(spec, "train", 99, 0), *read_rows(spec, "test", 99, 0)]
     assert len({row["prompt"] for row in rows}) == len(rows) >= 10
     for row in rows:
         assert not any(score("", row["label"])) and min(score(row["label"]["solution"], row["label"])) == 1
@@ -319,7 +322,7 @@ def test_the_larger_data_sets_extend_the_spec() -> None:
 )
 def test_a_label_without_what_the_scorer_needs(label: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        check_label(label)
+        label_check(label)
 
 
 # ------------------------------------------------------------------------------------------------ HumanEval
@@ -353,7 +356,7 @@ def test_humaneval_solutions_pass_every_test_and_empty_bodies_do_not() -> None:
     assert len(rows) == 82
     for row in rows:
         label = json.loads(json.dumps(function_label(row)))
-        check_label(label)
+        label_check(label)
         assert set(score(row["prompt"] + row["canonical_solution"], label)) == {1.0}, row["task_id"]
         assert min(score(row["prompt"] + "    pass\n", label)) == 0, row["task_id"]
 

@@ -10,7 +10,9 @@ from reward_specs.maze.maze import drawing
 from vpo_plugin.report.write import write_report
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.check import check_spec
-from vpo_plugin.rewards.drawing import draw
+from vpo_plugin.rewards.formats import write_response
+from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.task import draw, known_answers, read_rows
 from vpo_plugin.search.compare import compare_pools
 from vpo_plugin.search.pool import Pool
 
@@ -19,7 +21,7 @@ LABEL = {"grid": ["S.G", "#B.", "DLE"], "max_steps": 6}
 
 def test_the_maze_is_drawn_with_the_cells_that_each_route_visits():
     spec = load_spec("maze_small")
-    drawn = spec.draw(json.dumps(LABEL), ["RIGHT RIGHT DOWN DOWN UP", "right, down LEFT", "RIGHT RIGHT DOWN DOWN UP"])
+    drawn = draw(spec, json.dumps(LABEL), ["RIGHT RIGHT DOWN DOWN UP", "right, down LEFT", "RIGHT RIGHT DOWN DOWN UP"])
     assert (drawn["width"], drawn["height"]) == (3, 3)
     assert {(tile["x"], tile["y"]): tile["name"] for tile in drawn["tiles"]} == {
         **{(0, 0): "start", (2, 0): "gold", (0, 1): "wall", (1, 1): "bonus"},
@@ -36,17 +38,17 @@ def test_the_maze_is_drawn_with_the_cells_that_each_route_visits():
     ["", "   ", "fly", "<script>alert(1)</script>", "UP </text><script>", "RIGHT\x00", "🙂", "UP" * 100_000, "1,2 3,4"],
 )
 def test_what_is_no_route_has_none_and_its_words_go_nowhere(text):
-    drawn = load_spec("maze").draw(LABEL, [text, "RIGHT"])
+    drawn = draw(load_spec("maze"), LABEL, [text, "RIGHT"])
     assert list(drawn["routes"]) == ["RIGHT"] and (not text.strip() or text not in json.dumps(drawn["tiles"]))
 
 
 def test_a_long_route_ends_with_the_step_budget():
-    drawn = load_spec("maze").draw(LABEL, ["UP " * 6000])
+    drawn = draw(load_spec("maze"), LABEL, ["UP " * 6000])
     assert len(next(iter(drawn["routes"].values()))) == LABEL["max_steps"] + 1
 
 
 def test_a_spec_without_a_drawing_draws_nothing():
-    assert load_spec("toolrl").draw({}, ["a"]) is None
+    assert draw(load_spec("toolrl"), {}, ["a"]) is None
 
 
 @pytest.mark.parametrize(
@@ -62,25 +64,26 @@ def test_a_spec_without_a_drawing_draws_nothing():
         (lambda d: d.update(svg="<svg/>"), "svg"),
     ],
 )
-def test_a_wrong_drawing_is_refused(change, complaint):
+def test_a_wrong_drawing_is_refused(change, complaint, monkeypatch):
     def wrong(label, candidates):
         drawn = copy.deepcopy(drawing(label, candidates))
         change(drawn)
         return drawn
 
+    monkeypatch.setattr("reward_specs.maze.maze.drawing", wrong)
     with pytest.raises(ValueError, match=complaint):
-        draw(wrong, LABEL, ["RIGHT"])
+        draw(load_spec("maze_small"), LABEL, ["RIGHT"])
 
 
 def test_a_comparison_draws_its_prompts_and_the_report_shows_them(tmp_path):
     spec = load_spec("maze_small")
-    rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in spec.rows("test", 2, seed=0)]
-    routes = [[text for text, _ in spec.known_answers(row["label"])][:2] for row in rows]
+    rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(spec, "test", 2, seed=0)]
+    routes = [[text for text, _ in known_answers(spec, row["label"])][:2] for row in rows]
     matrices, responses = [], []
     for number, (row, texts) in enumerate(zip(rows, routes, strict=True)):
         candidates = [*texts, "<script>alert(1)</script>"]
-        response = spec.write_response(candidates)
-        matrices.append([spec.score_response(response, row["label"], 3).matrix])
+        response = write_response(spec, candidates)
+        matrices.append([score_response(spec, response, row["label"], 3).matrix])
         responses.append({"prompt": number, "response": response, "candidates": candidates, "tokens": 9})
     pool = Pool(np.array(matrices), responses, {}, rows)
     results = compare_pools({"one": pool, "other": pool}, spec, rows)
@@ -92,13 +95,6 @@ def test_a_comparison_draws_its_prompts_and_the_report_shows_them(tmp_path):
 
 
 def test_checking_a_spec_draws_its_known_answers(monkeypatch):
-    monkeypatch.setattr("vpo_plugin.rewards.spec.load_entry_point", _with_broken_drawing)
+    monkeypatch.setattr("reward_specs.maze.maze.drawing", lambda label, candidates: {})
     with pytest.raises(ValueError, match="Drawing"):
         check_spec(load_spec("maze_small"))
-
-
-def _with_broken_drawing(path):
-    import importlib
-
-    module, _, name = path.partition(":")
-    return (lambda label, candidates: {}) if name == "drawing" else getattr(importlib.import_module(module), name)

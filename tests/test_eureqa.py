@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward_specs.eureqa.eureqa import LETTERS, answers, canonical, check_label, read, rows, score
+from reward_specs.eureqa.eureqa import LETTERS, answers, canonical, label_check, read, rows, score
 from vpo_plugin.rewards import check_spec, load_spec
+from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.task import read_rows
 
 NAMES = ["Robert_Rodriguez", "From_Dusk_till_Dawn:_The_Series", "32nd_European_Film_Awards", "The_The", "São_Paulo"]
 LABEL = {"entities": NAMES}
@@ -38,7 +40,7 @@ def candidate(*names: str) -> str:
 )
 def test_golden_rewards(text: str, rewards: list[float]) -> None:
     assert score(text, LABEL) == rewards
-    scored = load_spec("eureqa").score_response(f"<response_1>{text}</response_1>", LABEL, 1)
+    scored = score_response(load_spec("eureqa"), f"<response_1>{text}</response_1>", LABEL, 1)
     assert scored.reward == pytest.approx(sum(rewards) / 5)
 
 
@@ -65,7 +67,7 @@ def test_any_candidate_has_rewards(text: str) -> None:
 def test_gold_names_score_one_everywhere(names: list[str]) -> None:
     label = {"entities": names}
     try:
-        check_label(label)
+        label_check(label)
     except ValueError:
         return  # names of nothing but separators
     [(text, rewards)] = answers(label)
@@ -77,7 +79,7 @@ def test_gold_names_score_one_everywhere(names: list[str]) -> None:
 )
 def test_labels_that_cannot_be_scored(label: object) -> None:
     with pytest.raises(ValueError, match="lists the names of A to E"):
-        check_label(label)
+        label_check(label)
 
 
 def question(number: int) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def test_the_spec_proves_itself_on_rows_of_the_real_format(tmp_path: Path) -> No
     spec = spec.model_copy(update={"dataset": spec.dataset.model_copy(update={"args": {"source": str(tmp_path)}})})
     assert check_spec(spec)[1] == "16 known answers of the split 'train' score what they should."
     assert spec.objective_weights == pytest.approx([0.2] * 5) and spec.candidates == 3
-    assert [len(list(spec.rows(split, 99, 0))) for split in ("train", "test")] == [20, 5]
+    assert [len(list(read_rows(spec, split, 99, 0))) for split in ("train", "test")] == [20, 5]
     [row] = rows("test", 1, 0, source=str(tmp_path))
     assert "Person A is related to Film B.\nFilm B is" in row["prompt"] and "E: City E\n" in row["prompt"]
     assert "F: " not in row["prompt"] and row["label"] == LABEL and "Rodriguez" not in row["prompt"]

@@ -18,6 +18,7 @@ from vpo_plugin.openrlhf import cpu, launcher
 from vpo_plugin.openrlhf.output import claim_output, how_to_resume
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.task import read_rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -235,7 +236,7 @@ def test_model_without_tokenizer(refusal: Callable[..., str], training: Training
 
 @pytest.mark.parametrize("flag", ["--data.prompt_dataset", "--eval.dataset"])
 def test_label_that_cannot_be_scored(refusal: Callable[..., str], tmp_path: Path, flag: str) -> None:
-    rows = [{"input": r["prompt"], "label": r["label"]} for r in load_spec(SPEC).rows("train", 3, seed=1)]
+    rows = [{"input": r["prompt"], "label": r["label"]} for r in read_rows(load_spec(SPEC), "train", 3, seed=1)]
     labels = [rows[0]["label"], rows[1]["label"], {k: v for k, v in rows[2]["label"].items() if k != "grid"}]
     data = [{"input": "x", "label": json.dumps(label)} for label in labels]
     Dataset.from_list(data).save_to_disk(str(tmp_path / "bad"))

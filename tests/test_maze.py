@@ -12,9 +12,9 @@ from reward_specs.maze.maze import (
     PAPER,
     Geometry,
     Maze,
-    answers,
     canonical,
     detours,
+    front,
     generate,
     mazes,
     parse_route,
@@ -27,6 +27,8 @@ from reward_specs.maze.maze import (
     walk,
 )
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.formats import render_prompt
+from vpo_plugin.rewards.task import read_rows
 
 SMALL = Geometry(size=5, openings=(2, 7), gold=(3, 5), diamonds=(3, 5), lava=(2, 3), slack=5)
 
@@ -138,7 +140,7 @@ def test_every_generated_maze_keeps_its_promises(seed: int, geometry: Geometry) 
 @given(st.integers(0, 2**32))
 def test_what_the_solver_finds_is_what_the_scorer_pays(seed: int) -> None:
     maze = generate(random.Random(seed), SMALL)
-    known = answers(maze.label())
+    known = front(maze.label())
     assert known
     for route, rewards in known:
         assert score(route, maze.label()) == rewards
@@ -235,10 +237,10 @@ def test_a_label_without_what_the_scorer_needs(label: object, sentence: str) -> 
 
 
 def test_prompts_show_the_maze() -> None:
-    row = next(load_spec("maze").rows("test", 1, 0))
+    row = next(read_rows(load_spec("maze"), "test", 1, 0))
     assert "\n".join(row["label"]["grid"]) in row["prompt"] and str(row["label"]["max_steps"]) in row["prompt"]
     small = load_spec("maze_small")
-    row = next(small.rows("test", 1, 0))
-    words = small.render_prompt(row["prompt"], 3).split()
+    row = next(read_rows(small, "test", 1, 0))
+    words = render_prompt(small, row["prompt"], 3).split()
     assert len(words) <= 60 and words[0] == "a1=start" and words[24] == "e5=exit"
     assert f"steps={row['label']['max_steps']}" in words

@@ -11,6 +11,9 @@ from benchmarks.maze_policy import save_untrained_policy, sft_examples
 from reward_specs.maze.maze import read_label
 from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import load_spec, parse_candidates
+from vpo_plugin.rewards.formats import render_prompt, write_response
+from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.task import best_reward, read_rows
 
 POLICY = Path(__file__).parent.parent / "reward_specs" / "maze_small" / "policy"
 
@@ -19,16 +22,16 @@ def test_examples_are_valid_different_routes() -> None:
     spec = load_spec("maze_small")
     examples = list(sft_examples(spec, 64, seed=3))
     assert examples == list(sft_examples(spec, 64, seed=3)) != list(sft_examples(spec, 64, seed=4))
-    labels = {row["prompt"].split("Write")[0]: row["label"] for row in spec.rows("train", 8, 3)}
+    labels = {row["prompt"].split("Write")[0]: row["label"] for row in read_rows(spec, "train", 8, 3)}
     for i, example in enumerate(examples):
         candidates = 1 if i % 2 else 3
         routes = parse_candidates(example["response"], spec.tag, candidates)
         label = next(label for text, label in labels.items() if example["prompt"].startswith(text))
         assert None not in routes and len(set(routes)) == candidates
         prompt, _, goal = example["prompt"].partition("Objective weights: ")
-        assert prompt == spec.render_prompt(prompt.split("Write")[0], candidates)
+        assert prompt == render_prompt(spec, prompt.split("Write")[0], candidates)
         assert bool(goal) == (i % 8 == 1)
-        scored = spec.score_response(example["response"], label, candidates)
+        scored = score_response(spec, example["response"], label, candidates)
         assert (scored.matrix[:, 0] == 1).all() and scored.unique == candidates
         assert all(len(route.split()) <= read_label(label).max_steps for route in routes if route)
 
@@ -56,15 +59,15 @@ def test_the_shipped_policy_is_small_and_knows_every_word(policy) -> None:
     model, tokenizer = policy
     assert sum(file.stat().st_size for file in POLICY.rglob("*") if file.is_file()) <= 5_000_000
     spec = load_spec("maze_small")
-    for row in spec.rows("test", 200, 1):
+    for row in read_rows(spec, "test", 200, 1):
         for candidates in (1, 3):
-            ids = tokenizer(spec.render_prompt(row["prompt"], candidates)).input_ids
+            ids = tokenizer(render_prompt(spec, row["prompt"], candidates)).input_ids
             assert tokenizer.unk_token_id not in ids and len(ids) <= 60
         goal = goal_weights(row["label"], 4)
-        told = write_goal(spec.render_prompt(row["prompt"], 1), spec.objective_keys, goal)
+        told = write_goal(render_prompt(spec, row["prompt"], 1), spec.objective_keys, goal)
         assert tokenizer.unk_token_id not in tokenizer(told).input_ids
     assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
-    words = spec.write_response(["UP DOWN", "LEFT RIGHT", ""])
+    words = write_response(spec, ["UP DOWN", "LEFT RIGHT", ""])
     decoded = tokenizer.decode(tokenizer(words).input_ids, skip_special_tokens=True)
     assert parse_candidates(decoded, spec.tag, 3) == ["UP DOWN", "LEFT RIGHT", ""]
 
@@ -76,8 +79,8 @@ def test_the_shipped_policy_finds_exits_and_leaves_something_to_learn(policy, ca
     torch.manual_seed(0)
     spec = load_spec("maze_small")
     valid, best, ceiling = [], [], []
-    for row in spec.rows("test", 40, 2):
-        prompt = tokenizer(spec.render_prompt(row["prompt"], candidates), return_tensors="pt")
+    for row in read_rows(spec, "test", 40, 2):
+        prompt = tokenizer(render_prompt(spec, row["prompt"], candidates), return_tensors="pt")
         ids = model.generate(
             **prompt,
             do_sample=True,
@@ -87,9 +90,9 @@ def test_the_shipped_policy_finds_exits_and_leaves_something_to_learn(policy, ca
             max_new_tokens=spec.limits.tokens_per_candidate * candidates,
         )
         texts = tokenizer.batch_decode(ids[:, prompt.input_ids.shape[1] :], skip_special_tokens=True)
-        matrices = np.stack([spec.score_response(text, row["label"], candidates).matrix for text in texts])
+        matrices = np.stack([score_response(spec, text, row["label"], candidates).matrix for text in texts])
         valid.append(matrices[..., 0].mean())
         best.append((matrices @ np.array(spec.objective_weights)).max())
-        ceiling.append(spec.best_reward(row["label"]))
+        ceiling.append(best_reward(spec, row["label"]))
     assert np.mean(valid) >= 0.5
     assert np.mean(best) <= 0.8 * np.mean(ceiling)

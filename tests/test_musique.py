@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward_specs.musique.musique import canonical, check_label, read, rows, score
+from reward_specs.musique.musique import canonical, label_check, read, rows, score
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
+from vpo_plugin.rewards.scoring import score_response
 from vpo_plugin.rewards.text import multiset_f1, normalize, word_f1
 
 LABEL = {"support": [3, 11], "answers": ["The Eiffel Tower", "la tour Eiffel"]}
@@ -45,7 +46,7 @@ def candidate(support: str, answer: str) -> str:
 )
 def test_golden_rewards(text: str, label: dict[str, Any], rewards: list[float]) -> None:
     assert score(text, label) == pytest.approx(rewards)
-    scored = load_spec("musique").score_response(f"<response_1>{text}</response_1>", label, 1)
+    scored = score_response(load_spec("musique"), f"<response_1>{text}</response_1>", label, 1)
     assert scored.reward == pytest.approx((sum(rewards[:4]) + 3 * rewards[4]) / 7)
 
 
@@ -114,7 +115,7 @@ def test_f1() -> None:
 )
 def test_labels_that_cannot_be_scored(label: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        check_label(label)
+        label_check(label)
 
 
 def question(number: int, hops: int, answerable: bool = True) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from vpo_plugin.rewards.judges import (
     panel,
     parse_score,
 )
+from vpo_plugin.rewards.task import check_label
 
 POLICY = Path(__file__).parent.parent / "reward_specs" / "maze_small" / "policy"
 LABEL = {"question": "Why?"}
@@ -268,7 +269,7 @@ def test_the_spec_proves_itself() -> None:
     assert check_spec(spec)
     assert len(spec.objective_keys) == 3
     with pytest.raises(ValueError, match="needs a 'question' text"):
-        spec.check_label({"answer": 1})
+        check_label(spec, {"answer": 1})
 
 
 @pytest.mark.slow
@@ -293,8 +294,8 @@ def test_smollm2_judges_on_this_machine(tmp_path: Path, monkeypatch: pytest.Monk
         code = (
             "from vpo_plugin.rewards import load_spec\n"
             "spec = load_spec('personas')\n"
-            "response = spec.write_response(['Air scatters blue light the most.', 'Magic.', 'magic.'])\n"
-            "print(spec.score_response(response, {'question': 'Why is the sky blue?'}, 3).matrix.tolist())"
+            "response = write_response(spec, ['Air scatters blue light the most.', 'Magic.', 'magic.'])\n"
+            "print(score_response(spec, response, {'question': 'Why is the sky blue?'}, 3).matrix.tolist())"
         )
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -20,13 +20,15 @@ from endpoint import serving
 from vpo_plugin.cli import main
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.scoring import score_all, score_response
+from vpo_plugin.rewards.task import best_reward, known_answers, read_rows
 from vpo_plugin.search.compare import compare_pools, shared_prompts
-from vpo_plugin.search.evaluate import as_columns, batch_seed, score_all
+from vpo_plugin.search.evaluate import as_columns, batch_seed
 from vpo_plugin.search.policy import Endpoint, EndpointError, Request, Response, fingerprint
 from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, write_rows
 
 SPEC = load_spec("maze_small")
-ROWS = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in SPEC.rows("test", 6, 0)]
+ROWS = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(SPEC, "test", 6, 0)]
 MODEL = resolve_policy(TINY, Path("unused"))
 
 
@@ -36,7 +38,7 @@ def evaluate(*flags: str) -> list[str]:
 
 
 def routes(row: dict[str, str]) -> list[str]:
-    return [text for text, _ in SPEC.known_answers(row["label"])]
+    return [text for text, _ in known_answers(SPEC, row["label"])]
 
 
 def pool_of(texts: list[list[list[str | None]]], rows: list[dict[str, str]], tokens: int = 10) -> Pool:
@@ -46,7 +48,7 @@ def pool_of(texts: list[list[list[str | None]]], rows: list[dict[str, str]], tok
     for number, (row, of_row) in enumerate(zip(rows, texts, strict=True)):
         for candidates in of_row:
             written = [f"<route_{s}> {text} </route_{s}>" for s, text in enumerate(candidates, 1) if text is not None]
-            score = SPEC.score_response("\n".join(written), row["label"], m)
+            score = score_response(SPEC, "\n".join(written), row["label"], m)
             matrices.append(score.matrix)
             responses.append({"prompt": number, "response": "r", "candidates": score.candidates, "tokens": tokens * m})
     shape = (len(rows), len(texts[0]), m, 4)
@@ -78,7 +80,7 @@ def test_a_pool_comes_back_as_it_was_stored(tmp_path: Path) -> None:
     assert pool.reward_matrices.shape == (6, 2, 2, 4) and pool.candidates.shape == (6, 4, 4)
     assert pool.rows == ROWS
     for i, row in enumerate(ROWS):
-        expected = SPEC.score_response(pool.responses[2 * i]["response"], row["label"], 2)
+        expected = score_response(SPEC, pool.responses[2 * i]["response"], row["label"], 2)
         np.testing.assert_allclose(pool.reward_matrices[i, 1], expected.matrix)
         assert pool.responses[2 * i]["candidates"] == [routes(row)[0], None]
     assert (pool.responses[0]["tokens"], pool.responses[0]["seed"], pool.responses[0]["parsed"]) == (7, 3, 1)
@@ -388,7 +390,7 @@ def test_what_a_comparison_says_of_each_policy() -> None:
     by_front = set(range(6)) - {i for i in range(6) if one_solves(ROWS[i])}
     assert results["only_solved_by"] == {"nothing": [], "one": [], "front": sorted(by_front)}
     assert len(results["fronts"]["front"]) == 6 and len(results["fronts"]["front"][0]) == len(routes(ROWS[0]))
-    assert results["solved_at"] == pytest.approx([SPEC.solved * SPEC.best_reward(row["label"]) for row in ROWS])
+    assert results["solved_at"] == pytest.approx([SPEC.solved * best_reward(SPEC, row["label"]) for row in ROWS])
     shown = results["prompts_shown"][1]
     assert (shown["number"], shown["prompt"], shown["label"]) == (1, ROWS[1]["input"], ROWS[1]["label"])
     assert len(shown["policies"][0]["responses"]) == 10
@@ -398,8 +400,8 @@ def test_what_a_comparison_says_of_each_policy() -> None:
 
 def one_solves(row: dict[str, str]) -> bool:
     """Whether the first route of the front, which the policy `one` repeats, is worth enough."""
-    [reward] = SPEC.score_response(f"<route_1> {routes(row)[0]} </route_1>", row["label"], 1).matrix
-    return float(reward @ SPEC.weights_of(4)) >= SPEC.solved * SPEC.best_reward(row["label"]) - 1e-6
+    [reward] = score_response(SPEC, f"<route_1> {routes(row)[0]} </route_1>", row["label"], 1).matrix
+    return float(reward @ SPEC.weights_of(4)) >= SPEC.solved * best_reward(SPEC, row["label"]) - 1e-6
 
 
 def test_a_pool_of_a_single_candidate_and_empty_ones() -> None:

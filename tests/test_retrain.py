@@ -17,6 +17,7 @@ from flows.registry import champion, history, read_version, versions
 from flows.retrain import fingerprint, unseen
 from flows.settings import RetrainSettings
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.pool import Pool
 
 LOADER = """
@@ -50,7 +51,7 @@ def write_growing_spec(folder: Path, *, train: int, test: int) -> Path:
     """The small mazes in files that grow, as the data of a team does."""
     folder.mkdir(exist_ok=True)
     for split, number in (("train", train), ("test", test)):
-        rows = [{"prompt": row["prompt"], "label": row["label"]} for row in SPEC.rows(split, number, 3)]
+        rows = [{"prompt": row["prompt"], "label": row["label"]} for row in read_rows(SPEC, split, number, 3)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     module = f"rows_of_{abs(hash(folder))}"
     (folder / f"{module}.py").write_text(LOADER)
@@ -159,7 +160,7 @@ def test_a_file_gives_what_was_added_wherever_it_stands(tmp_path: Path) -> None:
     first = unseen(spec, "train", 100, 0, set())
     assert len(first) == 10
     file = folder / "train.jsonl"
-    new = [json.dumps(row) for row in SPEC.rows("train", 13, 3)][10:]
+    new = [json.dumps(row) for row in read_rows(SPEC, "train", 13, 3)][10:]
     lines = file.read_text().splitlines()
     file.write_text("\n".join([new[0], *lines[:5], new[1], *lines, new[1], *lines[2:], new[2]]) + "\n")
     second = unseen(spec, "train", 100, 0, {fingerprint(row) for row in first})
@@ -176,7 +177,7 @@ def test_rows_that_repeat_for_ever_come_to_an_end(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- what is promoted
 
 
-ROWS = [{"label": row["label"]} for row in SPEC.rows("test", 40, 0)]
+ROWS = [{"label": row["label"]} for row in read_rows(SPEC, "test", 40, 0)]
 
 
 def pool(values: np.ndarray, parsed: int = 3) -> Pool:

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 from vpo_plugin.rewards import RewardSpec, SpecError, check_spec, load_spec, parse_candidates
 from vpo_plugin.rewards.candidates import parse_fenced, parse_separated, text_between
+from vpo_plugin.rewards.formats import render_prompt, write_response
+from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.task import check_label, read_rows
 
 SPECS = Path(__file__).parent.parent / "reward_specs"
 
@@ -196,10 +199,10 @@ def test_inner_tags_of_any_text(text: str) -> None:
 def test_a_hundred_thousand_candidates() -> None:
     spec = load_spec("maze_small")
     texts = [f"UP {slot}" for slot in range(1, 100_001)]
-    response = spec.write_response(texts)
+    response = write_response(spec, texts)
     assert parse_candidates(response, "route", 100_000) == texts
     started = time.process_time()
-    scored = spec.score_response(response, LABEL, 100_000)
+    scored = score_response(spec, response, LABEL, 100_000)
     assert scored.matrix.shape == (100_000, 4) and 0 < scored.parsed < 100  # the response is cut to its limit
     assert time.process_time() - started < 2
 
@@ -214,8 +217,9 @@ def test_parser_refuses_no_candidates() -> None:
 
 
 def spec_with(tmp_path: Path, change) -> Path:
-    """A copy of the small maze spec with a change to its text."""
+    """A copy of the small maze spec, which names its scorer, with a change to its text."""
     text = (SPECS / "maze_small" / "spec.yaml").read_text()
+    text = text.replace("limits:", "scorer: reward_specs.maze.maze:score\nlimits:")
     changed = change(text)
     assert changed != text
     (tmp_path / "spec.yaml").write_text(changed)
@@ -238,9 +242,9 @@ def test_shipped_specs_prove_themselves(name: str) -> None:
     assert len(found) == 5 and all(sentence.endswith(".") for sentence in found)
     assert spec == load_spec(SPECS / name) == load_spec(SPECS / name / "spec.yaml")
     assert sum(spec.objective_weights) == pytest.approx(1)
-    assert "<route_1>" in spec.render_prompt("A maze.", 1)
-    assert "3 different routes" in spec.render_prompt("A maze.", 3)
-    assert "<route_3>" in spec.render_prompt("A maze.", 3) and "{" not in spec.render_prompt("A maze.", 3)
+    assert "<route_1>" in render_prompt(spec, "A maze.", 1)
+    assert "3 different routes" in render_prompt(spec, "A maze.", 3)
+    assert "<route_3>" in render_prompt(spec, "A maze.", 3) and "{" not in render_prompt(spec, "A maze.", 3)
 
 
 @pytest.mark.parametrize(
@@ -311,8 +315,8 @@ def test_a_spec_brings_its_own_scorer(tmp_path: Path) -> None:
     folder = spec_with(tmp_path, replace("reward_specs.maze.maze:score", "own_scorer_for_a_test:score"))
     (tmp_path / "own_scorer_for_a_test.py").write_text("def score(candidate, label):\n    return [1, 0, 0, 0.5]\n")
     spec = load_spec(folder)
-    label = next(spec.rows("train", 1, 0))["label"]
-    assert spec.score_response("<route_1> UP </route_1>", label, 1).reward == 1.5 / 4
+    label = next(read_rows(spec, "train", 1, 0))["label"]
+    assert score_response(spec, "<route_1> UP </route_1>", label, 1).reward == 1.5 / 4
     with pytest.raises(ValueError, match="should score"):
         check_spec(spec)
 
@@ -339,8 +343,8 @@ def spec() -> RewardSpec:
 
 def test_a_response_becomes_a_matrix(spec: RewardSpec) -> None:
     bumping = "UP RIGHT DOWN DOWN RIGHT"
-    response = spec.write_response([GOLD, "RIGHT DOWN DOWN RIGHT", bumping])
-    scored = spec.score_response(response, LABEL, 4)
+    response = write_response(spec, [GOLD, "RIGHT DOWN DOWN RIGHT", bumping])
+    scored = score_response(spec, response, LABEL, 4)
     assert scored.matrix.dtype == np.float32
     # The third route repeats the second one's cells, the fourth is missing: both are floor rows.
     assert scored.matrix.tolist() == [[1, 1, 0, 1], [1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
@@ -350,24 +354,24 @@ def test_a_response_becomes_a_matrix(spec: RewardSpec) -> None:
 
 
 def test_a_label_may_be_json_text(spec: RewardSpec) -> None:
-    response = spec.write_response([GOLD])
-    assert spec.score_response(response, json.dumps(LABEL), 1).reward == 0.75
-    spec.check_label(json.dumps(LABEL))
+    response = write_response(spec, [GOLD])
+    assert score_response(spec, response, json.dumps(LABEL), 1).reward == 0.75
+    check_label(spec, json.dumps(LABEL))
     with pytest.raises(ValueError, match="must be JSON"):
-        spec.score_response(response, "{", 1)
+        score_response(spec, response, "{", 1)
 
 
 def test_what_comes_after_the_limit_is_not_read(spec: RewardSpec) -> None:
-    response = spec.write_response([GOLD])
+    response = write_response(spec, [GOLD])
     filler = " " * (spec.limits.response_chars - len(response))
-    assert spec.score_response(filler + response, LABEL, 1).parsed == 1
-    assert spec.score_response(filler + " " + response, LABEL, 1).parsed == 0
+    assert score_response(spec, filler + response, LABEL, 1).parsed == 1
+    assert score_response(spec, filler + " " + response, LABEL, 1).parsed == 0
 
 
 @settings(deadline=None)
 @given(RESPONSES, st.integers(1, 4))
 def test_any_response_scores_within_the_ranges(response: str, candidates: int) -> None:
-    scored = load_spec("maze_small").score_response(response, LABEL, candidates)
+    scored = score_response(load_spec("maze_small"), response, LABEL, candidates)
     assert scored.matrix.shape == (candidates, 4)
     assert ((scored.matrix >= 0) & (scored.matrix <= 1)).all()
     assert scored.unique <= scored.parsed <= candidates
@@ -386,19 +390,19 @@ def test_rewards_out_of_range_are_refused(tmp_path: Path, rewards: str, sentence
     (tmp_path / f"{module}.py").write_text(f"def score(candidate, label):\n    return {rewards}\n")
     spec = load_spec(spec_with(tmp_path, replace("reward_specs.maze.maze:score", f"{module}:score")))
     with pytest.raises(ValueError, match=sentence):
-        spec.score_response("<route_1> UP </route_1>", LABEL, 1)
+        score_response(spec, "<route_1> UP </route_1>", LABEL, 1)
 
 
 def test_a_scorer_that_raises_is_heard(tmp_path: Path) -> None:
     (tmp_path / "raising_scorer.py").write_text("def score(candidate, label):\n    return 1 / 0\n")
     spec = load_spec(spec_with(tmp_path, replace("reward_specs.maze.maze:score", "raising_scorer:score")))
     with pytest.raises(ZeroDivisionError):
-        spec.score_response("<route_1> UP </route_1>", LABEL, 1)
+        score_response(spec, "<route_1> UP </route_1>", LABEL, 1)
 
 
 def test_the_floor_is_the_range_minimum(tmp_path: Path) -> None:
     folder = spec_with(tmp_path, replace("- key: completion\n", "- key: completion\n    range: [-1, 1]\n"))
-    scored = load_spec(folder).score_response("", LABEL, 2)
+    scored = score_response(load_spec(folder), "", LABEL, 2)
     assert scored.matrix.tolist() == [[-1, 0, 0, 0]] * 2
     assert scored.reward == -0.25
 

@@ -15,6 +15,8 @@ from reward_specs.maze.maze import MOVES, Maze, distances, mutation, read_label,
 from vpo_plugin.cli import main
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.formats import parse, render_prompt
+from vpo_plugin.rewards.task import known_answers, read_rows
 from vpo_plugin.search.compare import compare_searches
 from vpo_plugin.search.evolution import Evolution
 from vpo_plugin.search.policy import Request, Response
@@ -23,7 +25,7 @@ from vpo_plugin.search.procedures import BestOfK, Procedure, Refinement
 from vpo_plugin.search.run import SETTINGS, Search, format_searches, load_search, round_file, search_all
 
 SPEC = load_spec("maze_small")
-ROWS = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in SPEC.rows("test", 5, 0)]
+ROWS = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(SPEC, "test", 5, 0)]
 MODEL = resolve_policy(TINY, Path("unused"))
 MADE = {"spec": "maze_small", "budget": 12, "candidates": 2, "seed": 0, "tell_weights": False, "prompts": 5}
 
@@ -107,7 +109,7 @@ def test_a_budget_is_spent_in_candidates(procedure: Procedure, tmp_path: Path) -
 @pytest.mark.parametrize("procedure", [BestOfK(), Refinement(), Evolution()])
 def test_a_prompt_that_is_solved_is_not_asked_about_again(procedure: Procedure, tmp_path: Path) -> None:
     """Prompt i is solved by the second candidate of its response number i."""
-    best = [max(SPEC.known_answers(row["label"]), key=lambda known: sum(known[1]))[0] for row in ROWS]
+    best = [max(known_answers(SPEC, row["label"]), key=lambda known: sum(known[1]))[0] for row in ROWS]
     asked = [0] * 5
 
     def write(request: Request, _: random.Random) -> str:
@@ -125,7 +127,7 @@ def test_a_prompt_that_is_solved_is_not_asked_about_again(procedure: Procedure, 
 
 
 def test_candidates_beyond_the_budget_solve_nothing(tmp_path: Path) -> None:
-    best = max(SPEC.known_answers(ROWS[0]["label"]), key=lambda known: sum(known[1]))[0]
+    best = max(known_answers(SPEC, ROWS[0]["label"]), key=lambda known: sum(known[1]))[0]
     policy = Scripted(lambda *_: f"<route_1> UP </route_1> <route_2> {best} </route_2>")
     assert np.isinf(search(BestOfK(), policy, tmp_path, budget=1).solved_after).all()
 
@@ -134,7 +136,7 @@ def test_refinement_shows_the_best_so_far(tmp_path: Path) -> None:
     policy = Scripted(wandering)
     search(Refinement(), policy, tmp_path)
     stored = rounds(tmp_path)
-    assert policy.batches[0][0].text == SPEC.render_prompt(ROWS[0]["input"], 2)
+    assert policy.batches[0][0].text == render_prompt(SPEC, ROWS[0]["input"], 2)
     for number in range(1, 6):
         earlier = [row for rows in stored[:number] for row in rows if row["prompt"] == 0]
         pairs = [pair for row in earlier for pair in zip(row["candidates"], row["rewards"], strict=True)]
@@ -155,7 +157,7 @@ def test_evolution_goes_on_from_the_beginning_of_a_parent(tmp_path: Path) -> Non
         for request, row in zip(batch, stored[number], strict=True):
             i = row["prompt"]
             costs[i] += 2 - row["known"]
-            assert request.text == SPEC.render_prompt(ROWS[i]["input"], 2)  # the tiny policy reads nothing else
+            assert request.text == render_prompt(SPEC, ROWS[i]["input"], 2)  # the tiny policy reads nothing else
             earlier = [other for rows in stored[:number] for other in rows if other["prompt"] == i]
             known = [text for other in earlier for text in other["candidates"]]
             assert number > 1 or not request.start  # two islands are begun
@@ -163,7 +165,7 @@ def test_evolution_goes_on_from_the_beginning_of_a_parent(tmp_path: Path) -> Non
                 prefix = " ".join(last_begun(request.start))
                 assert any(text.startswith(prefix) for text in known)
                 starts += bool(prefix)
-                before, *more = SPEC.parse(request.start, 2)
+                before, *more = parse(SPEC, request.start, 2)
                 assert before is None or (before in known and more == [None])
                 assert row["known"] == (before is not None)
                 completed += row["known"]

@@ -21,8 +21,11 @@ from vpo_plugin.advantages import RewardBatch, get_advantage_estimator
 from vpo_plugin.rewards import RewardSpec, SpecError, check_spec, load_spec
 from vpo_plugin.rewards.check import measure_spec
 from vpo_plugin.rewards.files import spec_files
+from vpo_plugin.rewards.formats import parse, render_prompt, start_response, write_response
+from vpo_plugin.rewards.scoring import score_response
 from vpo_plugin.rewards.skeleton import skeleton_files
 from vpo_plugin.rewards.spec import json_schema
+from vpo_plugin.rewards.task import best_reward, check_label, known_answers, pareto_front, read_rows
 from vpo_plugin.rewards.weights import parse_weights
 
 SPECS = Path(__file__).parent.parent / "reward_specs"
@@ -47,6 +50,8 @@ def front(label):
 
 def no_front(label):
     return []
+
+mutation = 3
 """
 SPEC: dict[str, Any] = {
     "name": "small",
@@ -98,8 +103,8 @@ def load(write):
 
 
 def matrix(spec: RewardSpec, *candidates: str, m: int | None = None, label: Any = None) -> list[list[float]]:
-    response = spec.write_response(candidates)
-    return spec.score_response(response, label, m or len(candidates)).matrix.tolist()
+    response = write_response(spec, candidates)
+    return score_response(spec, response, label, m or len(candidates)).matrix.tolist()
 
 
 def complaint(folder: Path) -> str:
@@ -238,6 +243,7 @@ def test_what_is_wrong_is_said_once(write, changes: dict[str, Any], sentence: st
 
 # ------------------------------------------------------------------------------------------------ ragged objectives
 
+RAGGED_TASK = {"ragged": {"prefix": "test", "description": "passed", "max": 4}}
 RAGGED = {"ragged": {"prefix": "test", "description": "passed", "max": 4, "count": "spec_test_module:count"}}
 
 
@@ -247,8 +253,8 @@ def test_ragged_objectives_have_as_many_columns_as_the_prompt(load) -> None:
     two, three = {"values": [1, 1]}, json.dumps({"values": [1, 1, 1]})
     assert matrix(spec, "1 0.5", m=3, label=two) == [[1, 0.5], [0, 0], [0, 0]]
     assert matrix(spec, "1 0 1", m=1, label=three) == [[1, 0, 1]]
-    assert spec.score_response("", three, 2).matrix.tolist() == [[0, 0, 0]] * 2
-    scored = spec.score_response(spec.write_response(["1 0.5", "0 1"]), two, 2)
+    assert score_response(spec, "", three, 2).matrix.tolist() == [[0, 0, 0]] * 2
+    scored = score_response(spec, write_response(spec, ["1 0.5", "0 1"]), two, 2)
     assert scored.reward == pytest.approx((0.75 + 0.5) / 2)
     with pytest.raises(ValueError, match="gave 3 rewards for the 2 objectives"):
         matrix(spec, "1 0 0", label=two)
@@ -257,7 +263,7 @@ def test_ragged_objectives_have_as_many_columns_as_the_prompt(load) -> None:
 @pytest.mark.parametrize("values", [[], [1] * 5])
 def test_a_label_with_too_many_or_no_objectives_is_refused(load, values: list[int]) -> None:
     with pytest.raises(ValueError, match=rf"A label has {len(values)} objectives, the spec 'small' allows 1 to 4\."):
-        load(objectives=RAGGED).check_label({"values": values})
+        check_label(load(objectives=RAGGED), {"values": values})
 
 
 @pytest.mark.parametrize("changes", [{"weights": "test_1"}, {"gates": [{"objective": "test_1", "at_least": 1}]}])
@@ -277,7 +283,7 @@ def test_ragged_matrices_through_the_host_adapter_and_the_comparison(load) -> No
     labels = [{"values": [1, 1]}, {"values": [1, 1, 1]}]
     texts = [[["1 0", "0 1"], ["1 1", "0 0"]], [["1 0 0", "0 1 0"], ["1 1 0", "0 0 0"]]]
     scored = [
-        [spec.score_response(spec.write_response(t), label, 2) for t in rollouts]
+        [score_response(spec, write_response(spec, t), label, 2) for t in rollouts]
         for label, rollouts in zip(labels, texts, strict=True)
     ]
     rows = [torch.tensor(pack(one.matrix)) for rollouts in scored for one in rollouts]
@@ -318,19 +324,65 @@ def test_ragged_matrices_through_the_host_adapter_and_the_comparison(load) -> No
     assert policy["hypervolume"]["mean"] == pytest.approx((1 + 0) / 2)  # of the objectives that there are
 
 
+# ------------------------------------------------------------------------------------------------ the task's module
+
+
+def test_a_task_is_one_module(load, write) -> None:
+    spec = load(task="spec_test_module", scorer=None, dataset__loader=None, objectives=RAGGED_TASK)
+    assert spec.scorer == "spec_test_module:score" and spec.dataset.loader == "spec_test_module:rows"
+    assert spec.ragged.count == "spec_test_module:count" and spec.front == "spec_test_module:front"
+    assert spec.answers is None and spec.mutation is None  # not there: `mutation` is a number
+    assert [row["label"]["values"] for row in read_rows(spec, "test", 3, 0)] == [[0, 1, 0], [1, 1, 0], [2, 1, 0]]
+    assert load(task="spec_test_module", dataset=None).dataset.loader == "spec_test_module:rows"
+
+
+def test_a_key_goes_before_the_function_of_the_task(load, write) -> None:
+    spec = load(task="spec_test_module", scorer="math:hypot", front="spec_test_module:no_front")
+    assert (spec.scorer, spec.front) == ("math:hypot", "spec_test_module:no_front")
+    without = changed(task="spec_test_module") | {"front": None}
+    assert load_spec(write(without)).front is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"task": "no_such_module"}, ":3: task: The module 'no_such_module' cannot be imported"),
+        ({"task": "math", "scorer": None}, ":3: The key 'scorer' is missing, and the module 'math' has no 'score'."),
+        (
+            {"task": "math", "dataset": None},
+            ":3: The key 'dataset.loader' is missing, and the module 'math' has no 'rows'.",
+        ),
+        ({"scorer": None}, ":1: The key 'scorer' is missing."),
+    ],
+)
+def test_a_task_without_what_it_needs(write, changes: dict[str, Any], sentence: str) -> None:
+    if "task" in changes:
+        spec = {"name": "small", "description": "d", "task": changes["task"], **changed(**changes)}
+    else:
+        spec = changed(**changes)
+    assert sentence in complaint(write(spec))
+
+
+def test_a_child_with_a_loader_of_its_own_takes_no_arguments_of_its_parents(write) -> None:
+    write(changed(dataset__args={"x": 1}), "parent")
+    loader = {"name": "child", "extends": "../parent", "dataset": {"loader": "spec_test_module:score"}}
+    dataset = load_spec(write(loader, "child")).dataset
+    assert dataset.args == {} and dataset.columns.prompt == "prompt"
+
+
 # ------------------------------------------------------------------------------------------------ prompts and formats
 
 
 def test_an_instruction_may_replace_a_part_of_the_prompt(load, write) -> None:
     spec = load(prompt__replace=r"WRITE\s+HERE")
-    assert spec.render_prompt("First WRITE \n HERE, then rest.", 1) == "First Write <c_1>., then rest."
-    assert "2 in <c_1>" in spec.render_prompt("WRITE HERE", 2)
+    assert render_prompt(spec, "First WRITE \n HERE, then rest.", 1) == "First Write <c_1>., then rest."
+    assert "2 in <c_1>" in render_prompt(spec, "WRITE HERE", 2)
     with pytest.raises(ValueError, match=r"The prompt 'Nothing' has no match for .* the spec 'small' is to replace"):
-        spec.render_prompt("Nothing", 1)
+        render_prompt(spec, "Nothing", 1)
     with pytest.raises(ValueError, match=r"The prompt of row 0 of the split 'train' cannot be used: .*no match for"):
         check_spec(load(prompt__replace="WRITE THERE"))
     backslash = load(prompt__single=r"Write \1 <c_1>.", prompt__replace="HERE")
-    assert backslash.render_prompt("HERE", 1) == r"Write \1 <c_1>."
+    assert render_prompt(backslash, "HERE", 1) == r"Write \1 <c_1>."
 
 
 def test_fenced_and_separated_candidates(load) -> None:
@@ -339,7 +391,7 @@ def test_fenced_and_separated_candidates(load) -> None:
     assert matrix(fenced, "1 0", "0 1") == [[1, 0], [0, 1]]
     separator = {"single": "Write.", "multi": "Write {candidates}, with ==== between."}
     separated = load(tag=None, separator="====", prompt=separator)
-    assert separated.score_response("1 0\n====\n0 1", None, 3).matrix.tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert score_response(separated, "1 0\n====\n0 1", None, 3).matrix.tolist() == [[1, 0], [0, 1], [0, 0]]
     for spec in (fenced, separated):
         assert len(check_spec(spec)) == 3
 
@@ -354,8 +406,8 @@ def test_a_response_is_begun_in_the_format_of_the_spec(load) -> None:
     }
     for rest, spec in formats.items():
         for earlier in ([], ["1 0"], ["1 0", "0 1"]):
-            response = spec.start_response("a", earlier) + rest.format(n=len(earlier) + 1)
-            parsed = spec.parse(response, 3)
+            response = start_response(spec, "a", earlier) + rest.format(n=len(earlier) + 1)
+            parsed = parse(spec, response, 3)
             assert [" ".join(text.split()) for text in parsed if text is not None] == [*earlier, "a b"]
 
 
@@ -375,7 +427,7 @@ def test_a_slow_scorer_is_stopped_between_candidates(load) -> None:
     spec = load(limits__seconds=0.1)
     started = time.monotonic()
     with pytest.raises(TimeoutError, match=r"more than 0\.1 s, and 1 of 50 candidates are done"):
-        spec.score_response(spec.write_response(["slow", *["0 0"] * 49]), None, 50)
+        score_response(spec, write_response(spec, ["slow", *["0 0"] * 49]), None, 50)
     assert time.monotonic() - started < 1
 
 
@@ -383,7 +435,7 @@ def test_rows_without_the_columns_are_refused(load) -> None:
     with pytest.raises(
         ValueError, match=r"Row 0 of the split 'test' of the spec 'small' has no 'q'; it has \['answer'"
     ):
-        list(load(dataset__columns={"prompt": "q", "label": "answer"}).rows("test", 3, 0))
+        list(read_rows(load(dataset__columns={"prompt": "q", "label": "answer"}), "test", 3, 0))
 
 
 # ------------------------------------------------------------------------------------------------ the front
@@ -391,23 +443,11 @@ def test_rows_without_the_columns_are_refused(load) -> None:
 
 def test_the_front_is_the_ceiling(load) -> None:
     spec = load(front="spec_test_module:front", weights="(a + 3*b) / 4")
-    assert spec.best_reward(None) == 0.75
-    assert spec.best_set_reward(None) == pytest.approx(0.75, abs=0.002)  # E[max(w, 1 - w)]
-    assert spec.known_answers(None)[0] == ("1 0", [1, 0])
+    assert best_reward(spec, None) == 0.75
+    assert known_answers(spec, None)[0] == ("1 0", [1, 0])
     assert "9 known answers" in check_spec(spec)[1]
     nothing = load(front="spec_test_module:no_front")
-    assert nothing.best_reward(None) == nothing.best_set_reward(None) == 0
-    assert load().best_reward(None) is None and load().best_set_reward(None) is None
-
-
-def test_no_pool_exceeds_the_front() -> None:
-    spec = load_spec("maze_small")
-    label = next(spec.rows("test", 1, 0))["label"]
-    front = torch.from_numpy(np.asarray(spec.pareto_front(label)))
-    worse = (front - 0.05).clamp(min=0)
-    generator = torch.Generator().manual_seed(0)
-    ceiling = spec.best_set_reward(label, seed=0)
-    assert ceiling is not None and RewardBatch(worse[None, None], generator=generator).set_rewards.item() < ceiling
+    assert best_reward(nothing, None) == 0 and best_reward(load(), None) is None
 
 
 def test_the_comparison_shows_the_front_as_ceiling() -> None:
@@ -416,8 +456,8 @@ def test_the_comparison_shows_the_front_as_ceiling() -> None:
     from vpo_plugin.search.pool import Pool
 
     spec = load_spec("maze_small")
-    rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in spec.rows("test", 4, 0)]
-    fronts = [np.asarray(spec.pareto_front(row["label"])) for row in rows]
+    rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(spec, "test", 4, 0)]
+    fronts = [np.asarray(pareto_front(spec, row["label"])) for row in rows]
     size = max(map(len, fronts))
     whole = np.stack([np.pad(front, ((0, size - len(front)), (0, 0)), "edge") for front in fronts])[:, :, None]
     responses = [
@@ -430,9 +470,8 @@ def test_the_comparison_shows_the_front_as_ceiling() -> None:
     assert results["ceiling"] == pytest.approx(
         {"best": all_of_it["best_at_k"]["mean"][-1], "expected_set_reward": all_of_it["expected_set_reward"]["mean"]}
     )
-    best = [spec.best_reward(row["label"]) for row in rows]
-    set_reward = [spec.best_set_reward(row["label"]) for row in rows]
-    assert results["ceiling"] == pytest.approx({"best": np.mean(best), "expected_set_reward": np.mean(set_reward)})
+    best = [best_reward(spec, row["label"]) for row in rows]
+    assert results["ceiling"]["best"] == pytest.approx(np.mean(best))
     assert less["expected_set_reward"]["mean"] < results["ceiling"]["expected_set_reward"] - 0.05
 
 
@@ -545,8 +584,8 @@ def test_the_example_of_the_readme_is_what_a_new_spec_is(tmp_path: Path) -> None
         (home / file).write_text(content)
     spec = load_spec(home)
     assert len(check_spec(spec)) == 5
-    [row] = spec.rows("test", 1, 0)
-    scored = spec.score_response("<sentence_1> " + " and ".join(row["label"]) + ". </sentence_1>", row["label"], 1)
+    [row] = read_rows(spec, "test", 1, 0)
+    scored = score_response(spec, "<sentence_1> " + " and ".join(row["label"]) + ". </sentence_1>", row["label"], 1)
     assert scored.matrix[0, :2].tolist() == [1, 1] and scored.reward > 0.8
     sys.path.remove(str(home.resolve()))
     sys.modules.pop("facts", None)

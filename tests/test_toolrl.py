@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward_specs.toolrl.toolrl import Call, align, canonical, check_label, read, score, value_match
+from reward_specs.toolrl.toolrl import Call, align, canonical, label_check, read, score, value_match
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
+from vpo_plugin.rewards.formats import write_response
+from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.task import check_label, read_rows
 
 ROWS = Path(__file__).parents[2] / "shared" / "data" / "toolrl_rlla_4k_test_first40.parquet"
 needs_rows = pytest.mark.skipif(not ROWS.exists(), reason="ToolRL's published rows are not in ../shared/data")
@@ -67,7 +70,7 @@ NONE = {"gold": turn(response="Which city?")}
 )
 def test_golden_rewards(text: str, label: dict[str, str], rewards: list[float]) -> None:
     assert score(text, label) == pytest.approx(rewards)
-    scored = load_spec("toolrl").score_response(f"<response_1>{text}</response_1>", label, 1)
+    scored = score_response(load_spec("toolrl"), f"<response_1>{text}</response_1>", label, 1)
     assert scored.reward == pytest.approx(sum(rewards) / 4)
 
 
@@ -189,14 +192,14 @@ def test_a_megabyte_of_calls(block: str) -> None:
     assert rewards[1] <= 1 and time.process_time() - started < 5
     spec = load_spec("toolrl")
     started = time.process_time()
-    spec.score_response("".join(f"<response_{s}>{turn(block)}</response_{s}>" for s in (1, 2, 3)), TWO, 3)
+    score_response(spec, "".join(f"<response_{s}>{turn(block)}</response_{s}>" for s in (1, 2, 3)), TWO, 3)
     assert time.process_time() - started < 1  # cut to limits.response_chars
 
 
 @pytest.mark.parametrize("label", [{}, {"gold": 3}, {"gold": "no format"}, {"gold": turn("{broken")}, None])
 def test_labels_that_cannot_be_scored(label: object) -> None:
     with pytest.raises(ValueError, match="A ToolRL label's 'gold' is"):
-        check_label(label)
+        label_check(label)
 
 
 def with_source(source: Path) -> RewardSpec:
@@ -221,19 +224,19 @@ def test_rows_of_the_real_format(tmp_path: Path) -> None:
         Dataset.from_list(made).to_parquet(tmp_path / f"{split}.parquet")
     spec = with_source(tmp_path / "{split}.parquet")
     assert check_spec(spec)[1] == "2 known answers of the split 'train' score what they should."
-    assert next(spec.rows("train", 1, 0))["prompt"] == "You have tools.\n\n<user> Hello </user>"
+    assert next(read_rows(spec, "train", 1, 0))["prompt"] == "You have tools.\n\n<user> Hello </user>"
     assert spec.objective_weights == (0.25,) * 4 and spec.candidates == 3
 
 
 @needs_rows
 def test_every_published_gold_answer_scores_one_everywhere() -> None:
     spec = with_source(ROWS)
-    rows = [row for split in ("train", "test") for row in spec.rows(split, 99, 0)]
+    rows = [row for split in ("train", "test") for row in read_rows(spec, split, 99, 0)]
     assert len(rows) == 40
     for row in rows:
-        spec.check_label(row["label"])
+        check_label(spec, row["label"])
         gold = row["label"]["gold"]
-        scored = spec.score_response(spec.write_response([gold]), json.dumps(row["label"]), 1)
+        scored = score_response(spec, write_response(spec, [gold]), json.dumps(row["label"]), 1)
         assert scored.matrix.tolist() == [[1, 1, 1, 1]] and scored.reward == 1, gold
         others = [other["label"]["gold"] for other in rows if read(other["label"]["gold"]).calls != read(gold).calls]
         assert all(score(other, row["label"]) != [1] * 4 for other in others)

@@ -19,7 +19,7 @@ LIMITS = Limits(cpu_seconds=4, wall_seconds=30.0, program_cpu_seconds=16.0)
 KINDS = ({"stdin", "stdout"}, {"arguments", "returns"}, {"code"})
 
 
-def check_label(label: object) -> None:
+def label_check(label: object) -> None:
     """Raises ValueError, in one sentence, if a label is not as above."""
     if not isinstance(label, dict) or not isinstance(label.get("tests"), list):
         raise ValueError(f"A code label needs a list of 'tests'; this one is {str(label)[:80]!r}.")

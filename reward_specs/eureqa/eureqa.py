@@ -49,7 +49,7 @@ def _hub_split(source: str, split: str) -> "Dataset":
     return concatenate_datasets([normal, hard.select(range(half))])
 
 
-def check_label(label: object) -> None:
+def label_check(label: object) -> None:
     """Raises ValueError if a label is not `{"entities": [five names]}`."""
     entities = label.get("entities") if isinstance(label, dict) else None
     if not isinstance(entities, list) or len(entities) != len(LETTERS) or not all(map(_name, entities)):

@@ -80,6 +80,9 @@ def read_label(label: object) -> Maze:
     return Maze(tuple(grid), max_steps)
 
 
+label_check = read_label
+
+
 # ------------------------------------------------------------------------------------------------ routes
 
 
@@ -251,8 +254,8 @@ def moves_along(path: Sequence[Cell]) -> list[str]:
     return [name[(b[0] - a[0], b[1] - a[1])] for a, b in itertools.pairwise(path)]
 
 
-def answers(label: dict) -> list[tuple[str, RewardVector]]:
-    """The solver's routes with the rewards it claims for them (entry point of the keys answers and front)."""
+def front(label: dict) -> list[tuple[str, RewardVector]]:
+    """The solver's routes with the rewards it claims for them (what no candidate exceeds)."""
     return [(" ".join(route), vector) for vector, route in solve(read_label(label)).items()]
 
 

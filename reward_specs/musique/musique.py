@@ -31,7 +31,7 @@ def rows(split: str, num_rows: int, seed: int, *, source: str, splits: Mapping[s
         }
 
 
-def check_label(label: object) -> None:
+def label_check(label: object) -> None:
     """Raises ValueError if a label is not `{"support": [int, 1 to 4 of them], "answers": [str, at least one]}`."""
     support, answers = (label.get("support"), label.get("answers")) if isinstance(label, dict) else (None, None)
     if not isinstance(support, list) or not 1 <= len(support) <= MAX_HOPS or not all(type(i) is int for i in support):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from vpo_plugin.rewards.data import read_dataset, shuffled
 from vpo_plugin.rewards.judges import PersonaJudge, panel
+from vpo_plugin.rewards.judges import label_check as label_check
 
 URL = os.environ.get("VPO_JUDGE_URL", "http://localhost:8000/v1")
 MODEL = os.environ.get("VPO_JUDGE_MODEL", "smollm2")

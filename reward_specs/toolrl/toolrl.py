@@ -69,7 +69,7 @@ def _calls(block: str) -> tuple[list[Call], bool]:
     return calls, bool(calls)
 
 
-def check_label(label: object) -> None:
+def label_check(label: object) -> None:
     """Raises ValueError if a label is not `{"gold": text}` of a turn that scores 1 everywhere."""
     gold = label.get("gold") if isinstance(label, dict) else None
     if not isinstance(gold, str):

@@ -9,6 +9,7 @@ from typing import Any
 from vpo_plugin.openrlhf.settings import Settings
 from vpo_plugin.rewards import ScoredResponse, load_spec
 from vpo_plugin.rewards.sandbox import SandboxError
+from vpo_plugin.rewards.scoring import score_response
 
 
 class Scorer:
@@ -28,7 +29,7 @@ class Scorer:
         the run does not say to score zeros, and for a sandbox that does not work.
         """
         try:
-            return self.spec.score_response(response, label, self.settings.candidates), False
+            return score_response(self.spec, response, label, self.settings.candidates), False
         except Exception as error:
             path = self.settings.log_dir / f"scorer_error_{os.getpid()}_{next(self._error_numbers)}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ class Scorer:
                 errors="backslashreplace",
             )
             if self.settings.on_scorer_error == "zero" and not isinstance(error, SandboxError):
-                return self.spec.score_response("", label, self.settings.candidates), True
+                return score_response(self.spec, "", label, self.settings.candidates), True
             raise RuntimeError(
                 f"The scorer of spec {self.spec.name!r} failed on a response ({type(error).__name__}: {error}). "
                 f"Prompt, response and traceback are in {path}. Fix the scorer, or pass --vpo.on_scorer_error zero "

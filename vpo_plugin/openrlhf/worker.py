@@ -41,13 +41,14 @@ def setup() -> None:
 def _patch_prompts(module: Any) -> None:
     from vpo_plugin.advantages import goal_weights, write_goal
     from vpo_plugin.rewards import load_spec
+    from vpo_plugin.rewards.formats import render_prompt
 
     run = current_settings()
     spec = load_spec(str(run.spec))
     original = module.preprocess_data
 
     def render(text: str, label: object) -> str:
-        text = spec.render_prompt(text, run.candidates)
+        text = render_prompt(spec, text, run.candidates)
         if run.goal is None:
             return text
         alpha, seed = run.goal

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from vpo_plugin.rewards.formats import parse, render_prompt, write_response
+from vpo_plugin.rewards.scoring import score_response
 from vpo_plugin.rewards.spec import RewardSpec
+from vpo_plugin.rewards.task import check_label, draw, known_answers, read_rows
 
 ROWS = 16  # of each split
 SEED = 0
@@ -36,7 +39,7 @@ def measure_spec(spec: RewardSpec, tokens: Callable[[str], int] | None = None) -
     `tokens` counts the tokens of a text. Raises ValueError if the longest response that the known answers make
     would not be read whole, or needs more tokens (when they are counted) than the spec allows.
     """
-    known = [(row["label"], [a for a, _ in spec.known_answers(row["label"])]) for row in _rows(spec, "train")]
+    known = [(row["label"], [a for a, _ in known_answers(spec, row["label"])]) for row in _rows(spec, "train")]
     known = [(label, answers) for label, answers in known if answers]
     ranges = {(column.low, column.high) for column in spec.columns(len(spec.objective_keys))}
     found = []
@@ -48,7 +51,7 @@ def measure_spec(spec: RewardSpec, tokens: Callable[[str], int] | None = None) -
     started, scored = time.perf_counter(), 0
     while scored < len(known) or time.perf_counter() - started < 0.5:
         label, answers = known[scored % len(known)]
-        spec.score_response(spec.write_response((answers * m)[:m]), label, m)
+        score_response(spec, write_response(spec, (answers * m)[:m]), label, m)
         scored += 1
     seconds = (time.perf_counter() - started) / scored
     found.append(f"Scoring a response of {m} known answers takes {seconds * 1000:.2g} ms.")
@@ -56,7 +59,7 @@ def measure_spec(spec: RewardSpec, tokens: Callable[[str], int] | None = None) -
         raise ValueError(f"Scoring a response takes {seconds:.1f} s, limits.seconds is {spec.limits.seconds:g}.")
 
     longest = max((answer for _, answers in known for answer in answers), key=len)
-    response = spec.write_response([longest] * m)
+    response = write_response(spec, [longest] * m)
     allowed = m * spec.limits.tokens_per_candidate
     if len(response) > spec.limits.response_chars:
         raise ValueError(
@@ -82,7 +85,7 @@ def measure_spec(spec: RewardSpec, tokens: Callable[[str], int] | None = None) -
 
 
 def _rows(spec: RewardSpec, split: str) -> list[dict[str, Any]]:
-    rows = list(spec.rows(split, ROWS, SEED))
+    rows = list(read_rows(spec, split, ROWS, SEED))
     if not rows:
         raise ValueError(f"The dataset of the spec '{spec.name}' has no rows in the split '{split}'.")
     return rows
@@ -94,18 +97,18 @@ def _check_row(spec: RewardSpec, row: dict[str, Any], where: str) -> int:
         raise ValueError(f"The prompt of {where} is not a text but {str(row['prompt'])[:80]!r}.")
     try:
         label = json.loads(json.dumps(row["label"]))
-        spec.check_label(label)
+        check_label(spec, label)
     except (TypeError, ValueError) as error:
         raise ValueError(f"The label of {where} cannot be used: {error}") from error
-    answers = spec.known_answers(label)
+    answers = known_answers(spec, label)
     for candidates in {1, spec.candidates}:
         try:
-            spec.render_prompt(row["prompt"], candidates)
+            render_prompt(spec, row["prompt"], candidates)
         except ValueError as error:
             raise ValueError(f"The prompt of {where} cannot be used: {error}") from error
         _check_format(spec, candidates)
         for candidate, rewards in answers:
-            scored = spec.score_response(spec.write_response([candidate]), label, candidates)
+            scored = score_response(spec, write_response(spec, [candidate]), label, candidates)
             if scored.candidates[0] != candidate.strip():
                 raise ValueError(f"The known answer {candidate[:80]!r} of {where} is not parsed back from a response.")
             if scored.matrix[0].shape != np.shape(rewards) or not np.allclose(scored.matrix[0], rewards, atol=1e-6):
@@ -113,11 +116,11 @@ def _check_row(spec: RewardSpec, row: dict[str, Any], where: str) -> int:
                     f"The known answer {candidate[:80]!r} of {where} should score {list(rewards)}, "
                     f"the scorer gives {scored.matrix[0].tolist()}."
                 )
-    spec.draw(label, [candidate for candidate, _ in answers])
+    draw(spec, label, [candidate for candidate, _ in answers])
     return len(answers)
 
 
 def _check_format(spec: RewardSpec, candidates: int) -> None:
     texts = [f"candidate {slot}" for slot in range(1, candidates + 1)]
-    if spec.parse(spec.write_response(texts), candidates) != texts:
+    if parse(spec, write_response(spec, texts), candidates) != texts:
         raise ValueError(f"A response of {candidates} candidates in the format of the spec is not parsed back.")

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from vpo_plugin.rewards.spec import RewardSpec
+from vpo_plugin.rewards.spec import FUNCTIONS, RewardSpec
 
 GROUP = "vpo_plugin.reward_specs"
 """Entry point group in which a package publishes specs: name = the package whose folder holds the spec.yaml."""
@@ -75,6 +75,8 @@ def load_spec(name_or_path: str | Path) -> RewardSpec:
     data: dict[str, Any] = {}
     for source in reversed(chain):  # the parent first
         data.pop("name", None)
+        if isinstance(source.data.get("dataset"), dict) and "loader" in source.data["dataset"]:
+            data.pop("dataset", None)  # the arguments and columns are the other loader's
         data = _merged(data, source.data)
         folder = str(source.file.parent.resolve())
         if folder not in sys.path:
@@ -144,19 +146,27 @@ def _merged(parent: Any, child: Any) -> Any:
 def _complaint(chain: list[_Source], error: dict[str, Any]) -> tuple[Path, int, str]:
     """Where a pydantic error lies, in the nearest file that has all of its location, and what it says."""
     location = [step for step in error["loc"] if step not in ("listed form", "ragged form", "[key]")]
-    there = location[:-1] if error["type"] == "missing" else location
+    there = location
+    task = next((source.data["task"] for source in chain if "task" in source.data), None)
+    if error["type"] == "missing":
+        there = ["task"] if _lacks(task, str(location[-1])) else location[:-1]
     places = [(source.file, *_line(source.tree, there)) for source in chain]
     file, line, _ = max(places, key=lambda place: place[2])  # the first of the deepest
     where = ".".join(str(step) for step in location)
     if error["type"] == "extra_forbidden":
         sentence = f"The key '{where}' is unknown."
     elif error["type"] == "missing":
-        sentence = f"The key '{where}' is missing."
+        sentence = f"The key '{where}' is missing{_lacks(task, str(location[-1]))}."
     elif error["type"] == "value_error":
         sentence = f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
     else:
         sentence = f"{where}: {error['msg']}, not {repr(error['input'])[:80]}."
     return file, line, sentence
+
+
+def _lacks(task: str | None, key: str) -> str:
+    name = {**FUNCTIONS, "loader": "rows", "count": "count"}.get(key)
+    return f", and the module '{task}' has no '{name}'" if task and name else ""
 
 
 def _line(node: yaml.Node, location: Sequence[int | str]) -> tuple[int, int]:

@@ -49,7 +49,7 @@ def panel(judges: Sequence[Judge]) -> Callable[[str, dict[str, Any]], list[float
     return score
 
 
-def check_label(label: object) -> None:
+def label_check(label: object) -> None:
     """Raises ValueError if a label has no 'question' text."""
     if not isinstance(label, dict) or not isinstance(label.get("question"), str):
         raise ValueError(f"A label for judges needs a 'question' text; this one is {str(label)[:80]!r}.")

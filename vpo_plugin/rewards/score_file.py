@@ -14,7 +14,9 @@ from typing import Any
 
 from vpo_plugin.rewards.files import load_spec
 from vpo_plugin.rewards.sandbox import SandboxError
+from vpo_plugin.rewards.scoring import score_response
 from vpo_plugin.rewards.spec import RewardSpec
+from vpo_plugin.rewards.task import check_label
 
 CHUNK_LINES, CHUNK_BYTES = 64, 1 << 20
 CHUNKS_AHEAD = 4  # for each worker
@@ -156,7 +158,7 @@ def _score_row(spec: RewardSpec, row: Any) -> dict[str, Any]:
     candidates = row.get("candidates", spec.candidates)
     if type(candidates) is not int or not 1 <= candidates <= MAX_CANDIDATES:
         raise ValueError(f"'candidates' is a number from 1 to {MAX_CANDIDATES}, not {str(candidates)[:80]}.")
-    spec.check_label(row["label"])
-    scored = spec.score_response(row["response"], row["label"], candidates)
+    check_label(spec, row["label"])
+    scored = score_response(spec, row["response"], row["label"], candidates)
     matrix = [[round(value, 6) for value in rewards] for rewards in scored.matrix.tolist()]
     return {"matrix": matrix, "parsed": scored.parsed, "unique": scored.unique, "scalar": scored.reward}

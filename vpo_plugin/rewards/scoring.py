@@ -2,11 +2,17 @@
 
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+
+from vpo_plugin.rewards.formats import parse
+from vpo_plugin.rewards.sandbox import SandboxError
+from vpo_plugin.rewards.spec import Column, RewardSpec, load_entry_point
 
 
 @dataclass(frozen=True)
@@ -25,71 +31,64 @@ class ScoredResponse:
     candidates: list[str | None]
 
 
-@dataclass(frozen=True)
-class Column:
-    """What the scoring needs to know of an objective."""
+def score_all(spec: RewardSpec, pairs: Sequence[tuple[str, str]], candidates: int) -> list[ScoredResponse]:
+    """Score responses with their labels, some at a time, in order.
 
-    key: str
-    low: float
-    high: float
-    mirrored: bool
-    """Lower values are better: a value v becomes the reward low + high - v."""
-    clamped: bool
-    """A finite value outside low to high is moved to the nearer end, else it is an error."""
-    gate: float | None
-    """A candidate whose reward here is below this scores the floor on every objective."""
-
-    def reward(self, value: float) -> float:
-        if not math.isfinite(value) or not (self.clamped or self.low <= value <= self.high):
-            raise ValueError(
-                f"The scorer gave the objective '{self.key}' {value}, which is not within {self.low} to {self.high}."
-            )
-        value = min(max(value, self.low), self.high)
-        return self.low + self.high - value if self.mirrored else value
-
-
-def score_candidates(
-    candidates: list[str | None],
-    label: object,
-    *,
-    scorer: Callable[[str, object], Sequence[float]],
-    canonical: Callable[[str, object], Hashable] | None,
-    columns: Sequence[Column],
-    weights: Sequence[float],
-    seconds: float,
-) -> ScoredResponse:
-    """The reward matrix of a response's candidates (None = missing).
-
-    `canonical` maps a candidate to what makes it the same as another; without it, equal text does. Raises ValueError
-    if the scorer returns a value that is not finite or out of its objective's range, or not one value an objective,
-    and TimeoutError, between two candidates, if it has taken more than `seconds`. What the scorer itself raises
-    propagates.
+    Raises:
+        RuntimeError: the scorer failed on one; the message has its beginning.
     """
-    deadline = time.monotonic() + seconds
-    floor = np.array([column.low for column in columns], dtype=np.float32)
-    matrix = np.tile(floor, (len(candidates), 1))
+
+    def score(pair: tuple[str, str]) -> ScoredResponse:
+        try:
+            return score_response(spec, *pair, candidates)
+        except SandboxError:
+            raise
+        except Exception as error:
+            raise RuntimeError(
+                f"The scorer of spec {spec.name!r} failed ({type(error).__name__}: {error}) on the response "
+                f"{pair[0][:300]!r} to the label {str(pair[1])[:300]}. Fix it and run the same command again."
+            ) from error
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(threads.map(score, pairs))
+
+
+def score_response(spec: RewardSpec, response: str, label: object, candidates: int) -> ScoredResponse:
+    """The reward matrix of a response, shape (candidates, k). `label` may be its JSON text.
+
+    Raises ValueError if the scorer returns a value that is not finite or out of its objective's range, or not one
+    value an objective, and TimeoutError, between two candidates, if it has taken more than `limits.seconds`. What the
+    scorer itself raises propagates.
+    """
+    decoded = read_label(label)
+    columns = columns_of(spec, decoded)
+    scorer = load_entry_point(spec.scorer)
+    canonical = load_entry_point(spec.canonical) if spec.canonical else None
+    deadline = time.monotonic() + spec.limits.seconds
+    texts = parse(spec, response, candidates)
+    matrix = np.tile(np.array([column.low for column in columns], dtype=np.float32), (candidates, 1))
     seen: set[Hashable] = set()
-    for slot, candidate in enumerate(candidates):
+    for slot, candidate in enumerate(texts):
         if candidate is None:
             continue
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"Scoring took more than {seconds:g} s, and {slot} of {len(candidates)} candidates are done: make the "
-                "scorer faster, or raise limits.seconds in the spec."
+                f"Scoring took more than {spec.limits.seconds:g} s, and {slot} of {candidates} candidates are done: "
+                "make the scorer faster, or raise limits.seconds in the spec."
             )
-        key = canonical(candidate, label) if canonical else candidate
+        key = canonical(candidate, decoded) if canonical else candidate
         if key in seen:
             continue
         seen.add(key)
-        rewards = _rewards(scorer(candidate, label), columns)
+        rewards = _rewards(scorer(candidate, decoded), columns)
         if all(column.gate is None or reward >= column.gate for column, reward in zip(columns, rewards, strict=True)):
             matrix[slot] = rewards
     return ScoredResponse(
         matrix=matrix,
-        parsed=sum(candidate is not None for candidate in candidates),
+        parsed=sum(candidate is not None for candidate in texts),
         unique=len(seen),
-        reward=float((matrix.astype(np.float64) @ np.asarray(weights)).mean()),
-        candidates=candidates,
+        reward=float((matrix.astype(np.float64) @ spec.weights_of(len(columns))).mean()),
+        candidates=texts,
     )
 
 
@@ -98,7 +97,26 @@ def _rewards(values: Sequence[float], columns: Sequence[Column]) -> list[float]:
         raise ValueError(
             f"The scorer gave {len(values)} rewards for the {len(columns)} objectives {[c.key for c in columns]}."
         )
-    return [column.reward(float(value)) for column, value in zip(columns, values, strict=True)]
+    return [_reward(float(value), column) for column, value in zip(columns, values, strict=True)]
+
+
+def _reward(value: float, column: Column) -> float:
+    if not math.isfinite(value) or not (column.clamped or column.low <= value <= column.high):
+        raise ValueError(
+            f"The scorer gave the objective '{column.key}' {value}, which is not within {column.low} to {column.high}."
+        )
+    value = min(max(value, column.low), column.high)
+    return column.low + column.high - value if column.mirrored else value
+
+
+def columns_of(spec: RewardSpec, label: object) -> list[Column]:
+    """The columns of a decoded label's prompt. Raises ValueError if a ragged spec's label has too many, or none."""
+    if spec.ragged is None:
+        return spec.columns(len(spec.objective_keys))
+    count = load_entry_point(spec.ragged.count)(label)
+    if not isinstance(count, int) or not 1 <= count <= spec.ragged.max:
+        raise ValueError(f"A label has {count!r} objectives, the spec '{spec.name}' allows 1 to {spec.ragged.max}.")
+    return spec.columns(count)
 
 
 def read_label(label: object) -> object:

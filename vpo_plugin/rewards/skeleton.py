@@ -9,6 +9,7 @@ SPEC = """\
 # yaml-language-server: $schema={schema}
 name: {name}
 description: Say facts in one sentence. More facts make it longer, so no sentence is best at everything.
+task: {name}
 objectives:
   - key: sentence
     description: 1 if the candidate is one sentence that ends with a full stop
@@ -26,10 +27,7 @@ tag: sentence
 prompt:
   single: "Write one sentence: <sentence_1> … </sentence_1>"
   multi: "Write {{candidates}} sentences, from short to complete, in <sentence_1> to <sentence_{{candidates}}> tags."
-scorer: {name}:score
-answers: {name}:answers
 dataset:
-  loader: {name}:rows
   columns: {{prompt: text, label: facts}}
 limits:
   response_chars: 4000

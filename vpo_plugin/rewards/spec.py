@@ -1,13 +1,15 @@
-"""The reward specification: what a task rewards, how candidates are asked for, and who scores them.
+"""The reward specification as data: what a task rewards, how candidates are asked for, and who scores them.
 
 A spec is a YAML file; `vpo_plugin.rewards.files` finds and reads it. It is checked as a whole before anything is spent.
+What a spec's Python does with it is in `task.py` (rows, labels, answers) and `scoring.py`.
 """
 
-import functools
 import importlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -24,25 +26,37 @@ from pydantic import (
     model_validator,
 )
 
-from vpo_plugin.rewards.candidates import parse_candidates, parse_fenced, parse_separated
-from vpo_plugin.rewards.drawing import draw
-from vpo_plugin.rewards.scoring import Column, ScoredResponse, read_label, score_candidates
 from vpo_plugin.rewards.weights import parse_weights
 
+FUNCTIONS = {
+    "scorer": "score",
+    "canonical": "canonical",
+    "label_check": "label_check",
+    "answers": "answers",
+    "front": "front",
+    "drawing": "drawing",
+    "mutation": "mutation",
+}
+"""Keys of a spec that name a function, and what the task's module calls it."""
 
-@functools.cache
+
+def load_module(name: str, what: str) -> ModuleType:
+    """Import a module. Raises ValueError, which begins with `what`, if there is none or it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{what} cannot be imported: {error}. Modules are looked for on the Python path and in the spec's own "
+            "folder."
+        ) from error
+
+
 def load_entry_point(path: str) -> Callable[..., Any]:
     """The function that `package.module:function` names. Raises ValueError if there is none."""
     module_name, separator, name = path.partition(":")
     if not (separator and module_name and name):
         raise ValueError(f"The entry point '{path}' must read package.module:function.")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"The entry point '{path}' cannot be imported: {error}. Modules are looked for on the Python "
-            "path and in the spec's own folder."
-        ) from error
+    module = load_module(module_name, f"The entry point '{path}'")
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"The entry point '{path}' names no function: '{module_name}' has no callable '{name}'.")
@@ -52,6 +66,11 @@ def load_entry_point(path: str) -> Callable[..., Any]:
 def _importable(path: str) -> str:
     load_entry_point(path)
     return path
+
+
+def _module(name: str) -> str:
+    load_module(name, f"The module '{name}'")
+    return name
 
 
 EntryPoint = Annotated[str, AfterValidator(_importable)]
@@ -70,6 +89,21 @@ def _rising(value: tuple[float, float]) -> tuple[float, float]:
 
 
 Range = Annotated[tuple[float, float], AfterValidator(_rising)]
+
+
+@dataclass(frozen=True)
+class Column:
+    """What scoring knows of an objective."""
+
+    key: str
+    low: float
+    high: float
+    mirrored: bool
+    """Lower values are better: a value v becomes the reward low + high - v."""
+    clamped: bool
+    """A finite value outside low to high is moved to the nearer end, else it is an error."""
+    gate: float | None
+    """A candidate whose reward here is below this scores the floor on every objective."""
 
 
 class Objective(_Model):
@@ -91,7 +125,8 @@ class Ragged(_Model):
     max: int = Field(ge=1)
     """Most objectives that a prompt may have."""
     count: EntryPoint
-    """`count(label) -> int`: how many objectives the prompt of this label has, 1 to `max`."""
+    """`count(label) -> int`: how many objectives the prompt of this label has, 1 to `max`. Default: the task's
+    `count`."""
     range: Range = (0.0, 1.0)
     """Lowest and highest value that the scorer may give."""
     direction: Literal["maximize", "minimize"] = "maximize"
@@ -143,7 +178,7 @@ class Dataset(_Model):
 
     loader: EntryPoint
     """`loader(split, num_rows, seed, **args)` yields mappings for the splits `train` and `test`, the same ones each
-    time: a prompt, which is text, and a label, which can be written as JSON."""
+    time: a prompt, which is text, and a label, which can be written as JSON. Default: the task's `rows`."""
     args: dict[str, Any] = {}
     columns: Columns = Columns()
 
@@ -181,6 +216,10 @@ class RewardSpec(_Model):
 
     name: str = Field(min_length=1)
     description: str
+    task: Annotated[str, AfterValidator(_module)] | None = None
+    """The Python module with the task's functions, found by their names: `score`, `rows`, and, where there are such,
+    `canonical`, `label_check`, `answers`, `front`, `drawing`, `mutation` and `count`. A key that names a function,
+    `package.module:function`, goes before; null leaves the task's function out."""
     objectives: Objectives
     """The components of the reward vector."""
     weights: Weights = Field({}, validate_default=True)
@@ -199,7 +238,7 @@ class RewardSpec(_Model):
     """Candidate format: candidates are separated by lines that hold this text alone."""
     prompt: Prompt
     scorer: EntryPoint
-    """`scorer(candidate: str, label) -> Sequence[float]`, one value an objective."""
+    """`score(candidate: str, label) -> Sequence[float]`, one value an objective."""
     canonical: EntryPoint | None = None
     """`canonical(candidate: str, label) -> Hashable`: equal for duplicates. Default: the text itself."""
     label_check: EntryPoint | None = None
@@ -219,6 +258,32 @@ class RewardSpec(_Model):
     """Share of the best reachable reward (of 1 where there is no front) at which a candidate solves its prompt."""
     dataset: Dataset
     limits: Limits
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_task(cls, data: Any) -> Any:
+        """The task's functions under the keys that name functions, where the spec does not say otherwise."""
+        if not isinstance(data, dict) or not isinstance(data.get("task"), str):
+            return data
+        try:
+            module = importlib.import_module(data["task"])
+        except ModuleNotFoundError:
+            return data  # the field says it
+
+        def of_task(given: Any, **functions: str) -> Any:
+            found = {
+                key: f"{data['task']}:{name}"
+                for key, name in functions.items()
+                if callable(getattr(module, name, None))
+            }
+            return {**found, **given} if isinstance(given, dict) else given
+
+        data = of_task(data, **FUNCTIONS)
+        data["dataset"] = of_task(data.get("dataset", {}), loader="rows")
+        objectives = data.get("objectives")
+        if isinstance(objectives, dict) and "ragged" in objectives:
+            data["objectives"] = {**objectives, "ragged": of_task(objectives["ragged"], count="count")}
+        return data
 
     @field_validator("objectives")
     @classmethod
@@ -325,136 +390,6 @@ class RewardSpec(_Model):
         """The deployment weights of a prompt with this many objectives, shape (objectives,), float64."""
         return np.full(objectives, 1 / objectives) if self.ragged else np.array(self.objective_weights)
 
-    def render_prompt(self, prompt: str, candidates: int) -> str:
-        """A task's prompt with the instruction for this many candidates.
-
-        Raises ValueError if that is below 1, or if the prompt has nothing that the instruction is to replace.
-        """
-        if candidates < 1:
-            raise ValueError(f"A prompt asks for at least 1 candidate, not {candidates}.")
-        text = self.prompt.single if candidates == 1 else self.prompt.multi
-        instruction = text.strip().replace("{candidates}", str(candidates))
-        if self.prompt.replace is None:
-            return f"{prompt.rstrip()}\n{instruction}\n"
-        rendered, replaced = re.subn(self.prompt.replace, lambda _: instruction, prompt, count=1)
-        if not replaced:
-            raise ValueError(
-                f"The prompt {prompt[:80]!r} has no match for {self.prompt.replace!r}, which the instruction of the "
-                f"spec '{self.name}' is to replace."
-            )
-        return rendered
-
-    def parse(self, response: str, candidates: int) -> list[str | None]:
-        """The candidates of a response in the spec's format, None where one is missing; never raises on any text."""
-        text = response[: self.limits.response_chars]
-        if self.tag:
-            return parse_candidates(text, self.tag, candidates)
-        if self.fence:
-            return parse_fenced(text, self.fence, candidates)
-        return parse_separated(text, str(self.separator), candidates)
-
-    def write_response(self, candidates: Sequence[str]) -> str:
-        """The response that holds these candidates in the spec's format."""
-        if self.tag:
-            return "\n".join(f"<{self.tag}_{s}> {text} </{self.tag}_{s}>" for s, text in enumerate(candidates, start=1))
-        if self.fence:
-            return "\n".join(f"```{self.fence}\n{text}\n```" for text in candidates)
-        return f"\n{self.separator}\n".join(candidates)
-
-    def start_response(self, candidate: str, earlier: Sequence[str] = ()) -> str:
-        """The beginning of a response in the spec's format: whole candidates, and one that begins with this text."""
-        if self.tag:  # what tokenizers decode next begins with the space
-            last = f"<{self.tag}_{len(earlier) + 1}> {candidate}".rstrip()
-        else:
-            last = f"```{self.fence}\n{candidate}" if self.fence else candidate
-        before = self.write_response(earlier)
-        between = "\n" if self.tag or self.fence else f"\n{self.separator}\n"
-        return f"{before}{between}{last}" if earlier else last
-
-    def rows(self, split: str, num_rows: int, seed: int) -> Iterator[dict[str, Any]]:
-        """Rows `{"prompt": str, "label": JSON-serialisable}`; the same arguments give the same rows.
-
-        Raises ValueError if a row of the loader lacks one of the spec's columns.
-        """
-        columns = self.dataset.columns
-        loader = load_entry_point(self.dataset.loader)
-        for number, row in enumerate(loader(split, num_rows, seed, **self.dataset.args)):
-            for column in (columns.prompt, columns.label):
-                if not isinstance(row, Mapping) or column not in row:
-                    has = f"it has {sorted(row)}" if isinstance(row, Mapping) else f"it is {str(row)[:80]!r}"
-                    raise ValueError(
-                        f"Row {number} of the split '{split}' of the spec '{self.name}' has no '{column}'; {has}."
-                    )
-            yield {"prompt": row[columns.prompt], "label": row[columns.label]}
-
-    def check_label(self, label: object) -> None:
-        """Raises ValueError, in one sentence, if a label (or its JSON text) lacks what the scorer needs."""
-        decoded = read_label(label)
-        if self.label_check:
-            load_entry_point(self.label_check)(decoded)
-        self.columns_of(decoded)
-
-    def score_response(self, response: str, label: object, candidates: int) -> ScoredResponse:
-        """The reward matrix of a response, shape (candidates, k). `label` may be its JSON text.
-
-        Raises ValueError for values that are not finite or out of range, TimeoutError for a scorer that exceeds
-        `limits.seconds`; what the scorer raises propagates.
-        """
-        decoded = read_label(label)
-        columns = self.columns_of(decoded)
-        return score_candidates(
-            self.parse(response, candidates),
-            decoded,
-            scorer=load_entry_point(self.scorer),
-            canonical=load_entry_point(self.canonical) if self.canonical else None,
-            columns=columns,
-            weights=self.weights_of(len(columns)).tolist(),
-            seconds=self.limits.seconds,
-        )
-
-    def known_answers(self, label: object) -> list[tuple[str, Sequence[float]]]:
-        """Candidates with the rewards they must get, those of the front among them; empty where the task names none."""
-        decoded = read_label(label)
-        return [answer for path in (self.answers, self.front) if path for answer in load_entry_point(path)(decoded)]
-
-    def pareto_front(self, label: object) -> np.ndarray | None:
-        """Every Pareto-optimal reward vector that a candidate can reach, shape (vectors, k), where the task can tell.
-
-        Where no candidate reaches anything, it is the floor alone.
-        """
-        if self.front is None:
-            return None
-        decoded = read_label(label)
-        vectors = [rewards for _, rewards in load_entry_point(self.front)(decoded)]
-        return np.array(vectors or [[column.low for column in self.columns_of(decoded)]], dtype=np.float64)
-
-    def best_reward(self, label: object) -> float | None:
-        """The best deployment reward that any candidate can reach, where the task can tell."""
-        front = self.pareto_front(label)
-        return None if front is None else float((front @ self.weights_of(front.shape[1])).max())
-
-    def best_set_reward(
-        self, label: object, *, alpha: float = 1.0, num_weights: int | None = None, seed: int = 0
-    ) -> float | None:
-        """The set reward of the whole front, which no set of candidates exceeds, where the task can tell."""
-        import torch
-
-        from vpo_plugin.advantages import RewardBatch
-
-        front = self.pareto_front(label)
-        if front is None:
-            return None
-        generator = torch.Generator().manual_seed(seed)
-        matrix = torch.from_numpy(front)[None, None]
-        return float(RewardBatch(matrix, alpha=alpha, num_weights=num_weights, generator=generator).set_rewards)
-
-    def draw(self, label: object, candidates: Iterable[str]) -> dict[str, Any] | None:
-        """A prompt with its candidates as `drawing.draw` returns it; None where the spec draws nothing.
-
-        Raises ValueError if what the spec's function returns is no drawing; what it raises propagates.
-        """
-        return draw(load_entry_point(self.drawing), read_label(label), candidates) if self.drawing else None
-
     def columns(self, objectives: int) -> list[Column]:
         """What scoring knows of the first `objectives` objectives."""
         clamped = self.outside_range == "clamp"
@@ -467,24 +402,17 @@ class RewardSpec(_Model):
             gates[gate.objective] = max(gate.at_least, gates.get(gate.objective, -math.inf))
         return [Column(o.key, *o.range, o.direction == "minimize", clamped, gates.get(o.key)) for o in self.objectives]
 
-    def columns_of(self, label: object) -> list[Column]:
-        """The columns of a label's prompt. Raises ValueError if a ragged spec's label has too many, or none."""
-        if self.ragged is None:
-            return self.columns(len(self.objective_keys))
-        count = load_entry_point(self.ragged.count)(label)
-        if not isinstance(count, int) or not 1 <= count <= self.ragged.max:
-            raise ValueError(f"A label has {count!r} objectives, the spec '{self.name}' allows 1 to {self.ragged.max}.")
-        return self.columns(count)
-
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of spec.yaml, for editors: reward_specs/schema.json.
 
-    A spec that extends another may leave out what it inherits, also inside of `prompt`, `dataset` and `limits`.
+    A spec that extends another may leave out what it inherits, also inside of `prompt`, `dataset` and `limits`, and one
+    with a task what the task's module has.
     """
     schema = RewardSpec.model_json_schema()
     for section in ("Prompt", "Dataset", "Limits"):
         schema["$defs"][section].pop("required")
+    schema["$defs"]["Ragged"]["required"].remove("count")
     schema["properties"] = {
         "extends": {
             "type": "string",
@@ -492,5 +420,7 @@ def json_schema() -> dict[str, Any]:
         },
         **schema["properties"],
     }
-    schema["anyOf"] = [{"required": ["extends", "name"]}, {"required": schema.pop("required")}]
+    needed = schema.pop("required")
+    of_task = ["task", *(key for key in needed if key not in ("scorer", "dataset"))]
+    schema["anyOf"] = [{"required": ["extends", "name"]}, {"required": of_task}, {"required": needed}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

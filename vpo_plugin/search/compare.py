@@ -9,7 +9,7 @@ import numpy as np
 
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.scoring import read_label
-from vpo_plugin.rewards.spec import load_entry_point
+from vpo_plugin.rewards.task import canonical, draw, pareto_front
 from vpo_plugin.search.metrics import (
     Floats,
     best_at_k,
@@ -74,7 +74,7 @@ def compare_pools(
         row[columns] = spec.weights_of(columns.sum())
     ceiling, best = None, np.ones(len(rows))
     if spec.front:
-        reachable = [np.asarray(spec.pareto_front(row["label"])) for row in rows]
+        reachable = [np.asarray(pareto_front(spec, row["label"])) for row in rows]
         best = np.array([(front @ spec.weights_of(front.shape[1])).max() for front in reachable])
         set_rewards = [expected_set_reward(front[None], seed=seed).item() for front in reachable]
         ceiling = {"best": best.mean(), "expected_set_reward": np.mean(set_rewards)}
@@ -266,12 +266,12 @@ def _hypervolumes(fronts: Sequence[Floats], present: np.ndarray, spec: RewardSpe
 
 def _duplicates(pool: Pool, spec: RewardSpec, rows: Rows) -> Floats:
     """For each prompt the share of candidates that repeat one before them, in any response."""
-    canonical = load_entry_point(spec.canonical) if spec.canonical else lambda candidate, label: candidate
     keys: list[list[Any]] = [[] for _ in rows]
     labels = [read_label(row["label"]) for row in rows]
     for response in pool.responses:
         number = response["prompt"]
-        keys[number] += [text if text is None else canonical(text, labels[number]) for text in response["candidates"]]
+        for text in response["candidates"]:
+            keys[number].append(None if text is None else canonical(spec, text, labels[number]))
     return np.array([duplicate_share(of_prompt) for of_prompt in keys])
 
 
@@ -291,5 +291,5 @@ def _shown(number: int, pools: Mapping[str, Pool], row: Mapping[str, Any], spec:
         policies.append({"name": name, "responses": responses})
     responses = [response for policy in policies for response in policy["responses"]]
     texts = [c["text"] for response in responses for c in response["candidates"] if c["text"] is not None]
-    drawing = spec.draw(row["label"], texts)
+    drawing = draw(spec, row["label"], texts)
     return {"number": number, "prompt": row["input"], "label": row["label"], "policies": policies, "drawing": drawing}

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from vpo_plugin.rewards import RewardSpec, ScoredResponse, load_spec
-from vpo_plugin.rewards.sandbox import UNSAFE, SandboxError
+from vpo_plugin.rewards.sandbox import UNSAFE
+from vpo_plugin.rewards.scoring import score_all
+from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.policy import Endpoint, Engine, Policy, Request, as_chat, fingerprint, prepare_environment
 from vpo_plugin.search.pool import (
     batch_file,
@@ -100,28 +101,6 @@ def _requests(spec: RewardSpec, row: dict[str, Any], settings: dict[str, Any]) -
     return [Request(prompt_text(spec, row["input"], candidates, goal)) for goal in goals]
 
 
-def score_all(spec: RewardSpec, pairs: Sequence[tuple[str, str]], candidates: int) -> list[ScoredResponse]:
-    """Score responses with their labels, some at a time, in order.
-
-    Raises:
-        RuntimeError: the scorer failed on one; the message has its beginning.
-    """
-
-    def score(pair: tuple[str, str]) -> ScoredResponse:
-        try:
-            return spec.score_response(*pair, candidates)
-        except SandboxError:
-            raise
-        except Exception as error:
-            raise RuntimeError(
-                f"The scorer of spec {spec.name!r} failed ({type(error).__name__}: {error}) on the response "
-                f"{pair[0][:300]!r} to the label {str(pair[1])[:300]}. Fix it and run the same command again."
-            ) from error
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return list(threads.map(score, pairs))
-
-
 def as_columns(score: ScoredResponse) -> dict[str, Any]:
     """What is stored of a scored response."""
     return {
@@ -203,7 +182,7 @@ def read_task(
     elif args.data is not None:
         rows = [{"input": row["input"], "label": row["label"]} for row in load_prompts(args.data)][: args.prompts]
     else:
-        drawn = spec.rows("test", args.prompts or 100, args.seed)
+        drawn = read_rows(spec, "test", args.prompts or 100, args.seed)
         rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in drawn]
     if args.tell_weights and spec.ragged:
         raise ValueError(

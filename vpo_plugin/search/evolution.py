@@ -17,6 +17,7 @@ from openevolve.database import Program, ProgramDatabase
 from openevolve.llm.base import LLMInterface
 from openevolve.llm.ensemble import LLMEnsemble
 
+from vpo_plugin.rewards.formats import start_response
 from vpo_plugin.rewards.spec import load_entry_point
 from vpo_plugin.search.procedures import Candidate, Problem, Proposal
 
@@ -77,7 +78,7 @@ class Evolution:
                 if mutation:
                     chance = random.Random(f"{problem.seed} {problem.number} {generation}")
                     changed = mutation(parent.code, problem.label, chance)
-                    start = problem.spec.start_response(changed, [program.code for program in others])
+                    start = start_response(problem.spec, changed, [program.code for program in others])
                     known = len(others)
                 else:
                     text = problem.text([_candidate(problem, program) for program in (parent, *others)])

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.task import pareto_front
 from vpo_plugin.search.metrics import best_at_k, expected_set_reward, mean_pairwise_l1, pass_at_k
 
 Floats = NDArray[np.float64]
@@ -69,7 +70,7 @@ def read_targets(spec: RewardSpec, labels: Sequence[object], objectives: int) ->
     weights = np.array([spec.weights_of(objectives)] * len(labels))
     if not spec.front:
         return Targets(weights, np.full(len(labels), spec.solved), None, None)
-    fronts = [np.asarray(spec.pareto_front(label)) for label in labels]
+    fronts = [np.asarray(pareto_front(spec, label)) for label in labels]
     best = np.array([(front @ row).max() for front, row in zip(fronts, weights, strict=True)])
     worth = [expected_set_reward(front[None], seed=0).item() for front in fronts]
     return Targets(weights, spec.solved * best, float(best.mean()), float(np.mean(worth)))

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.formats import render_prompt
 from vpo_plugin.search.policy import as_chat
 
 SCHEMA = pa.schema(
@@ -149,7 +150,7 @@ def render_prompts(
 
 def prompt_text(spec: RewardSpec, prompt: str, candidates: int, goal: list[float] | None = None) -> str:
     """The prompt with its instruction and, if a goal is told, the objective weights."""
-    text = spec.render_prompt(prompt, candidates)
+    text = render_prompt(spec, prompt, candidates)
     return text if goal is None else write_goal(text, spec.objective_keys, goal)
 
 

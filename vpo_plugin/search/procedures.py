@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from vpo_plugin.rewards import RewardSpec
-from vpo_plugin.rewards.scoring import read_label
-from vpo_plugin.rewards.spec import load_entry_point
+from vpo_plugin.rewards.scoring import columns_of, read_label
+from vpo_plugin.rewards.task import best_reward, canonical
 from vpo_plugin.search.metrics import Floats
 from vpo_plugin.search.pool import ROUNDING, prompt_text, random_goals
 
@@ -77,9 +77,9 @@ class Problem:
 
     def __post_init__(self) -> None:
         self.label = read_label(self.row["label"])
-        self.objectives = [column.key for column in self.spec.columns_of(self.label)]
+        self.objectives = [column.key for column in columns_of(self.spec, self.label)]
         self.weights = self.spec.weights_of(len(self.objectives))
-        self.floor = float(self.weights @ [column.low for column in self.spec.columns_of(self.label)])
+        self.floor = float(self.weights @ [column.low for column in columns_of(self.spec, self.label)])
         self.solved_at = solved_at(self.spec, self.label)
 
     @property
@@ -121,7 +121,7 @@ class Problem:
 
     def canonical(self, text: str) -> Hashable:
         """What makes a candidate the same as another."""
-        return load_entry_point(self.spec.canonical)(text, self.label) if self.spec.canonical else text
+        return canonical(self.spec, text, self.label)
 
     def _rewards(self, candidate: Candidate) -> str:
         return ", ".join(f"{key} {value:.2f}" for key, value in zip(self.objectives, candidate.rewards, strict=True))
@@ -153,5 +153,5 @@ class Refinement:
 
 def solved_at(spec: RewardSpec, label: object) -> float:
     """The deployment reward from which a candidate solves the prompt of this label."""
-    best = spec.best_reward(label)
+    best = best_reward(spec, label)
     return spec.solved * (1.0 if best is None else best)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from vpo_plugin.rewards import RewardSpec, load_spec
-from vpo_plugin.rewards.scoring import read_label
+from vpo_plugin.rewards.scoring import read_label, score_all
 from vpo_plugin.search.evaluate import (
     add_policy_flags,
     as_columns,
@@ -29,7 +29,6 @@ from vpo_plugin.search.evaluate import (
     make_policy,
     progress_bar,
     read_task,
-    score_all,
 )
 from vpo_plugin.search.metrics import mean_and_interval
 from vpo_plugin.search.policy import Policy, Request

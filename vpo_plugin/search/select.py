@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.task import pareto_front
 from vpo_plugin.search.metrics import Floats, mean_and_interval
 from vpo_plugin.search.pool import Pool, load_pool
 
@@ -109,7 +110,7 @@ def what_it_gives_up(pool: Pool, spec: RewardSpec, weights: Floats, values: Floa
     if spec.front:
         reachable = []
         for row in pool.rows:
-            front = np.asarray(spec.pareto_front(row["label"]))
+            front = np.asarray(pareto_front(spec, row["label"]))
             reachable.append((front @ weights[: front.shape[1]]).max())
         given_up = np.array(reachable) - values
         share = given_up.mean() / np.mean(reachable) if np.mean(reachable) else 0.0

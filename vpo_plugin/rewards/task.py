@@ -1,0 +1,75 @@
+"""What a spec's Python tells about the task: its rows, what a label holds, known answers, the front, a drawing.
+
+Each function takes the spec first, and a label as the dataset carries it: the object, or its JSON text.
+"""
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vpo_plugin.rewards import drawing
+from vpo_plugin.rewards.scoring import columns_of, read_label
+from vpo_plugin.rewards.spec import RewardSpec, load_entry_point
+
+
+def read_rows(spec: RewardSpec, split: str, num_rows: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows `{"prompt": str, "label": JSON-serialisable}` of a split; the same arguments give the same rows.
+
+    Raises ValueError if a row of the loader lacks one of the spec's columns.
+    """
+    columns = spec.dataset.columns
+    loader = load_entry_point(spec.dataset.loader)
+    for number, row in enumerate(loader(split, num_rows, seed, **spec.dataset.args)):
+        for column in (columns.prompt, columns.label):
+            if not isinstance(row, Mapping) or column not in row:
+                has = f"it has {sorted(row)}" if isinstance(row, Mapping) else f"it is {str(row)[:80]!r}"
+                raise ValueError(
+                    f"Row {number} of the split '{split}' of the spec '{spec.name}' has no '{column}'; {has}."
+                )
+        yield {"prompt": row[columns.prompt], "label": row[columns.label]}
+
+
+def check_label(spec: RewardSpec, label: object) -> None:
+    """Raises ValueError, in one sentence, if a label lacks what the scorer needs."""
+    decoded = read_label(label)
+    if spec.label_check:
+        load_entry_point(spec.label_check)(decoded)
+    columns_of(spec, decoded)
+
+
+def canonical(spec: RewardSpec, candidate: str, label: object) -> Hashable:
+    """What makes a candidate the same as another, by its decoded label: without the task's `canonical`, its text."""
+    return load_entry_point(spec.canonical)(candidate, label) if spec.canonical else candidate
+
+
+def known_answers(spec: RewardSpec, label: object) -> list[tuple[str, Sequence[float]]]:
+    """Candidates with the rewards they must get, those of the front among them; empty where the task names none."""
+    decoded = read_label(label)
+    return [answer for path in (spec.answers, spec.front) if path for answer in load_entry_point(path)(decoded)]
+
+
+def pareto_front(spec: RewardSpec, label: object) -> np.ndarray | None:
+    """Every Pareto-optimal reward vector that a candidate can reach, shape (vectors, k), where the task can tell.
+
+    Where no candidate reaches anything, it is the floor alone.
+    """
+    if spec.front is None:
+        return None
+    decoded = read_label(label)
+    vectors = [rewards for _, rewards in load_entry_point(spec.front)(decoded)]
+    return np.array(vectors or [[column.low for column in columns_of(spec, decoded)]], dtype=np.float64)
+
+
+def best_reward(spec: RewardSpec, label: object) -> float | None:
+    """The best deployment reward that any candidate can reach, where the task can tell."""
+    front = pareto_front(spec, label)
+    return None if front is None else float((front @ spec.weights_of(front.shape[1])).max())
+
+
+def draw(spec: RewardSpec, label: object, candidates: Iterable[str]) -> dict[str, Any] | None:
+    """A prompt with its candidates as `drawing.draw` returns it; None where the task draws nothing.
+
+    Raises ValueError if what the task's function returns is no drawing; what it raises propagates.
+    """
+    return drawing.draw(load_entry_point(spec.drawing), read_label(label), candidates) if spec.drawing else None
