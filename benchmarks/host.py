@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.estimator import positive
 from vpo_plugin.openrlhf.log import read_steps
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.task import read_rows
 
 HOST_PROMPTS = 16
 HOST_WARM_UP = 2
@@ -32,7 +33,7 @@ def bench_host(args: argparse.Namespace) -> None:
     policy = importlib.resources.files("reward_specs.maze_small") / "policy"
     rows = [
         {"input": row["prompt"], "label": json.dumps(row["label"])}
-        for row in spec.rows("train", args.steps * HOST_PROMPTS, seed=0)
+        for row in read_rows(spec, "train", args.steps * HOST_PROMPTS, seed=0)
     ]
     seconds: dict[str, list[float]] = {"vpo": [], "group_norm": []}
     with tempfile.TemporaryDirectory() as folder:

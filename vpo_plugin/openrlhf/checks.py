@@ -13,6 +13,8 @@ from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.flags import ESTIMATOR
 from vpo_plugin.openrlhf.output import check_output
 from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.formats import render_prompt
+from vpo_plugin.rewards.task import check_label
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -150,10 +152,10 @@ def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterato
     prompts, labels = rows[given["data.input_key"]], rows[given["data.label_key"]]
     for number, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
         try:
-            spec.check_label(label)
+            check_label(spec, label)
             if spec.prompt.replace is not None:
                 text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-                spec.render_prompt(text, given["vpo.candidates"])
+                render_prompt(spec, text, given["vpo.candidates"])
         except ValueError as error:
             yield f"Row {number} of --{flag} {given[flag]} cannot be scored: {error}"
             return
