@@ -13,20 +13,23 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from vpo_plugin import files
 from vpo_plugin.cli.report import named
-from vpo_plugin.report.write import format_table
+from vpo_plugin.report import plots
+from vpo_plugin.report.style import styles
+from vpo_plugin.report.tables import format_searches, format_table
 from vpo_plugin.rewards import load_spec
-from vpo_plugin.search.compare import compare_pools, compare_searches, shared_prompts
-from vpo_plugin.search.pool import load_pool
-from vpo_plugin.search.run import Search, format_searches, load_search
+from vpo_plugin.search.comparison import compare_pools, compare_searches
+from vpo_plugin.search.pool import load_pool, shared_prompts
+from vpo_plugin.search.searches import load_searches
 
 PROCEDURES = ("best_of_k", "evolution")
-COLOURS = ("#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00")  # Okabe-Ito
 DASHES = {"best_of_k": ":", "evolution": "-"}
 
 
@@ -74,13 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
     vpo("report", "--pools", *folders, "--searches", *found, "--output", str(args.work / "report"))
 
     loaded, rows, _ = shared_prompts({name: load_pool(folder) for name, folder in pools.items()})
-    stored = [(name, kind, load_search(searches[name] / kind)) for name in policies for kind in PROCEDURES]
+    stored = [one for name in policies for one in load_searches(name, searches[name]) if one[1] in PROCEDURES]
     evolved = [one for one in stored if one[1] == "evolution"]
     results = {
         "command": shlex.join(["python", "-m", "benchmarks.evolution", *arguments]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "versions": {"python": platform.python_version(), **stored[0][2].made["versions"]},
-        "pools": format_table(compare_pools(loaded, spec, rows)),
+        "pools": format_table(compare_pools({(name, 0): pool for name, pool in loaded.items()}, spec, rows)),
         "searches": format_searches(stored),
         **compare_searches(stored, rows),
         "only_solved_by_evolution_of": compare_searches(evolved, rows)["only_solved_by"],
@@ -88,12 +91,13 @@ def main(arguments: list[str] | None = None) -> int:
         "unsolved_prompts": len(stored[0][2].rows),
         "prompts": len(rows),
     }
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (args.output / "summary.md").write_text(summary(results, stored))
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    plot(figure, results)
-    figure.savefig(args.output / "solved.png", dpi=150)
+    files.write_all(
+        {
+            args.output / "results.json": json.dumps(results, indent=1) + "\n",
+            args.output / "summary.md": summary(results),
+            args.output / "solved.png": plots.picture(partial(plot, results=results)),
+        }
+    )
     print(results["searches"])
     return 0
 
@@ -106,7 +110,7 @@ def vpo(*arguments: str) -> None:
         raise RuntimeError(f"`vpo {arguments[0]}` failed; what is wrong stands above.")
 
 
-def summary(results: dict[str, Any], stored: list[tuple[str, str, Search]]) -> str:
+def summary(results: dict[str, Any]) -> str:
     """The evidence as Markdown."""
     alone = [
         f"- {name}: {len(numbers)} ({', '.join(map(str, numbers)) or 'none'})"
@@ -130,9 +134,9 @@ def summary(results: dict[str, Any], stored: list[tuple[str, str, Search]]) -> s
 def plot(figure: Figure, results: dict[str, Any]) -> None:
     """Solved prompts against the budget: a colour for each policy, a dash for each procedure."""
     axes = figure.add_subplot()
-    names = list(dict.fromkeys(curve["policy"] for curve in results["search"]))
+    colours = styles([curve["policy"] for curve in results["search"]])
     for curve in results["search"]:
-        colour = COLOURS[names.index(curve["policy"]) % len(COLOURS)]
+        colour, _ = colours[curve["policy"]]
         label = f"{curve['policy']}, {curve['procedure'].replace('_', '-')}"
         solved, budget = curve["solved"], curve["budget"]
         axes.step(budget, solved["mean"], DASHES[curve["procedure"]], where="post", color=colour, label=label)
@@ -142,7 +146,6 @@ def plot(figure: Figure, results: dict[str, Any]) -> None:
     axes.set_title(
         f"{results['unsolved_prompts']} prompts unsolved by {results['unsolved_by']} (bands: 95 %)", fontsize=11
     )
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
 
 

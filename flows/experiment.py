@@ -28,10 +28,12 @@ from flows.server import check_server
 from flows.settings import PipelineSettings
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
 from vpo_plugin.openrlhf.log import read_steps
+from vpo_plugin.report.experiment import write_experiment
 from vpo_plugin.rewards import RewardSpec, load_spec
-from vpo_plugin.search.experiment import BASE, Cell, analyse, read_targets, write_experiment
+from vpo_plugin.search.comparison import Comparison
+from vpo_plugin.search.experiment import BASE, analyse
 from vpo_plugin.search.metrics import expected_set_reward, mean_pairwise_l1
-from vpo_plugin.search.pool import load_pool, load_prompts
+from vpo_plugin.search.pool import Pool, load_pool, load_prompts
 
 
 class ExperimentSettings(PipelineSettings):
@@ -77,11 +79,11 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
     data = {seed: prepare_data(of_seed, test_seed=settings.seed) for seed, of_seed in seeds.items()}
 
     first = settings.seeds[0]
-    pools = {BASE: evaluate(seeds[first], BASE, base, 1, data[first])}
+    folders = {(BASE, first): evaluate(seeds[first], BASE, base, 1, data[first])}
     if m > 1 and any(map(trains_sets, settings.methods)):
-        pools[f"{BASE}, sets of {m}"] = evaluate(seeds[first], f"{BASE}_sets_of_{m}", base, m, data[first])
-    cells = [read_cell(name, first, pool, None) for name, pool in pools.items()]
-    rollouts = single_rollouts(settings, m, cells)
+        sets = evaluate(seeds[first], f"{BASE}_sets_of_{m}", base, m, data[first])
+        folders[f"{BASE}, sets of {m}", first] = sets
+    rollouts = single_rollouts(settings, m, [load_pool(folder) for folder in folders.values()])
 
     # What fails where the cells' threads race for it is done before them: lazy imports, and the lock of progress bars,
     # which a bar of datasets.load_from_disk deletes again if it was the one to make it.
@@ -110,9 +112,8 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
 
     for method in settings.methods:
         for seed in settings.seeds:
-            log_dir = seeds[seed].folder / "train" / method / "policy" / "vpo"
-            cells.append(read_cell(method, seed, futures[method, seed].result(), log_dir))
-    return compare(settings, spec, cells, data[first])
+            folders[method, seed] = futures[method, seed].result()
+    return compare(settings, spec, folders, data[first])
 
 
 @task(task_run_name="{method}-seed-{settings.seed}")
@@ -128,42 +129,29 @@ def cell_settings(settings: ExperimentSettings, seed: int) -> PipelineSettings:
     return PipelineSettings(**shared | {"runs": settings.folder, "name": f"seed-{seed}", "seed": seed})
 
 
-def single_rollouts(settings: ExperimentSettings, m: int, bases: list[Cell]) -> int:
+def single_rollouts(settings: ExperimentSettings, m: int, bases: list[Pool]) -> int:
     """Rollouts for each prompt of a method of single candidates, at the compute of a set method's.
 
     As many candidates; or as many tokens as the first policy's responses have, rounded to an even number.
     """
     if settings.match == "candidates" or len(bases) == 1:
         return settings.rollouts_per_prompt * m
-    single, sets = (cell.tokens_per_prompt / cell.reward_matrices.shape[1] for cell in bases)
+    single, sets = (float(pool.per_response("tokens").mean()) for pool in bases)
     return max(2, 2 * round(settings.rollouts_per_prompt * sets / single / 2))
 
 
-def read_cell(method: str, seed: int, pool_folder: Path, log_dir: Path | None) -> Cell:
-    """A cell's pool and, where it was trained, its curves."""
-    pool = load_pool(pool_folder)
-    prompts = len(pool.reward_matrices)
-    return Cell(
-        method,
-        seed,
-        pool.reward_matrices,
-        tokens_per_prompt=sum(response["tokens"] for response in pool.responses) / prompts,
-        unique=float(np.mean([response["unique"] for response in pool.responses])),
-        training={} if log_dir is None else training_curves(log_dir),
-    )
-
-
 def training_curves(log_dir: Path) -> dict[str, list[float]]:
-    """What a training logged, by step; sets and diversity over all candidates of a prompt, so that methods compare."""
-    curves: dict[str, list[float]] = {key: [] for key in ("set_reward", "diversity", "reward", "tokens", "candidates")}
+    """What a training logged, by step; E_w and L1 distance of all candidates of a prompt, so that methods compare."""
+    keys = ("expected_set_reward", "pairwise_l1", "reward", "tokens", "candidates")
+    curves: dict[str, list[float]] = {key: [] for key in keys}
     for step in read_steps(log_dir):
         with np.load(log_dir / "rollouts" / f"step_{step['step']:06d}.npz") as arrays:
             matrices = arrays["reward_matrices"].astype(float)
             present = arrays["mask"].any((1, 2))
         groups, rollouts, m, objectives = matrices.shape
         pools = matrices.reshape(groups, rollouts * m, objectives)
-        curves["set_reward"].append(float(expected_set_reward(pools, seed=0, present=present).mean()))
-        curves["diversity"].append(float(mean_pairwise_l1(pools).mean()))
+        curves["expected_set_reward"].append(float(expected_set_reward(pools, seed=0, present=present).mean()))
+        curves["pairwise_l1"].append(float(mean_pairwise_l1(pools).mean()))
         curves["reward"].append(step["reward"])
         curves["tokens"].append(step["response_length"] * groups * rollouts)
         curves["candidates"].append(float(groups * rollouts * m))
@@ -171,13 +159,18 @@ def training_curves(log_dir: Path) -> dict[str, list[float]]:
 
 
 @task(task_run_name="compare")
-def compare(settings: ExperimentSettings, spec: RewardSpec, cells: list[Cell], data: Path) -> Path:
+def compare(settings: ExperimentSettings, spec: RewardSpec, folders: dict[tuple[str, int], Path], data: Path) -> Path:
     """Compare all cells and write results.json, summary.md and the plots into the experiment's folder."""
-    if spec.ragged:
-        raise ValueError(f"The objectives of spec {spec.name!r} differ in number from prompt to prompt.")
-    labels = [row["label"] for row in load_prompts(data / "test")]
-    targets = read_targets(spec, labels, len(spec.objective_keys))
-    m = settings.candidates or spec.candidates
+    pools = {cell: load_pool(folder) for cell, folder in folders.items()}
+    rows = load_prompts(data / "test")
+    logs = settings.folder.glob  # of each seed's run
+    training = {
+        method: [
+            training_curves(log) for seed in settings.seeds for log in logs(f"seed-{seed}/train/{method}/policy/vpo")
+        ]
+        for method in settings.methods
+    }
+    compared = Comparison(pools, spec, rows, match=settings.match)
     given = settings.model_dump(mode="json", exclude_defaults=True)
     flags = [f"--{key}={','.join(map(str, v)) if isinstance(v, list) else v}" for key, v in given.items()]
     results = {
@@ -188,12 +181,12 @@ def compare(settings: ExperimentSettings, spec: RewardSpec, cells: list[Cell], d
         "commit": commit(),
         "spec": spec.name,
         "objectives": list(spec.objective_keys),
-        "prompts": len(labels),
+        "prompts": len(rows),
         "seeds": settings.seeds,
         "settings": settings.model_dump(mode="json"),
-        **analyse(cells, targets, candidates=m, match=settings.match),
+        **analyse(compared, training, candidates=settings.candidates or spec.candidates),
     }
-    write_experiment(results, cells, settings.folder)
+    write_experiment(results, pools, settings.folder)
     summary = (settings.folder / "summary.md").read_text()
     create_markdown_artifact(summary.split("![", 1)[0], key="experiment")
     print(f"\n{summary}\nResults: {settings.folder / 'results.json'}, plots beside it.")

@@ -164,15 +164,15 @@ def report_pools(
     settings: RunSettings, pools: dict[str, Path], data: Path, command: str, training: dict[str, list[dict[str, float]]]
 ) -> str:
     """Write the report of these pools into the run's folder, show it to the reader, and say what came out."""
-    from vpo_plugin.report.write import format_table, write_report
-    from vpo_plugin.search.compare import compare_pools
+    from vpo_plugin.report.tables import format_table
+    from vpo_plugin.report.write import write_report
+    from vpo_plugin.search.comparison import compare_pools
     from vpo_plugin.search.pool import load_pool, load_prompts
 
     added = overhead(FlowRunContext.get().start_time.timestamp())
     rows = load_prompts(data / "test")
-    results = compare_pools(
-        {name: load_pool(folder) for name, folder in pools.items()}, load_spec(settings.spec), rows, seed=settings.seed
-    )
+    loaded = {(name, settings.seed): load_pool(folder) for name, folder in pools.items()}
+    results = compare_pools(loaded, load_spec(settings.spec), rows)
     results |= {
         "title": f"{settings.name}: {', '.join(training or pools)} on {settings.spec}",
         "command": command,

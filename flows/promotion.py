@@ -1,14 +1,15 @@
 """Whether a challenger takes the champion's place: a paired comparison on the same held-out prompts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
 from flows.settings import RetrainSettings
+from vpo_plugin.report.tables import markdown_table, number
 from vpo_plugin.rewards import RewardSpec
-from vpo_plugin.rewards.task import best_reward
-from vpo_plugin.search.metrics import best_at_k, paired_difference, pass_at_k
+from vpo_plugin.search.comparison import Comparison, Measured
 from vpo_plugin.search.pool import Pool
 
 
@@ -45,14 +46,22 @@ def decide(
         ValueError: the pools hold different prompts, or fewer than ``deployment_k`` candidates a prompt.
     """
     k = settings.deployment_k
-    before, after = (_per_prompt(pool, spec, rows, k) for pool in (champion, challenger))
+    if len(champion.reward_matrices) != len(rows):
+        raise ValueError(f"The pool holds {len(champion.reward_matrices)} prompts, {len(rows)} were held out.")
+    compared = Comparison({("champion", 0): champion, ("challenger", 0): challenger}, spec, rows)
+    if k not in compared.ks:
+        raise ValueError(f"best@{k} needs {k} candidates a prompt, and the pools have {compared.ks[-1]} in common.")
+    measures: dict[str, Callable[[Measured], np.ndarray]] = {
+        f"best@{k}": lambda m: m.best_at_k[..., k - 1],
+        "pass@1": lambda m: m.pass_at_k[..., 0],
+        "format rate": lambda m: m.parsed,
+    }
     changes = {
         name: Change(
-            champion=before[name].mean(),
-            challenger=after[name].mean(),
-            **paired_difference(after[name], before[name], seed=settings.seed),
+            **{policy: measure(compared.policies[policy]).mean() for policy in compared.policies},
+            **compared.ahead("challenger", "champion", measure),
         )
-        for name in before
+        for name, measure in measures.items()
     }
     gain = changes[f"best@{k}"]
     allowances = {"pass@1": settings.pass_at_1_allowance, "format rate": settings.format_allowance}
@@ -72,35 +81,12 @@ def decide(
     return Decision(promote=better and not fallen, reason=reason, changes=changes)
 
 
-def _per_prompt(pool: Pool, spec: RewardSpec, rows: list[dict[str, Any]], k: int) -> dict[str, np.ndarray]:
-    """Each metric for each prompt, shape (prompts,)."""
-    prompts, rollouts, m, _ = pool.reward_matrices.shape
-    if prompts != len(rows):
-        raise ValueError(f"The pool holds {prompts} prompts, {len(rows)} were held out.")
-    rewards, solved = [], []
-    for matrix, row in zip(pool.candidates.astype(float), rows, strict=True):
-        matrix = matrix[:, ~np.isnan(matrix[0])]
-        rewards.append(matrix @ spec.weights_of(matrix.shape[1]))
-        best = best_reward(spec, row["label"])
-        solved.append(rewards[-1] >= spec.solved * (1.0 if best is None else best) - 1e-6)
-    parsed = np.zeros(prompts)
-    for response in pool.responses:
-        parsed[response["prompt"]] += response["parsed"]
-    return {
-        f"best@{k}": best_at_k(rewards, [k])[:, 0],
-        "pass@1": pass_at_k(np.array(solved), [1])[:, 0],
-        "format rate": parsed / (rollouts * m),
-    }
-
-
 def table(decision: Decision, names: tuple[str, str]) -> str:
     """The comparison as a Markdown table."""
-    lines = [
-        f"| metric | champion {names[0]} | challenger {names[1]} | change | 95 % interval |",
-        "|---|--:|--:|--:|--:|",
-    ]
-    for metric, c in decision.changes.items():
-        lines.append(
-            f"| {metric} | {c.champion:.3f} | {c.challenger:.3f} | {c.mean:+.3f} | {c.low:+.3f} to {c.high:+.3f} |"
-        )
-    return "\n".join(lines)
+    return markdown_table(
+        ["metric", f"champion {names[0]}", f"challenger {names[1]}", "change", "95 % interval"],
+        [
+            [metric, number(c.champion), number(c.challenger), f"{c.mean:+.3f}", f"{c.low:+.3f} to {c.high:+.3f}"]
+            for metric, c in decision.changes.items()
+        ],
+    )

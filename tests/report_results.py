@@ -7,10 +7,10 @@ import numpy as np
 
 from vpo_plugin.search.metrics import (
     best_at_k,
+    difference,
     expected_set_reward,
-    mean_and_interval,
+    figure,
     mean_pairwise_l1,
-    paired_difference,
     pass_at_k,
 )
 
@@ -53,7 +53,7 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
         values = rewards.mean(-1)
         best[name] = best_at_k(values, ks)
         fronts[name] = [np.unique(pool, axis=0).tolist() for pool in rewards]
-        measure = mean_and_interval(random.random(prompts), seed=0)
+        measure = figure([random.random(prompts)])
         policies.append(
             {
                 "name": name,
@@ -61,10 +61,10 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
                 "candidates": candidates,
                 "tokens_per_prompt": 1234.4,
                 "tokens_per_solved": None if name == "base" else 9876.5,
-                "best_at_k": mean_and_interval(best[name], seed=0),
-                "pass_at_k": mean_and_interval(pass_at_k(values > 0.5, ks), seed=0),
-                "expected_set_reward": mean_and_interval(expected_set_reward(rewards, seed=0), seed=0),
-                "pairwise_l1": mean_and_interval(mean_pairwise_l1(rewards), seed=0),
+                "best_at_k": figure([best[name]]),
+                "pass_at_k": figure([pass_at_k(values > 0.5, ks)]),
+                "expected_set_reward": figure([expected_set_reward(rewards, seed=0)]),
+                "pairwise_l1": figure([mean_pairwise_l1(rewards)]),
                 **{key: measure for key in ("pareto_size", "hypervolume", "coverage", "duplicates", "regret")},
                 "objective_means": dict(zip(objectives, rewards.mean((0, 1)), strict=True)),
             }
@@ -107,7 +107,7 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
                 "a": last,
                 "b": other,
                 "k": 30,
-                **paired_difference(best[last][:, -1], best[other][:, -1], seed=0),
+                **difference([best[last][:, -1]], [best[other][:, -1]]),
             }
             for other in [policy["name"] for policy in policies[:-1]][-1:]
         ],

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -12,38 +11,74 @@ import numpy as np
 import pytest
 
 from flows.experiment import ExperimentSettings, cell_settings, single_rollouts
-from vpo_plugin.rewards import load_spec
-from vpo_plugin.search.experiment import Cell, Targets, analyse, pack_array, unpack_array, write_experiment
-from vpo_plugin.search.pool import random_goals
+from vpo_plugin.report.experiment import write_experiment
+from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.search.comparison import Comparison
+from vpo_plugin.search.experiment import analyse, pack_array, unpack_array
+from vpo_plugin.search.pool import Pool, random_goals
 
-PROMPTS, KEYS = 12, ("gold", "lava")
+PROMPTS, SEEDS = 12, (0, 1)
+ROWS = [{"input": str(number), "label": json.dumps("x")} for number in range(PROMPTS)]
+Pools = dict[tuple[str, int], Pool]
+
+SPEC = """
+name: two_objectives
+description: Two objectives that are given, and no solver.
+objectives: [{key: gold, description: gold}, {key: lava, description: lava}]
+candidates: 3
+tag: answer
+solved: 0.4
+prompt: {single: "Write <answer_1>.", multi: "Write {candidates} in <answer_1>."}
+scorer: two_objectives_of_the_test:score
+dataset: {loader: two_objectives_of_the_test:rows}
+limits: {response_chars: 1000, tokens_per_candidate: 10}
+"""
+MODULE = """
+def score(candidate, label):
+    return [0.0, 0.0]
+
+def rows(split, num_rows, seed):
+    return []
+"""
 
 
-def cell(method: str, seed: int, level: float, *, m: int = 1, tokens: float = 60.0, steps: int = 3) -> Cell:
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> RewardSpec:
+    folder = tmp_path_factory.mktemp("spec")
+    (folder / "spec.yaml").write_text(SPEC)
+    (folder / "two_objectives_of_the_test.py").write_text(MODULE)
+    return load_spec(folder)
+
+
+def made(name: str, seed: int, level: float, *, m: int = 1, tokens: int = 60) -> Pool:
     """A pool of 6 candidates a prompt with rewards up to `level`; the same prompts are hard for every method."""
-    generator = np.random.default_rng(seed + 100 * len(method))
+    generator = np.random.default_rng(seed + 100 * len(name))
     hardness = np.linspace(0.5, 1.0, PROMPTS)[:, None, None, None]
-    matrices = level * hardness * generator.random((PROMPTS, 6 // m, m, len(KEYS)))
-    curves = {key: [float(step) for step in range(steps)] for key in ("set_reward", "diversity", "reward")}
-    training = curves | {"tokens": [10.0] * steps, "candidates": [4.0] * steps}
-    return Cell(method, seed, matrices.astype(np.float32), tokens, float(m), {} if method == "base" else training)
+    matrices = level * hardness * generator.random((PROMPTS, 6 // m, m, 2))
+    response = {"candidates": [f"{i}" for i in range(m)], "tokens": tokens * m // 6, "parsed": m, "unique": m}
+    responses = [{**response, "prompt": number, "response": "r"} for number in range(PROMPTS) for _ in range(6 // m)]
+    return Pool(matrices.astype(np.float32), responses, {})
 
 
 @pytest.fixture
-def targets() -> Targets:
-    return Targets(np.full((PROMPTS, 2), 0.5), np.full(PROMPTS, 0.4), 1.0, 1.0)
+def pools() -> Pools:
+    others = {(name, seed): made(name, seed, 0.6) for name in ("grpo", "set_max") for seed in SEEDS}
+    return {
+        ("base", 0): made("base", 0, 0.3),
+        **others,
+        **{("vpo", seed): made("vpo", seed, 1.0, m=3) for seed in SEEDS},
+    }
 
 
-@pytest.fixture
-def cells() -> list[Cell]:
-    good = [cell("vpo", seed, 1.0, m=3) for seed in (0, 1)]
-    return [cell("base", 0, 0.3), *(cell(name, seed, 0.6) for name in ("grpo", "set_max") for seed in (0, 1)), *good]
+def curves(steps: int = 3) -> dict[str, list[float]]:
+    drawn = {key: [float(step) for step in range(steps)] for key in ("expected_set_reward", "pairwise_l1", "reward")}
+    return drawn | {"tokens": [10.0] * steps, "candidates": [4.0] * steps}
 
 
-def test_figures_are_those_of_all_subsets(cells: list[Cell], targets: Targets) -> None:
-    results = analyse(cells, targets, candidates=3)
+def test_figures_are_those_of_all_subsets(pools: Pools, spec: RewardSpec) -> None:
+    results = analyse(Comparison(pools, spec, ROWS), candidates=3)
     measured = {method["name"]: method for method in results["methods"]}
-    values = np.array([c.reward_matrices.reshape(PROMPTS, 6, 2).mean(-1) for c in cells if c.method == "vpo"])
+    values = np.array([pools["vpo", seed].candidates.mean(-1) for seed in SEEDS])
     by_hand = np.mean([values[..., list(chosen)].max(-1) for chosen in combinations(range(6), 4)])
     assert measured["vpo"]["best_at_k"]["mean"][3] == pytest.approx(by_hand)
     solved = np.mean([(values[..., list(chosen)] >= 0.4).any(-1) for chosen in combinations(range(6), 2)])
@@ -53,10 +88,11 @@ def test_figures_are_those_of_all_subsets(cells: list[Cell], targets: Targets) -
     assert all(
         m["best_at_k"]["low"][-1] <= m["best_at_k"]["mean"][-1] <= m["best_at_k"]["high"][-1] for m in measured.values()
     )
+    assert sum(m["coverage"]["mean"] for m in measured.values()) == pytest.approx(1)
 
 
-def test_differences_are_paired_and_the_strongest_is_a_scalar_baseline(cells: list[Cell], targets: Targets) -> None:
-    results = analyse(cells, targets, candidates=3)
+def test_differences_are_paired_and_the_strongest_is_a_scalar_baseline(pools: Pools, spec: RewardSpec) -> None:
+    results = analyse(Comparison(pools, spec, ROWS), candidates=3)
     measured = {method["name"]: method["best_at_k"]["mean"] for method in results["methods"]}
     assert [d["b"] for d in results["differences"]] == ["base", "grpo", "set_max"]
     for difference in results["differences"]:
@@ -66,48 +102,64 @@ def test_differences_are_paired_and_the_strongest_is_a_scalar_baseline(cells: li
         assert difference["growth"]["from_k"] == 3
         assert difference["growth"]["mean"] == pytest.approx(expected[-1] - expected[2])
     assert set(results["strongest"]["names"]) == {"grpo"}  # set_max is an ablation, the base is not trained
-    twice = [*cells[1:3], *(replace(made, method="again") for made in cells[1:3])]
-    same = analyse(twice, targets, candidates=3)
+    grpo = {seed: pools["grpo", seed] for seed in SEEDS}
+    twice = {(name, seed): pool for name in ("grpo", "again") for seed, pool in grpo.items()}
+    same = analyse(Comparison(twice, spec, ROWS), candidates=3)
     assert same["differences"][0]["best_at_k"]["low"] == same["differences"][0]["best_at_k"]["high"] == [0.0] * 6
 
 
-def test_intervals_widen_with_the_seeds_spread(targets: Targets) -> None:
-    alike = [cell("vpo", seed, 0.8) for seed in (0, 1, 2)]
-    apart = [cell("vpo", seed, level) for seed, level in ((0, 0.4), (1, 0.8), (2, 1.2))]
-    widths = [
-        measure["high"][-1] - measure["low"][-1]
-        for measure in (analyse(c, targets, candidates=1)["methods"][0]["best_at_k"] for c in (alike, apart))
-    ]
+def test_intervals_widen_with_the_seeds_spread(spec: RewardSpec) -> None:
+    alike = {("vpo", seed): made("vpo", seed, 0.8) for seed in (0, 1, 2)}
+    apart = {("vpo", seed): made("vpo", seed, level) for seed, level in ((0, 0.4), (1, 0.8), (2, 1.2))}
+    widths = []
+    for some in (alike, apart):
+        [policy] = Comparison(some, spec, ROWS).figures()
+        widths.append(policy["best_at_k"]["high"][-1] - policy["best_at_k"]["low"][-1])
     assert widths[1] > 2 * widths[0]
 
 
-def test_in_tokens_a_budget_buys_the_longer_responses_fewer_candidates(targets: Targets) -> None:
-    short, long = cell("short", 0, 0.8, tokens=60), cell("longer", 0, 0.8, tokens=120)
-    results = analyse([short, long], targets, candidates=1, match="tokens")
+def test_in_tokens_a_budget_buys_the_longer_responses_fewer_candidates(spec: RewardSpec) -> None:
+    short, long = made("short", 0, 0.8, tokens=60), made("longer", 0, 0.8, tokens=120)
+    compared = Comparison({("short", 0): short, ("longer", 0): long}, spec, ROWS, match="tokens")
+    results = analyse(compared, candidates=1)
     measured = {method["name"]: method for method in results["methods"]}
     assert results["ks"] == [20, 40, 60]  # tokens: up to what the shorter pool cost, by one longer candidate each
     assert measured["short"]["searched"] == {"candidates": 6.0, "tokens": 60.0}
     assert measured["longer"]["searched"] == {"candidates": 3.0, "tokens": 60.0}
-    alone = analyse([long], targets, candidates=1)["methods"][0]["best_at_k"]["mean"]
-    assert measured["longer"]["best_at_k"]["mean"] == pytest.approx(alone[:3])
+    [alone] = Comparison({("longer", 0): long.first(3)}, spec, ROWS).figures()
+    assert measured["longer"]["best_at_k"]["mean"] == pytest.approx(alone["best_at_k"]["mean"])
 
 
-def test_other_prompts_or_candidates_are_refused(targets: Targets) -> None:
-    whole = cell("grpo", 0, 0.5)
-    shorter = replace(whole, reward_matrices=whole.reward_matrices[:, :4])
-    with pytest.raises(ValueError, match="same prompts and candidates"):
-        analyse([shorter, cell("vpo", 0, 0.5)], targets, candidates=3)
+def test_between_two_whole_candidates_a_budget_is_worth_what_lies_between(spec: RewardSpec) -> None:
+    cheap, dear = (
+        made("cheap", 0, 0.8, tokens=60),
+        made("dear", 0, 0.8, tokens=90),
+    )  # one dear candidate is 1.5 cheap ones
+    compared = Comparison({("cheap", 0): cheap, ("dear", 0): dear}, spec, ROWS, match="tokens")
+    assert compared.policies["cheap"].bought.tolist() == [1.5, 3, 4.5, 6] and compared.ks == [1, 2, 3, 4]
+    whole = Comparison({("cheap", 0): cheap}, spec, ROWS).policies["cheap"].best_at_k.mean((0, 1))
+    found = compared.policies["cheap"].best_at_k.mean((0, 1))
+    assert found == pytest.approx([(whole[0] + whole[1]) / 2, whole[2], (whole[3] + whole[4]) / 2, whole[5]])
 
 
-def test_results_hold_every_raw_pool(cells: list[Cell], targets: Targets, tmp_path: Path) -> None:
+def test_pools_of_other_prompts_are_refused(spec: RewardSpec) -> None:
+    pools = {("grpo", 0): made("grpo", 0, 0.5), ("vpo", 0): made("vpo", 0, 0.5)}
+    with pytest.raises(ValueError, match="the same 11 prompts and 2 objectives only"):
+        Comparison(pools, spec, ROWS[:-1])
+
+
+def test_results_hold_every_raw_pool(pools: Pools, spec: RewardSpec, tmp_path: Path) -> None:
     head = {"title": "t", "command": "c", "machine": "m", "versions": {"a": "1"}, "commit": "0", "prompts": PROMPTS}
-    results = head | {"objectives": KEYS, "seeds": [0, 1]} | analyse(cells, targets, candidates=3)
-    write_experiment(results, cells, tmp_path)
+    training = {name: [curves(), curves()] for name in ("grpo", "set_max", "vpo")}
+    results = head | {"objectives": ["gold", "lava"], "seeds": [0, 1]}
+    results |= analyse(Comparison(pools, spec, ROWS), training, candidates=3)
+    write_experiment(results, pools, tmp_path)
     stored = json.loads((tmp_path / "results.json").read_text())
-    assert [pool["method"] for pool in stored["pools"]] == [c.method for c in cells]
-    for pool, made in zip(stored["pools"], cells, strict=True):
-        np.testing.assert_array_equal(unpack_array(pool["reward_matrices"]), made.reward_matrices)
+    assert [(pool["method"], pool["seed"]) for pool in stored["pools"]] == list(pools)
+    for kept, pool in zip(stored["pools"], pools.values(), strict=True):
+        np.testing.assert_array_equal(unpack_array(kept["reward_matrices"]), pool.reward_matrices)
     assert unpack_array(pack_array(np.arange(6.0).reshape(2, 3))).shape == (2, 3)
+    assert stored["methods"][-1]["trained"] == {"tokens": 30, "candidates": 12} and not stored["methods"][0]["trained"]
     summary = (tmp_path / "summary.md").read_text()
     assert "| vpo | 3 |" in summary and "vpo − set_max" in summary  # noqa: RUF001
     plots = {"best_at_k.png", "pass_at_k.png", "gap_at_k.png", "training.png", "sets.png"}
@@ -116,7 +168,7 @@ def test_results_hold_every_raw_pool(cells: list[Cell], targets: Targets, tmp_pa
 
 def test_matched_candidates_and_matched_tokens_in_training() -> None:
     settings = ExperimentSettings(rollouts_per_prompt=8)
-    bases = [cell("base", 0, 0.3, tokens=60), cell("base, sets of 3", 0, 0.3, m=3, tokens=50)]  # 10 and 25 a response
+    bases = [made("base", 0, 0.3, tokens=60), made("base, sets of 3", 0, 0.3, m=3, tokens=50)]  # 10 and 25 a response
     assert single_rollouts(settings, 3, bases) == 24
     assert single_rollouts(settings.model_copy(update={"match": "tokens"}), 3, bases) == 20  # 8 · 25 / 10
 

@@ -14,18 +14,16 @@ from benchmarks import metrics as benchmark
 from vpo_plugin.search.metrics import (
     best_at_k,
     best_for_weights,
-    bootstrap_interval,
     coverage,
+    difference,
     duplicate_share,
     expected_set_reward,
+    figure,
     hypervolume,
-    mean_and_interval,
     mean_pairwise_l1,
-    paired_difference,
     pareto_fronts,
     pass_at_k,
     regrets,
-    win_shares,
 )
 
 rewards = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(-2, 2, width=32))
@@ -87,34 +85,49 @@ def test_the_expected_set_reward_lies_between_the_best_mean_and_the_best_of_each
 
 def test_the_interval_covers_the_mean_as_often_as_it_says():
     random = np.random.default_rng(0)
-    samples = random.exponential(size=(300, 60))
-    intervals = [bootstrap_interval(sample, seed=1, resamples=500) for sample in samples]
-    covered = np.mean([low <= 1.0 <= high for low, high in intervals])
+    samples = random.exponential(size=(60, 300))  # each column an experiment with 60 prompts
+    found = figure(samples[None])
+    covered = np.mean((np.array(found["low"]) <= 1.0) & (np.array(found["high"]) >= 1.0))
     assert 0.88 < covered < 0.97
 
 
 def test_the_interval_has_the_width_of_the_normal_one_for_many_prompts():
-    values = np.random.default_rng(0).normal(size=(2000, 3))
-    low, high = bootstrap_interval(values, seed=0)
-    assert low.shape == high.shape == (3,)
-    np.testing.assert_allclose((high - low) / 2, 1.96 * values.std(0) / 2000**0.5, rtol=0.1)
-    np.testing.assert_array_equal(bootstrap_interval(values, seed=0), (low, high))
-    narrow_low, narrow_high = bootstrap_interval(values, seed=0, level=0.5)
-    assert (narrow_low > low).all() and (narrow_high < high).all()
+    values = np.random.default_rng(0).normal(size=(1, 2000, 3))
+    found = figure(values)
+    widths = np.subtract(found["high"], found["low"])
+    np.testing.assert_allclose(widths / 2, 1.96 * values[0].std(0) / 2000**0.5, rtol=0.1)
+    assert figure(values) == found != figure(values, seed=1)
+    narrow = figure(values, level=0.5)
+    assert (np.subtract(narrow["high"], narrow["low"]) < widths).all()
+
+
+def test_the_interval_widens_with_the_spread_of_the_seeds():
+    """Three trainings: the variance of the mean over seeds adds to that over prompts."""
+    random = np.random.default_rng(0)
+    alike = np.stack([random.normal(size=500)] * 3)
+    apart = alike + np.array([[-0.5], [0.0], [0.5]])
+    same, wide = figure(alike), figure(apart)
+    assert same["mean"] == pytest.approx(wide["mean"])
+    one = figure(alike[:1])
+    assert same["high"] - same["low"] == pytest.approx(one["high"] - one["low"], rel=1e-6)
+    assert wide["high"] - wide["low"] > 4 * (same["high"] - same["low"])
+    # normal: sqrt(spread² / 3 + 1 / 500) with the population's spread of the three
+    assert (wide["high"] - wide["low"]) / 2 == pytest.approx(1.96 * (0.408**2 / 3 + 1 / 500) ** 0.5, rel=0.15)
 
 
 def test_equal_prompts_have_an_interval_of_no_width():
-    assert mean_and_interval(np.full(5, 0.25), seed=0) == {"mean": 0.25, "low": 0.25, "high": 0.25}
+    assert figure(np.full((1, 5), 0.25)) == {"mean": 0.25, "low": 0.25, "high": 0.25}
 
 
 def test_a_paired_difference_is_tighter_than_its_parts():
     random = np.random.default_rng(0)
-    difficulty = random.normal(size=200)
-    a, b = difficulty + 0.1 + 0.01 * random.normal(size=200), difficulty
-    difference = paired_difference(a, b, seed=0)
-    assert difference["mean"] == pytest.approx(0.1, abs=0.01)
-    assert 0.09 < difference["low"] < difference["high"] < 0.11
-    assert mean_and_interval(a, seed=0)["low"] < mean_and_interval(b, seed=0)["high"]
+    difficulty = random.normal(size=(1, 200))
+    a, b = difficulty + 0.1 + 0.01 * random.normal(size=(1, 200)), difficulty
+    gain = difference(a, b)
+    assert gain["mean"] == pytest.approx(0.1, abs=0.01)
+    assert 0.09 < gain["low"] < gain["high"] < 0.11
+    assert figure(a)["low"] < figure(b)["high"]
+    assert difference(np.concatenate([a, a + 1]), b)["mean"] == pytest.approx(gain["mean"] + 0.5)
 
 
 def test_best_at_k_at_every_k_of_ten_thousand_candidates():
@@ -156,21 +169,14 @@ def test_a_hypervolume_that_is_too_dear_to_be_exact_is_close():
     assert hypervolume(front, np.zeros(8), np.ones(8)) == pytest.approx(np.mean(inside), rel=0.04)
 
 
-def test_coverage_of_two_candidates_is_where_their_lines_cross():
-    """w·(1, 0) against w·(0, 0.5): the first is better where w > 1/3, which is two thirds of the simplex."""
-    shares = coverage([[1, 0], [0, 0.5], [0, 0], [0, 0.5]], seed=0)
-    assert shares == pytest.approx([2 / 3, 1 / 6, 0, 1 / 6], abs=2e-3)
-    assert coverage([[0.5], [0.5], [0.2]], seed=0).tolist() == [0.5, 0.5, 0]
-
-
-def test_regret_and_wins_between_policies():
+def test_regret_and_coverage_of_policies():
     """One policy holds (1, 0), one (0, 1), one both: the last is always best, and ties with one of the others."""
     gold, diamond, both = np.eye(2)[:1], np.eye(2)[1:], np.eye(2)
     worth = np.stack([best_for_weights([front], seed=0) for front in (gold, diamond, both)])
     assert worth.shape == (3, 1, 1024)
     assert worth.mean(-1)[:, 0] == pytest.approx([0.5, 0.5, 0.75], abs=2e-3)
     assert regrets(worth)[:, 0] == pytest.approx([0.25, 0.25, 0], abs=2e-3)
-    assert win_shares(worth)[:, 0] == pytest.approx([0.25, 0.25, 0.5], abs=2e-3)
+    assert coverage(worth)[:, 0] == pytest.approx([0.25, 0.25, 0.5], abs=2e-3)
 
 
 def test_best_for_weights_is_the_expected_set_reward_and_takes_ragged_prompts():
@@ -206,9 +212,10 @@ def test_the_benchmark_measures_every_metric(capsys):
         (lambda: expected_set_reward(np.ones((0, 3, 4)), seed=0), "pool must have the shape"),
         (lambda: pareto_fronts([np.ones((2, 2)), np.ones((0, 2))]), r"those of prompt 1 have the shape \(0, 2\)"),
         (lambda: pareto_fronts([[[1.0, np.nan]]]), "finite rewards"),
-        (lambda: bootstrap_interval([], seed=0), "at least one prompt"),
-        (lambda: bootstrap_interval([1.0, np.inf], seed=0), "finite"),
-        (lambda: paired_difference([1.0, 2.0], [1.0], seed=0), "same prompts"),
+        (lambda: figure([[]]), "each at least 1"),
+        (lambda: figure([1.0, 2.0]), "seeds, prompts"),
+        (lambda: figure([[1.0, np.inf]]), "finite"),
+        (lambda: difference([[1.0, 2.0]], [[1.0]]), "same prompts"),
     ],
 )
 def test_bad_pools_are_errors(call, message):

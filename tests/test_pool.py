@@ -10,6 +10,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,10 +23,10 @@ from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.scoring import score_all, score_response
 from vpo_plugin.rewards.task import best_reward, known_answers, read_rows
-from vpo_plugin.search.compare import compare_pools, shared_prompts
+from vpo_plugin.search import comparison
 from vpo_plugin.search.evaluate import as_columns, batch_seed
 from vpo_plugin.search.policy import Endpoint, EndpointError, Request, Response, fingerprint
-from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, write_rows
+from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, shared_prompts, write_rows
 
 SPEC = load_spec("maze_small")
 ROWS = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(SPEC, "test", 6, 0)]
@@ -35,6 +36,10 @@ MODEL = resolve_policy(TINY, Path("unused"))
 def evaluate(*flags: str) -> list[str]:
     flags = ("--model", MODEL, "--spec", "maze_small", "--prompts", "6", "--rollouts", "3", "--batch", "2", *flags)
     return [sys.executable, "-m", "vpo_plugin.cli", "evaluate", *flags]
+
+
+def compare_pools(pools: dict[str, Pool], *arguments: Any, **more: Any) -> dict[str, Any]:
+    return comparison.compare_pools({(name, 0): pool for name, pool in pools.items()}, *arguments, **more)
 
 
 def routes(row: dict[str, str]) -> list[str]:
@@ -336,7 +341,7 @@ def test_pools_of_other_prompts_are_compared_on_the_shared_ones() -> None:
     assert [response["prompt"] for response in pools["b"].responses] == [0, 1]
     np.testing.assert_array_equal(pools["b"].reward_matrices, second.reward_matrices[[2, 1]])
     compare_pools(pools, SPEC, rows)
-    with pytest.raises(ValueError, match=r"No prompt is in all of the pools \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"No prompt is in all of a, b"):
         shared_prompts({"a": first, "b": pool_of([[["UP"]]], [ROWS[4]])})
 
 

@@ -14,15 +14,17 @@ import pytest
 from reward_specs.maze.maze import MOVES, Maze, distances, mutation, read_label, turn, walk
 from vpo_plugin.cli import main
 from vpo_plugin.models import TINY, resolve_policy
+from vpo_plugin.report.tables import format_searches
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.formats import parse, render_prompt
 from vpo_plugin.rewards.task import known_answers, read_rows
-from vpo_plugin.search.compare import compare_searches
+from vpo_plugin.search.comparison import compare_searches
 from vpo_plugin.search.evolution import Evolution
 from vpo_plugin.search.policy import Request, Response
 from vpo_plugin.search.pool import claim_folder
 from vpo_plugin.search.procedures import BestOfK, Procedure, Refinement
-from vpo_plugin.search.run import SETTINGS, Search, format_searches, load_search, round_file, search_all
+from vpo_plugin.search.run import search_all
+from vpo_plugin.search.searches import SETTINGS, Search, load_search, round_file
 
 SPEC = load_spec("maze_small")
 ROWS = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(SPEC, "test", 5, 0)]
@@ -373,7 +375,7 @@ def test_searches_are_compared_on_the_prompts_that_they_share() -> None:
     ]
     assert result["only_solved_by"] == {"base": [0], "vpo": []}
     assert compare_searches(searches, ROWS)["only_solved_by"] == {"base": [1], "vpo": []}
-    with pytest.raises(ValueError, match="No prompt is in all of the searches"):
+    with pytest.raises(ValueError, match="No prompt is in all of base by evolution"):
         compare_searches([searches[0], ("vpo", "evolution", made(ROWS[3:], [1, 1]))])
     table = format_searches(searches[:1])
     assert "solved@4" in table and "0.667" in table and "50" in table

@@ -14,7 +14,7 @@ from vpo_plugin.rewards.scoring import score_all
 from vpo_plugin.rewards.task import known_answers, pareto_front, read_rows
 from vpo_plugin.search.evaluate import as_columns
 from vpo_plugin.search.pool import batch_file, claim_folder, load_pool, write_rows
-from vpo_plugin.search.run import RESULT, RESULT_SCHEMA, SCHEMA, SETTINGS, round_file
+from vpo_plugin.search.searches import RESULT, RESULT_SCHEMA, SCHEMA, SETTINGS, round_file
 from vpo_plugin.search.select import parse_weights, select
 
 SPEC = load_spec("maze_small")

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vpo_plugin.openrlhf.log import training_curve
-from vpo_plugin.report.write import format_table, write_report
+from vpo_plugin.report.tables import format_searches, format_table
+from vpo_plugin.report.write import write_report
 from vpo_plugin.rewards import load_spec
-from vpo_plugin.search.compare import compare_pools, compare_searches, shared_prompts
-from vpo_plugin.search.pool import load_pool
-from vpo_plugin.search.run import PROCEDURES, Search, format_searches, load_search
+from vpo_plugin.search.comparison import compare_pools, compare_searches
+from vpo_plugin.search.pool import load_pool, shared_prompts
+from vpo_plugin.search.searches import load_searches
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,9 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         raise ValueError(f"The pools were scored with different specifications: {sorted(specs)}.")
     first = next(iter(loaded.values())).made
     spec = load_spec(args.spec or first["spec"])
-    searches = [one for name, folder in named(args.searches).items() for one in _searches(name, folder)]
+    searches = [one for name, folder in named(args.searches).items() for one in load_searches(name, folder)]
     pools, rows, left_out = shared_prompts(loaded)
-    results = compare_pools(pools, spec, rows, match=args.match)
+    results = compare_pools({(name, 0): pool for name, pool in pools.items()}, spec, rows, match=args.match)
     results |= {
         "title": args.title or f"{spec.name}: {', '.join(pools)}",
         "command": shlex.join(["vpo", "report", *arguments]),
@@ -73,13 +74,6 @@ def named(parts: list[str]) -> dict[str, Path]:
             raise ValueError(f"The name {name!r} is given twice: write NAME=FOLDER with different names.")
         folders[name] = place
     return folders
-
-
-def _searches(policy: str, folder: Path) -> list[tuple[str, str, Search]]:
-    found = [name for name in PROCEDURES if (folder / name).is_dir()]
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no search: none of the folders {', '.join(PROCEDURES)}.")
-    return [(policy, name, load_search(folder / name)) for name in found]
 
 
 def _training(run: Path) -> list[dict[str, Any]]:

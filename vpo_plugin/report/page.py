@@ -4,44 +4,22 @@ numbers for the charts of report.js. Nothing here is markup, except the paths of
 
 from typing import Any
 
+from vpo_plugin.report.style import styles
+from vpo_plugin.report.tables import number, shown_ks
+from vpo_plugin.search.comparison import MEASURES
+from vpo_plugin.search.targets import solves
+
 Results = dict[str, Any]
 
 MAX_FRONT_NUMBERS = 400_000  # rewards in the page for the weights slider; prompts beyond are left out, and it says so
 MAX_TABLE_ROWS = 60
-TRAINING = {"set_reward": "Set reward", "reward": "Reward", "diversity": "Candidate diversity"}
-MEASURES = {
-    "expected_set_reward": ("E_w pool", "what the whole pool is worth to a random weighting of the objectives"),
-    "regret": ("E_w regret", "what it loses to the best policy here at each weighting, on average"),
-    "coverage": ("coverage", "share of all weightings at which the best candidate of all policies is its own"),
-    "pareto_size": ("Pareto size", "candidates that no other one of the pool dominates"),
-    "hypervolume": ("hypervolume", "volume of reward space that the pool dominates"),
-    "pairwise_l1": ("L1 distance", "mean distance between the reward vectors of two candidates"),
-    "duplicates": ("duplicates", "share of candidates that repeat another one of the pool"),
-}
-
-
-# Okabe-Ito colours, safe for colour-blind readers, that stand out on white and on black; dashes say it twice
-COLOURS = ["#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9"]
-DASHES = ["1.5 3", "7 4", "", "8 3 2 3", "14 3", "3 2"]  # of a line 2.4 wide
+TRAINING = {"set_reward": "Set reward", "reward": "Reward", "diversity": "L1 distance of a prompt's candidates"}
 
 
 def names(results: Results) -> list[str]:
-    """The policies, then those that were only trained or only searched, each once: its place here is its colour."""
+    """The policies, then those that were only trained or only searched, each once."""
     searched = [run["policy"] for run in results.get("search", [])]
     return list(dict.fromkeys([part["name"] for part in results["policies"] + results["training"]] + searched))
-
-
-def styles(results: Results) -> list[tuple[str, str]]:
-    """Colour and dashes (an SVG stroke-dasharray) of each of `names`: no two alike among the first 36."""
-    n = len(COLOURS)
-    return [(COLOURS[i % n], DASHES[(i + i // n) % n]) for i in range(len(names(results)))]
-
-
-def number(value: float | None, decimals: int = 3) -> str:
-    """A number of the report; from 100 on without decimals, a dash if it is missing."""
-    if value is None:
-        return "–"  # noqa: RUF001 (a dash for a missing number)
-    return f"{value:.{decimals}f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def value_of(rewards: list[float | None], weights: list[float]) -> float:
@@ -92,12 +70,12 @@ def measures(results: Results) -> list[dict[str, Any]]:
         )
 
     for kind, meaning in (("best", "value of the best of"), ("pass", "prompts with a correct one among")):
-        for k in sorted({ks[0], *({5} & set(ks)), ks[-1]}):
+        for k in shown_ks(ks):
             at = ks.index(k)
             found = [{part: values[at] for part, values in policy[f"{kind}_at_k"].items()} for policy in policies]
             add(f"{kind}@{k}", f"{meaning} {k}", [*map(_cell, found)], ceiling.get(kind))
     for key, (label, meaning) in MEASURES.items():
-        if any(key in policy for policy in policies):
+        if not key.endswith("_at_k") and any(key in policy for policy in policies):
             add(label, meaning, [_cell(policy.get(key)) for policy in policies], ceiling.get(key))
     for key, label, meaning in (
         ("tokens_per_prompt", "tokens a prompt", "written by the policy in all of its responses"),
@@ -150,7 +128,6 @@ def search_table(results: Results) -> list[dict[str, Any]]:
 
 def prompts(results: Results) -> list[dict[str, Any]]:
     """The prompts of the browser: for each policy its distinct candidates, best first, and its responses."""
-    place = {name: i for i, name in enumerate(names(results))}
     solved_at = results.get("solved_at") or []
     shown = []
     for prompt in results.get("prompts_shown", []):
@@ -162,7 +139,6 @@ def prompts(results: Results) -> list[dict[str, Any]]:
             policies.append(
                 {
                     "name": policy["name"],
-                    "place": place.get(policy["name"], 0),
                     "candidates": candidates,
                     "lines": _add_routes(candidates, drawing["routes"]) if drawing else [],
                     "missing": sum(c["text"] is None for r in policy["responses"] for c in r["candidates"]),
@@ -190,7 +166,7 @@ def _distinct(responses: list[dict[str, Any]], weights: list[float], bar: float 
                 "count": 0,
                 "line": None,
             }
-            first["solved"] = bar is not None and value >= bar - 1e-6
+            first["solved"] = bar is not None and bool(solves(value, bar))
             found.setdefault(candidate["text"], first)["count"] += 1  # a repetition in a response scored nothing
     return sorted(found.values(), key=lambda candidate: -candidate["value"])
 
@@ -286,7 +262,7 @@ def chart_data(results: Results) -> dict[str, Any]:
     ]
     return {
         "names": every,
-        "styles": styles(results),
+        "styles": list(styles(every).values()),
         "objectives": results["objectives"],
         "weights": results["weights"],
         "charts": charts,

@@ -48,10 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
         policy = make_policy(args, spec, rows, settings)
         sample_pool(policy, spec, rows, settings, args.output)
 
-    from vpo_plugin.report.write import format_table
-    from vpo_plugin.search.compare import compare_pools
+    from vpo_plugin.report.tables import format_table
+    from vpo_plugin.search.comparison import compare_pools
 
-    print(format_table(compare_pools({args.output.name: load_pool(args.output)}, spec, rows)))
+    print(format_table(compare_pools({(args.output.name, 0): load_pool(args.output)}, spec, rows)))
     return 0
 
 

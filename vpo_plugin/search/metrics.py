@@ -1,4 +1,4 @@
-"""What a pool of candidates is worth to a search: unbiased estimates per prompt, intervals over prompts.
+"""What a pool of candidates is worth to a search: unbiased estimates per prompt, intervals over prompts and seeds.
 
 A pool holds n candidates for each of P prompts, as scalar values `(P, n)` (the deployment scalarization) or
 as reward vectors `(P, n, k)`. Estimates are exact averages over all subsets: no Monte-Carlo subsets. What depends
@@ -8,6 +8,7 @@ benchmarks.metrics` measures time and memory.
 
 import functools
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
 import moocore
 import numpy as np
@@ -24,6 +25,7 @@ TIE = 1e-9
 EXACT_OBJECTIVES, EXACT_VECTORS = 6, 10
 """Up to as many objectives, or vectors in the front, a hypervolume is exact; the time grows exponentially with both."""
 APPROXIMATE_SAMPLES = 2048
+RESAMPLES = 4000  # of a bootstrap
 
 
 def best_at_k(values: ArrayLike, ks: Sequence[int]) -> Floats:
@@ -155,24 +157,12 @@ def regrets(best: ArrayLike) -> Floats:
     return (values.max(0) - values).mean(-1)
 
 
-def win_shares(best: ArrayLike) -> Floats:
+def coverage(best: ArrayLike) -> Floats:
     """Share of the weightings at which each policy's pool is worth most, `(policies, P, num_weights)` ->
     `(policies, P)`; sums to 1 over the policies, which share ties."""
     values = np.asarray(best, dtype=np.float64)
     winners = values >= values.max(0) - TIE
     return (winners / winners.sum(0)).mean(-1)
-
-
-def coverage(rewards: ArrayLike, *, seed: int, num_weights: int = NUM_WEIGHTS) -> Floats:
-    """Share of the weight simplex on which each candidate of one prompt is the best, `(n, k)` -> `(n,)`; sums to 1,
-    equal candidates share.
-    """
-    vectors, which, copies = np.unique(
-        np.asarray(rewards, dtype=np.float64), axis=0, return_inverse=True, return_counts=True
-    )
-    winners = (_weights(vectors.shape[1], seed, num_weights).T @ vectors.T).argmax(1)  # distinct ones tie nowhere
-    shares = np.bincount(winners, minlength=len(vectors)) / num_weights
-    return (shares / copies)[which.reshape(-1)]
 
 
 def duplicate_share(keys: Sequence[Hashable | None]) -> float:
@@ -188,42 +178,44 @@ def _weights(objectives: int, seed: int, num_weights: int) -> Floats:
     return sample_simplex_weights(num_weights, objectives, generator=generator).numpy().T
 
 
-def bootstrap_interval(
-    per_prompt: ArrayLike, *, seed: int, resamples: int = 2000, level: float = 0.95
-) -> tuple[Floats, Floats]:
-    """Percentile bootstrap interval of the mean over prompts: `(P, ...)` -> low and high, each `(...)`.
+def figure(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> dict[str, Any]:
+    """`{"mean", "low", "high"}` of values `(seeds, prompts, ...)`: the mean and its bootstrap interval, plain numbers.
 
-    Prompts are resampled, so it says how the mean would move with other prompts, not with other candidates.
+    Prompts and seeds are resampled, each with replacement and crossed with the other (Owen, arXiv 0712.1111): the
+    interval says how the mean would move with other prompts and other trainings, not with other candidates. With one
+    seed it is the bootstrap over prompts. The same shape and `seed` give the same draws, so a figure of differences
+    is that of paired ones.
 
     Raises:
-        ValueError: no prompts, or values that are not finite.
+        ValueError: no seed, no prompt, or values that are not finite.
     """
-    values = np.asarray(per_prompt, dtype=np.float64)
-    if values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(f"An interval needs finite values of at least one prompt, but got shape {values.shape}.")
-    prompts = len(values)
-    draws = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
-    means = np.tensordot(draws / prompts, values, axes=1)
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim < 2 or array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"A figure needs finite values (seeds, prompts, ...), each at least 1, but got {array.shape}.")
+    of_seeds, of_prompts = (_resamples(size, seed, axis) for axis, size in enumerate(array.shape[:2]))
+    means = np.tensordot(of_prompts, array, axes=([1], [1]))  # (resamples, seeds, ...), then the drawn mix of seeds
+    means = np.einsum("bs,bs...->b...", of_seeds, means)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
+    return {"mean": array.mean((0, 1)).tolist(), "low": low.tolist(), "high": high.tolist()}
 
 
-def mean_and_interval(per_prompt: ArrayLike, *, seed: int) -> dict[str, float | list[float]]:
-    """`{"mean", "low", "high"}` over prompts as plain numbers or lists, ready for the report."""
-    low, high = bootstrap_interval(per_prompt, seed=seed)
-    return {"mean": np.asarray(per_prompt).mean(0).tolist(), "low": low.tolist(), "high": high.tolist()}
+def difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
+    """`figure` of a - b, both `(seeds, prompts, ...)`, prompt by prompt: tighter than two separate intervals.
 
-
-def paired_difference(a: ArrayLike, b: ArrayLike, *, seed: int) -> dict[str, float | list[float]]:
-    """`mean_and_interval` of a - b on the same prompts, which is tighter than two separate intervals.
+    Where they differ in seeds, as a policy that was not trained does, the mean over b's counts for each of a's.
 
     Raises:
-        ValueError: a and b have different shapes.
+        ValueError: a and b have different prompts or budgets.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape:
+    if first.shape[1:] != second.shape[1:]:
         raise ValueError(f"Paired values must belong to the same prompts, but are {first.shape} and {second.shape}.")
-    return mean_and_interval(first - second, seed=seed)
+    return figure(first - (second if len(second) == len(first) else second.mean(0)), seed=seed)
+
+
+@functools.lru_cache(maxsize=8)
+def _resamples(size: int, seed: int, axis: int) -> Floats:
+    return np.random.default_rng([seed, axis]).multinomial(size, np.full(size, 1 / size), size=RESAMPLES) / size
 
 
 def _pool(values: ArrayLike, axes: str) -> Floats:

@@ -6,9 +6,8 @@ or not at all, so what there is after an interruption is good, and the rest can 
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vpo_plugin import files
 from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.formats import render_prompt
@@ -37,7 +37,6 @@ SCHEMA = pa.schema(
     ]
 )
 SETTINGS = "pool.json"
-ROUNDING = 1e-6  # of stored rewards, which are float32
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,34 @@ class Pool:
         prompts, rollouts, candidates, objectives = self.reward_matrices.shape
         return self.reward_matrices.reshape(prompts, rollouts * candidates, objectives)
 
+    def per_response(self, key: str) -> np.ndarray:
+        """A number of each response, such as `tokens`, (prompts, rollouts)."""
+        return np.array([response[key] for response in self.responses]).reshape(self.reward_matrices.shape[:2])
+
+    def texts(self, number: int) -> list[str | None]:
+        """All candidates of a prompt, None where one is missing."""
+        rollouts = self.reward_matrices.shape[1]
+        of_prompt = self.responses[number * rollouts : (number + 1) * rollouts]
+        return [text for response in of_prompt for text in response["candidates"]]
+
+    def first(self, rollouts: int) -> "Pool":
+        """The first responses to each prompt alone."""
+        prompts, every = self.reward_matrices.shape[:2]
+        kept = [self.responses[p * every + r] for p in range(prompts) for r in range(rollouts)]
+        return replace(self, reward_matrices=self.reward_matrices[:, :rollouts], responses=kept)
+
+    def of_prompts(self, numbers: Sequence[int]) -> "Pool":
+        """These prompts alone, renumbered, and the objectives that they have."""
+        rollouts = self.reward_matrices.shape[1]
+        matrices = self.reward_matrices[list(numbers)]
+        matrices = matrices[..., ~np.isnan(matrices).all((0, 1, 2))]
+        responses = [
+            {**self.responses[old * rollouts + r], "prompt": new}
+            for new, old in enumerate(numbers)
+            for r in range(rollouts)
+        ]
+        return replace(self, reward_matrices=matrices, responses=responses, rows=[self.rows[old] for old in numbers])
+
 
 def load_pool(folder: Path) -> Pool:
     """Read a stored pool.
@@ -71,13 +98,45 @@ def load_pool(folder: Path) -> Pool:
     if made is None:
         raise FileNotFoundError(f"{folder} holds no pool (no {SETTINGS}).")
     batches = -(-made["prompts"] // made["batch"])
-    files = [batch_file(folder, number) for number in range(batches)]
-    if missing := [file for file in files if not file.exists()]:
+    stored = [batch_file(folder, number) for number in range(batches)]
+    if missing := [file for file in stored if not file.exists()]:
         raise ValueError(
             f"The pool {folder} is not finished, {len(missing)} of {batches} batches are missing: run the same "
             "`vpo evaluate` again, it goes on where it stopped."
         )
-    return Pool(*_arrays(pa.concat_tables(map(_read, files)), made), made=made, rows=_rows(files))
+    return Pool(*_arrays(pa.concat_tables(map(_read, stored)), made), made=made, rows=_rows(stored))
+
+
+def shared_prompts(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[Mapping[str, Any]], int]:
+    """The pools on the prompts that all of them hold, those prompts in the first pool's order, and how many others
+    there are. A prompt is its text and its label.
+
+    Raises:
+        ValueError: no pool, or no prompt is in all of them.
+    """
+    numbers, shared, left_out = shared_rows({name: pool.rows for name, pool in pools.items()})
+    return {name: pool.of_prompts(numbers[name]) for name, pool in pools.items()}, shared, left_out
+
+
+def shared_rows(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> tuple[dict[str, list[int]], list[Mapping[str, Any]], int]:
+    """Where in each of several lists of prompts those are that all of them hold, these prompts, and how many others.
+
+    Raises:
+        ValueError: no list, or no prompt is in all of them.
+    """
+    places: dict[str, dict[tuple[str, str], int]] = {}
+    for name, of_one in rows.items():
+        places[name] = {}
+        for number, row in enumerate(of_one):
+            places[name].setdefault((row["input"], row["label"]), number)
+    shared = [key for key in next(iter(places.values()), {}) if all(key in of_one for of_one in places.values())]
+    if not shared:
+        raise ValueError(f"No prompt is in all of {', '.join(rows) or 'them'}: sample with the same prompts.")
+    everything = {key for of_one in places.values() for key in of_one}
+    numbers = {name: [of_one[key] for key in shared] for name, of_one in places.items()}
+    return numbers, [{"input": text, "label": label} for text, label in shared], len(everything) - len(shared)
 
 
 def batch_file(folder: Path, number: int) -> Path:
@@ -87,14 +146,8 @@ def batch_file(folder: Path, number: int) -> Path:
 
 def write_rows(file: Path, rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -> None:
     """Write a Parquet file that is whole as soon as it is there, also if the machine stops."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with files.replacing(file) as unfinished:
         pq.write_table(pa.Table.from_pylist(rows, schema), unfinished, compression="zstd")
-        with unfinished.open("rb") as content:
-            os.fsync(content.fileno())
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_settings(folder: Path, name: str = SETTINGS) -> dict[str, Any] | None:
@@ -111,10 +164,7 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -
     """
     earlier = read_settings(folder, name)
     if earlier is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f".{name}.{os.getpid()}"
-        unfinished.write_text(json.dumps(settings, indent=2))
-        unfinished.replace(folder / name)
+        files.write(folder / name, json.dumps(settings, indent=2))
         return
     for key in {**settings, **earlier}:
         if key != "versions" and earlier.get(key) != settings.get(key):
@@ -178,6 +228,6 @@ def _arrays(table: pa.Table, made: dict[str, Any]) -> tuple[np.ndarray, list[dic
     return matrices.reshape(-1, rollouts, candidates, lengths.max()), table.select(columns).to_pylist()
 
 
-def _rows(files: list[Path]) -> list[dict[str, Any]]:
-    first = (pq.read_table(file, columns=["input", "label"], filters=[("rollout", "=", 0)]) for file in files)
+def _rows(stored: list[Path]) -> list[dict[str, Any]]:
+    first = (pq.read_table(file, columns=["input", "label"], filters=[("rollout", "=", 0)]) for file in stored)
     return pa.concat_tables(first).select(["input", "label"]).to_pylist()

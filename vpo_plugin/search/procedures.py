@@ -13,9 +13,10 @@ import numpy as np
 
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.scoring import columns_of, read_label
-from vpo_plugin.rewards.task import best_reward, canonical
+from vpo_plugin.rewards.task import canonical
 from vpo_plugin.search.metrics import Floats
-from vpo_plugin.search.pool import ROUNDING, prompt_text, random_goals
+from vpo_plugin.search.pool import prompt_text, random_goals
+from vpo_plugin.search.targets import solved_at, solves
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Problem:
         proposal = await self.ask(self, question)
         for candidate in proposal.candidates[: self.budget - len(self.tried)]:
             self.tried.append(candidate)
-            if self.solved_after is None and candidate.value >= self.solved_at - ROUNDING:
+            if self.solved_after is None and solves(candidate.value, self.solved_at):
                 self.solved_after = len(self.tried)
         return proposal
 
@@ -149,9 +150,3 @@ class Refinement:
     async def run(self, problem: Problem) -> None:
         while problem.open:
             await problem.propose(problem.text([problem.best] if problem.best else []))
-
-
-def solved_at(spec: RewardSpec, label: object) -> float:
-    """The deployment reward from which a candidate solves the prompt of this label."""
-    best = best_reward(spec, label)
-    return spec.solved * (1.0 if best is None else best)

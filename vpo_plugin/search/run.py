@@ -1,27 +1,20 @@
 """``vpo search``: spend a budget of candidates on each prompt, by one or several procedures, until it is solved.
 
-A search is a folder with `search.json`, which says how it is made, one Parquet file for each round, in which every
-prompt that is still open got a response, a row a response, and at the end `result.parquet`, a row a prompt. Files are
-written whole or not at all. A search that is gone on with repeats the rounds that are there from their files, so
-nothing is sampled or scored twice.
+A resumed search replays its stored rounds (`searches.py`), so nothing is sampled or scored twice.
 """
 
 import argparse
 import asyncio
-import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from vpo_plugin.rewards import RewardSpec, load_spec
-from vpo_plugin.rewards.scoring import read_label, score_all
+from vpo_plugin.rewards.scoring import score_all
 from vpo_plugin.search.evaluate import (
     add_policy_flags,
     as_columns,
@@ -30,9 +23,8 @@ from vpo_plugin.search.evaluate import (
     progress_bar,
     read_task,
 )
-from vpo_plugin.search.metrics import mean_and_interval
 from vpo_plugin.search.policy import Policy, Request
-from vpo_plugin.search.pool import ROUNDING, claim_folder, load_pool, read_settings, write_rows
+from vpo_plugin.search.pool import claim_folder, load_pool, shared_prompts, write_rows
 from vpo_plugin.search.procedures import (
     BestOfK,
     Problem,
@@ -40,54 +32,19 @@ from vpo_plugin.search.procedures import (
     Proposal,
     Question,
     Refinement,
-    solved_at,
 )
-
-SETTINGS = "search.json"
-SCHEMA = pa.schema(
-    [
-        ("prompt", pa.int64()),  # number of the prompt, from 0
-        ("question", pa.int64()),  # number of the question about it, from 0
-        ("input", pa.string()),
-        ("label", pa.string()),
-        ("asked", pa.string()),  # the text that the policy was given, before any chat template
-        ("start", pa.string()),  # what the response was made to begin with
-        ("known", pa.int64()),  # how many of its candidates that is, tried before
-        ("response", pa.string()),
-        ("candidates", pa.list_(pa.string())),
-        ("rewards", pa.list_(pa.list_(pa.float32()))),
-        ("tokens", pa.int64()),
-        ("parsed", pa.int64()),
-        ("unique", pa.int64()),
-        ("seed", pa.int64()),
-    ]
+from vpo_plugin.search.searches import (
+    PROCEDURES,
+    RESULT,
+    RESULT_SCHEMA,
+    SCHEMA,
+    SETTINGS,
+    load_search,
+    read_table,
+    round_file,
+    round_files,
 )
-RESULT = "result.parquet"
-RESULT_SCHEMA = pa.schema(
-    [
-        ("input", pa.string()),
-        ("label", pa.string()),
-        ("solved_after", pa.int64()),  # candidates, null if it was not solved
-        ("tried", pa.int64()),  # candidates
-        ("best", pa.string()),  # candidate, null if none could be parsed
-        ("reward", pa.float64()),  # of the best, under the deployment weights
-    ]
-)
-PROCEDURES = ("best_of_k", "refinement", "evolution")
-
-
-@dataclass(frozen=True)
-class Search:
-    """A stored search."""
-
-    made: Mapping[str, Any]
-    """Model, spec, procedure, budget, sampling, versions."""
-    rows: Sequence[Mapping[str, Any]]
-    """The prompts: input and label."""
-    solved_after: np.ndarray
-    """(prompts,): how many candidates it took to solve each; inf where the budget did not suffice."""
-    tokens: int
-    """Written for all prompts together."""
+from vpo_plugin.search.targets import read_targets
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -126,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
                 policy = make_policy(args, spec, rows, settings, more=4 * settings["max_new_tokens"] + 256)
             search_all(policy, spec, rows, procedure, made, folder)
     searches = {name: load_search(args.output / name) for name in procedures}
+    from vpo_plugin.report.tables import format_searches
+
     print(format_searches([(args.output.name, name, search) for name, search in searches.items()]))
     return 0
 
@@ -147,21 +106,14 @@ def unsolved_prompts(spec: RewardSpec, pools: Sequence[Path]) -> list[dict[str, 
     Raises:
         ValueError: there is no such prompt, or what `load_pool` and `shared_prompts` refuse.
     """
-    from vpo_plugin.search.compare import shared_prompts
-
     loaded, rows, _ = shared_prompts({str(folder): load_pool(folder) for folder in pools})
-    unsolved = []
-    for number, row in enumerate(rows):
-        needed = solved_at(spec, read_label(row["label"])) - ROUNDING
-        vectors = [pool.candidates[number] for pool in loaded.values()]
-        best = max(float((v[:, ~np.isnan(v[0])] @ spec.weights_of((~np.isnan(v[0])).sum())).max()) for v in vectors)
-        if best < needed:
-            unsolved.append(dict(row))
-    if not unsolved:
+    targets = read_targets(spec, rows)
+    solved = np.any([targets.solved(targets.rewards(pool.candidates)).any(1) for pool in loaded.values()], axis=0)
+    if solved.all():
         raise ValueError(
             f"The pools {[str(folder) for folder in pools]} solve all of their prompts: nothing to search."
         )
-    return unsolved
+    return [dict(row) for row, done in zip(rows, solved, strict=True) if not done]
 
 
 # ------------------------------------------------------------------------------------------------ all prompts at once
@@ -224,7 +176,7 @@ class Rounds:
     ) -> None:
         self.policy, self.spec, self.settings, self.folder, self.bar = policy, spec, settings, folder, bar
         self.problems: Sequence[Problem] = []
-        stored = [_read(file, SCHEMA).to_pylist() for file in _round_files(folder)]
+        stored = [read_table(file, SCHEMA).to_pylist() for file in round_files(folder)]
         self.number = len(stored)
         self.recorded = {(row["prompt"], row["question"]): row for rows in stored for row in rows}
         self.waiting: list[tuple[Problem, Question, asyncio.Future[Proposal]]] = []
@@ -289,69 +241,6 @@ class Rounds:
 def _proposal(problem: Problem, row: Mapping[str, Any]) -> Proposal:
     pairs = list(zip(row["candidates"], row["rewards"], strict=True))[row["known"] :]
     return Proposal(row["response"], [problem.candidate(text, rewards) for text, rewards in pairs])
-
-
-# ------------------------------------------------------------------------------------------------ on disk
-
-
-def round_file(folder: Path, number: int) -> Path:
-    """The Parquet file of a round, numbered from 0."""
-    return folder / f"round-{number:05}.parquet"
-
-
-def load_search(folder: Path) -> Search:
-    """Read a stored search.
-
-    Raises:
-        FileNotFoundError: the folder holds no search.
-        ValueError: a search that is not finished, or a file that was damaged.
-    """
-    made = read_settings(folder, SETTINGS)
-    if made is None:
-        raise FileNotFoundError(f"{folder} holds no search (no {SETTINGS}).")
-    if not (folder / RESULT).exists():
-        raise ValueError(f"The search {folder} is not finished: run the same `vpo search` again, it goes on.")
-    rows = _read(folder / RESULT, RESULT_SCHEMA).to_pylist()
-    solved_after = np.array([row["solved_after"] or np.inf for row in rows])
-    prompts = [{"input": row["input"], "label": row["label"]} for row in rows]
-    tokens = sum(_read(file, SCHEMA)["tokens"].to_numpy().sum() for file in _round_files(folder))
-    return Search(made, prompts, solved_after, int(tokens))
-
-
-def _round_files(folder: Path) -> list[Path]:
-    numbers = itertools.takewhile(lambda number: round_file(folder, number).exists(), itertools.count())
-    return [round_file(folder, number) for number in numbers]
-
-
-def _read(file: Path, schema: pa.Schema) -> pa.Table:
-    try:
-        return pq.read_table(file, schema=schema)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} is damaged ({error}): delete it and run the same `vpo search` again.") from error
-
-
-# ------------------------------------------------------------------------------------------------ what a person sees
-
-
-def format_searches(searches: Sequence[tuple[str, str, Search]]) -> str:
-    """A table of policy, procedure and the share of prompts solved within some budgets, with 95 % intervals."""
-    budget = max(search.made["budget"] for _, _, search in searches)
-    shown = sorted({max(1, budget // 8), max(1, budget // 4), max(1, budget // 2), budget})
-    lines = [["policy", "procedure", *(f"solved@{k}" for k in shown), "95 % interval", "tokens/solved"]]
-    for policy, procedure, search in searches:
-        solved = search.solved_after[:, None] <= np.array(shown)
-        measure = mean_and_interval(solved, seed=0)
-        low, high = (measure[end][-1] for end in ("low", "high"))  # type: ignore[index]
-        cost = f"{search.tokens / solved[:, -1].sum():.0f}" if solved[:, -1].any() else "-"
-        shares = [f"{share:.3f}" for share in solved.mean(0)]
-        lines.append([policy, procedure, *shares, f"{low:.3f} to {high:.3f}", cost])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    rows = [
-        "  ".join([*map(str.ljust, line[:2], widths), *map(str.rjust, line[2:], widths[2:])]).rstrip() for line in lines
-    ]
-    prompts = len(searches[0][2].rows)
-    return "\n".join([*rows, f"Share of {prompts} prompts that are solved within so many candidates."])
 
 
 if __name__ == "__main__":

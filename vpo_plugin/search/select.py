@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from vpo_plugin import files
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.task import pareto_front
-from vpo_plugin.search.metrics import Floats, mean_and_interval
+from vpo_plugin.search.metrics import Floats, figure
 from vpo_plugin.search.pool import Pool, load_pool
+from vpo_plugin.search.targets import read_targets
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,9 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen, values = select(pool, weights)
     text = "".join(json.dumps(row) + "\n" for row in chosen)
     if args.output:
-        unfinished = args.output.with_name(f".{args.output.name}.unfinished")
-        unfinished.write_text(text)
-        unfinished.replace(args.output)
+        files.write(args.output, text)
     else:
         print(text, end="")
     print(what_it_gives_up(pool, spec, weights, values), file=sys.stderr)
@@ -75,9 +75,9 @@ def select(pool: Pool, weights: Floats) -> tuple[list[dict[str, Any]], Floats]:
     """
     keys = weights[: pool.candidates.shape[2]]
     values = np.nan_to_num(pool.candidates.astype(np.float64)) @ keys  # (prompts, candidates)
-    texts = _texts(pool)
     rows, worth = [], np.empty(len(values))
-    for number, (of_prompt, candidates) in enumerate(zip(values, texts, strict=True)):
+    for number, of_prompt in enumerate(values):
+        candidates = pool.texts(number)
         there = [i for i, text in enumerate(candidates) if text is not None]
         best = max(there, key=lambda i: of_prompt[i]) if there else 0
         vector = pool.candidates[number, best]
@@ -97,12 +97,9 @@ def select(pool: Pool, weights: Floats) -> tuple[list[dict[str, Any]], Floats]:
 def what_it_gives_up(pool: Pool, spec: RewardSpec, weights: Floats, values: Floats) -> str:
     """Sentences: what the choice is worth, and what the pool gives up against the best under these weights."""
     asked = ", ".join(f"{key} {weight:.2f}" for key, weight in zip(spec.objective_keys, weights, strict=True) if weight)
-    matrices = np.nan_to_num(pool.candidates.astype(np.float64))
-    by_deployment = []
-    for rewards, row in zip(matrices, pool.candidates, strict=True):
-        present = ~np.isnan(row[0])
-        chosen = (rewards[:, present] @ spec.weights_of(present.sum())).argmax()
-        by_deployment.append(rewards[chosen] @ weights[: rewards.shape[1]])
+    chosen = read_targets(spec, pool.rows).rewards(pool.candidates).argmax(1)
+    vectors = np.nan_to_num(pool.candidates[np.arange(len(chosen)), chosen].astype(np.float64))
+    by_deployment = vectors @ weights[: vectors.shape[1]]
     lines = [
         f"Weights {asked}. The best of {pool.candidates.shape[1]} candidates is worth {_mean(values)} on "
         f"{len(values)} prompts; the one that the deployment weights would choose, {_mean(by_deployment)}."
@@ -127,17 +124,8 @@ def what_it_gives_up(pool: Pool, spec: RewardSpec, weights: Floats, values: Floa
 
 
 def _mean(values: Sequence[float] | Floats) -> str:
-    measure = mean_and_interval(np.asarray(values, dtype=np.float64), seed=0)
+    measure = figure(np.asarray(values)[None])
     return f"{measure['mean']:.3f} ({measure['low']:.3f} to {measure['high']:.3f})"
-
-
-def _texts(pool: Pool) -> list[list[str | None]]:
-    rollouts = pool.reward_matrices.shape[1]
-    per_response = [response["candidates"] for response in pool.responses]
-    return [
-        [text for candidates in per_response[first : first + rollouts] for text in candidates]
-        for first in range(0, len(per_response), rollouts)
-    ]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""The tables of the terminal and of Markdown."""
+
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vpo_plugin.search.metrics import figure
+from vpo_plugin.search.searches import Search
+
+Results = dict[str, Any]
+WIDTH = 100
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """A table as plain text, at most 100 columns wide; the first `left` columns are words, the others numbers."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i < left else "right", no_wrap=i >= left, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    out = StringIO()
+    Console(file=out, width=WIDTH, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def number(value: float | None, decimals: int = 3) -> str:
+    """A number of a report; from 100 on without decimals, a dash if it is missing."""
+    if value is None:
+        return "–"  # noqa: RUF001 (a dash for a missing number)
+    return f"{value:.{decimals}f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def format_table(results: Results) -> str:
+    """The headline measures of all policies and the ceiling, and the differences in words."""
+    ks, ceiling = results["ks"], results["ceiling"]
+    shown = shown_ks(ks)
+    header = ["policy", *(f"best@{k}" for k in shown), "95 % interval", f"pass@{ks[-1]}", "E_w", "L1 distance"]
+    rows = []
+    for policy in results["policies"]:
+        best, rest = policy["best_at_k"], [policy[key]["mean"] for key in ("expected_set_reward", "pairwise_l1")]
+        means = [best["mean"][ks.index(k)] for k in shown]
+        interval = f"{number(best['low'][-1])} to {number(best['high'][-1])}"
+        rows.append(
+            [policy["name"], *map(number, means), interval, number(policy["pass_at_k"]["mean"][-1]), *map(number, rest)]
+        )
+    if ceiling:
+        best = [number(ceiling.get("best"))] * len(shown)
+        rest = [number(ceiling.get(key)) if key in ceiling else "" for key in ("pass", "expected_set_reward")]
+        rows.append(["ceiling", *best, "", *rest, ""])
+    return "\n".join([text_table(header, rows), *map(say_difference, results["differences"])])
+
+
+def shown_ks(ks: Sequence[int]) -> list[int]:
+    """The k of a short table: one, five and all."""
+    return sorted({ks[0], *({5} & set(ks)), ks[-1]})
+
+
+def say_difference(difference: dict[str, Any]) -> str:
+    """A difference of two policies in words; who is ahead only where the interval leaves no doubt."""
+    a, b, low, high = (difference[key] for key in ("a", "b", "low", "high"))
+    verdict = f"{a} is ahead" if low > 0 else f"{b} is ahead" if high < 0 else "no difference beyond chance"
+    interval = f"95 % interval {low:+.3f} to {high:+.3f}"
+    return f"best@{difference['k']}: {a} - {b} = {difference['mean']:+.3f} ({interval}): {verdict}"
+
+
+def format_searches(searches: Sequence[tuple[str, str, Search]]) -> str:
+    """Policy, procedure and the share of prompts solved within some budgets, with 95 % intervals."""
+    budget = max(search.made["budget"] for _, _, search in searches)
+    shown = sorted({max(1, budget // 8), max(1, budget // 4), max(1, budget // 2), budget})
+    header = ["policy", "procedure", *(f"solved@{k}" for k in shown), "95 % interval", "tokens/solved"]
+    rows = []
+    for policy, procedure, search in searches:
+        measure = figure([[[after <= k for k in shown] for after in search.solved_after]])
+        solved = measure["mean"][-1] * len(search.rows)
+        rows.append(
+            [
+                policy,
+                procedure,
+                *map(number, measure["mean"]),
+                f"{number(measure['low'][-1])} to {number(measure['high'][-1])}",
+                f"{search.tokens / solved:.0f}" if solved else "-",
+            ]
+        )
+    prompts = len(searches[0][2].rows)
+    table = text_table(header, rows, left=2)
+    return f"{table}\nShare of {prompts} prompts that are solved within so many candidates."

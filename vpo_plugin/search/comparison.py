@@ -1,0 +1,371 @@
+"""The one comparison of policies by what they give a search: reports, experiments, retraining, evolution show it.
+
+A policy has a pool for each seed of its training, all of the same prompts. A measure is an array `(seeds, prompts, …)`,
+and is shown as its mean with a 95 % interval over both (`metrics.figure`).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.scoring import read_label
+from vpo_plugin.rewards.task import canonical, draw
+from vpo_plugin.search.metrics import (
+    Floats,
+    best_at_k,
+    best_for_weights,
+    coverage,
+    difference,
+    duplicate_share,
+    expected_set_reward,
+    figure,
+    hypervolume,
+    mean_pairwise_l1,
+    pareto_fronts,
+    pass_at_k,
+    regrets,
+)
+from vpo_plugin.search.pool import Pool, shared_rows
+from vpo_plugin.search.searches import Search
+from vpo_plugin.search.targets import ROUNDING, Targets, read_targets
+
+Match = Literal["candidates", "tokens"]
+Rows = Sequence[Mapping[str, Any]]
+
+FRONTS, PROMPTS_SHOWN, RESPONSES_SHOWN = 200, 12, 10  # at most, in a report
+
+
+class Measured:
+    """The pools of one policy, one a seed, as many responses as the largest budget pays for, and what they are worth.
+
+    Args:
+        bought: how many candidates each budget pays for, not always whole.
+    """
+
+    def __init__(self, pools: Sequence[Pool], spec: RewardSpec, rows: Rows, targets: Targets, bought: Floats) -> None:
+        self.spec, self.rows, self.targets, self.bought = spec, rows, targets, bought
+        self.candidates = pools[0].reward_matrices.shape[2]
+        self.rollouts = math.ceil(bought[-1] / self.candidates - ROUNDING)
+        self.pools = [pool.first(self.rollouts) for pool in pools]
+        self.matrices = np.nan_to_num(np.array([pool.candidates for pool in self.pools], dtype=np.float64))
+        self.rewards = targets.rewards(self.matrices)
+        """Deployment rewards, (seeds, prompts, candidates)."""
+        self.solved = targets.solved(self.rewards)
+
+    @cached_property
+    def best_at_k(self) -> Floats:
+        """The best of any k candidates, (seeds, prompts, budgets)."""
+        return _at_budgets(best_at_k, self.rewards, self.bought)
+
+    @cached_property
+    def pass_at_k(self) -> Floats:
+        """Whether any k candidates hold one that solves the prompt, (seeds, prompts, budgets)."""
+        return _at_budgets(pass_at_k, self.solved, self.bought)
+
+    @cached_property
+    def fronts(self) -> list[list[Floats]]:
+        """What no other candidate dominates, for each seed and prompt, of the objectives that the prompt has."""
+        return [
+            pareto_fronts([vectors[:, there] for vectors, there in zip(pool, self.targets.present, strict=True)])
+            for pool in self.matrices
+        ]
+
+    @cached_property
+    def worth(self) -> Floats:
+        """What the pool is worth to each of the same random weightings, (seeds, prompts, weightings)."""
+        return np.stack([best_for_weights(fronts, seed=0) for fronts in self.fronts])
+
+    @cached_property
+    def expected_set_reward(self) -> Floats:
+        present = self.targets.present
+        return np.stack([expected_set_reward(pool, seed=0, present=present) for pool in self.matrices])
+
+    @cached_property
+    def pairwise_l1(self) -> Floats:
+        if self.matrices.shape[2] < 2:
+            return np.zeros(self.matrices.shape[:2])
+        return np.stack([mean_pairwise_l1(pool) for pool in self.matrices])
+
+    @property
+    def distinct_rewards(self) -> Floats:
+        counts = [
+            [[len(np.unique(m, axis=0)) for m in of_prompt] for of_prompt in p.reward_matrices] for p in self.pools
+        ]
+        return np.array(counts).mean(-1)
+
+    @property
+    def hypervolume(self) -> Floats:
+        low, high = np.array([(c.low, c.high) for c in self.spec.columns(self.targets.present.shape[1])]).T
+        return np.array(
+            [
+                [
+                    hypervolume(front, low[there], high[there])
+                    for front, there in zip(of, self.targets.present, strict=True)
+                ]
+                for of in self.fronts
+            ]
+        )
+
+    @property
+    def duplicates(self) -> Floats:
+        def share(pool: Pool, number: int) -> float:
+            label = read_label(self.rows[number]["label"]) if self.spec.canonical else None
+            return duplicate_share([t if t is None else canonical(self.spec, t, label) for t in pool.texts(number)])
+
+        return np.array([[share(pool, number) for number in range(len(pool.reward_matrices))] for pool in self.pools])
+
+    @property
+    def parsed(self) -> Floats:
+        """Share of a prompt's candidates that could be read, (seeds, prompts)."""
+        return np.stack([pool.per_response("parsed").mean(1) / self.candidates for pool in self.pools])
+
+    @property
+    def tokens_per_prompt(self) -> float:
+        return float(np.mean([pool.per_response("tokens").sum(1) for pool in self.pools]))
+
+    @property
+    def objective_means(self) -> list[float]:
+        """Mean over the candidates of the prompts that have the objective, one each."""
+        present = self.targets.present
+        sums = (self.matrices.mean(2) * present).sum(1) / np.maximum(present.sum(0), 1)
+        return sums.mean(0).tolist()
+
+
+OF_A_POOL: dict[str, Callable[[Measured], Floats]] = {
+    "expected_set_reward": lambda m: m.expected_set_reward,
+    "pareto_size": lambda m: np.array([[len(front) for front in fronts] for fronts in m.fronts], dtype=float),
+    "hypervolume": lambda m: m.hypervolume,
+    "pairwise_l1": lambda m: m.pairwise_l1,
+    "distinct_rewards": lambda m: m.distinct_rewards,
+    "duplicates": lambda m: m.duplicates,
+}
+"""The measures of one policy alone that are one number for each seed and prompt, by their key in results."""
+MEASURES = {
+    "best_at_k": ("best@k", "deployment reward of the best of any k candidates"),
+    "pass_at_k": ("pass@k", "share of prompts that any k candidates solve"),
+    "expected_set_reward": ("E_w", "worth of the whole pool to a random weighting of the objectives"),
+    "regret": ("regret", "what the pool loses to the best policy here at each weighting, on average"),
+    "coverage": ("coverage", "share of the weightings at which this policy's best candidate is the best of all"),
+    "pareto_size": ("Pareto size", "different reward vectors that no other one of the pool dominates"),
+    "hypervolume": ("hypervolume", "share of reward space that the pool dominates"),
+    "pairwise_l1": ("L1 distance", "mean distance of two candidates' reward vectors, summed over the objectives"),
+    "distinct_rewards": ("distinct in a set", "different reward vectors in one response"),
+    "duplicates": ("duplicates", "share of candidates that repeat another of the pool"),
+}
+"""What people read of each measure: its label and its meaning. docs/search.md says how each is computed."""
+
+
+class Comparison:
+    """Policies at the same budgets on the same prompts.
+
+    Of each pool the first responses are taken: so many that all policies have the same number of candidates for a
+    prompt, or have written the same number of tokens. Matched by tokens, one k stands for what a candidate of the
+    policy with the longest ones costs, and another policy gets as many candidates as it writes with as many tokens; an
+    @k measure is linear between two whole k.
+
+    Args:
+        pools: by policy and seed; each holds the prompts `rows`, in their order (`pool.shared_prompts` makes such).
+        rows: the prompts, keys ``input`` and ``label``.
+
+    Raises:
+        ValueError: nothing to compare, pools that differ in prompts or objectives, or that are too small to be matched.
+    """
+
+    def __init__(
+        self, pools: Mapping[tuple[str, int], Pool], spec: RewardSpec, rows: Rows, *, match: Match = "candidates"
+    ) -> None:
+        if not pools or not rows:
+            raise ValueError("There is nothing to compare: no pool, or no prompt.")
+        shapes = {f"{name}, seed {seed}": pool.reward_matrices.shape for (name, seed), pool in pools.items()}
+        self.targets = read_targets(spec, rows)
+        expected = self.targets.present.shape
+        if any((shape[0], shape[3]) != expected for shape in shapes.values()):
+            raise ValueError(
+                f"Pools can be compared on the same {expected[0]} prompts and {expected[1]} objectives only; these "
+                f"have the shapes (prompts, rollouts, candidates, objectives) {shapes}."
+            )
+        self.spec, self.rows, self.match = spec, rows, match
+        of_policy: dict[str, list[Pool]] = {}
+        for (name, _), pool in pools.items():
+            of_policy.setdefault(name, []).append(pool)
+        budgets, self.tokens_per_k = _matched(of_policy, match)
+        self.ks = list(range(1, len(next(iter(budgets.values()))) + 1))
+        self.policies = {name: Measured(of, spec, rows, self.targets, budgets[name]) for name, of in of_policy.items()}
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Every measure of each policy: `{"mean", "low", "high"}`, a list at each k of @k."""
+        seeds = max(len(measured.pools) for measured in self.policies.values())
+        worth = np.stack(
+            [m.worth if len(m.pools) == seeds else [m.worth.mean(0)] * seeds for m in self.policies.values()]
+        )
+        regret, covered = regrets(worth), coverage(worth)
+        found = []
+        for number, (name, m) in enumerate(self.policies.items()):
+            solved = int(m.solved.any(2).sum()) / len(m.pools)
+            values = {"best_at_k": m.best_at_k, "pass_at_k": m.pass_at_k}
+            values |= {key: of(m) for key, of in OF_A_POOL.items()}
+            values |= {"regret": regret[number], "coverage": covered[number]}
+            tokens = m.tokens_per_prompt
+            found.append(
+                {
+                    "name": name,
+                    "seeds": len(m.pools),
+                    "rollouts": m.rollouts,
+                    "candidates": m.candidates,
+                    **{key: figure(of_prompts) for key, of_prompts in values.items()},
+                    "objective_means": dict(zip(self.objectives, m.objective_means, strict=True)),
+                    "tokens_per_prompt": tokens,
+                    "tokens_per_solved": tokens * len(self.rows) / solved if solved else None,
+                }
+            )
+        return found
+
+    @property
+    def objectives(self) -> list[str]:
+        return list(self.spec.objective_keys[: self.targets.present.shape[1]])
+
+    def ahead(self, a: str, b: str, values: Callable[[Measured], Floats] = lambda m: m.best_at_k) -> dict[str, Any]:
+        """How far policy a is ahead of b, prompt by prompt: `{"mean", "low", "high"}`, of best@k at each k."""
+        return difference(values(self.policies[a]), values(self.policies[b]))
+
+    def only_solved_by(self) -> dict[str, list[int]]:
+        """The numbers of the prompts that one policy alone solves, with any seed."""
+        return only_solved_by({name: m.solved.any((0, 2)) for name, m in self.policies.items()})
+
+    def shown(self, number: int) -> dict[str, Any]:
+        """A prompt, drawn where the spec draws, with the first responses of each policy's first pool."""
+        row, policies, texts = self.rows[number], [], []
+        for name, measured in self.policies.items():
+            pool = measured.pools[0]
+            responses = []
+            for rollout, matrix in enumerate(pool.reward_matrices[number, :RESPONSES_SHOWN]):
+                response = pool.responses[number * measured.rollouts + rollout]
+                vectors = matrix[:, self.targets.present[number]].round(6).tolist()
+                candidates = [
+                    {"text": text, "rewards": vector}
+                    for text, vector in zip(response["candidates"], vectors, strict=True)
+                ]
+                texts += [text for text in response["candidates"] if text is not None]
+                responses.append({"response": response["response"], "candidates": candidates})
+            policies.append({"name": name, "responses": responses})
+        drawing = draw(self.spec, row["label"], texts)
+        return {
+            "number": number,
+            "prompt": row["input"],
+            "label": row["label"],
+            "policies": policies,
+            "drawing": drawing,
+        }
+
+
+def compare_pools(
+    pools: Mapping[tuple[str, int], Pool], spec: RewardSpec, rows: Rows, *, match: Match = "candidates"
+) -> dict[str, Any]:
+    """The figures that `vpo_plugin.report.write` documents; paired differences of the last policy to the others.
+
+    Raises:
+        ValueError: what `Comparison` refuses.
+    """
+    compared = Comparison(pools, spec, rows, match=match)
+    *others, last = compared.policies
+    ahead = {other: compared.ahead(last, other) for other in others}
+    return {
+        "spec": spec.name,
+        "objectives": compared.objectives,
+        "weights": spec.weights_of(len(compared.objectives)).tolist(),
+        "solved": spec.solved,
+        "prompts": len(rows),
+        "matched": {"by": match, "tokens_per_k": compared.tokens_per_k},
+        "ks": compared.ks,
+        "ceiling": compared.targets.ceiling,
+        "policies": compared.figures(),
+        "differences": [
+            {"a": last, "b": other, "k": k, **{part: values[k - 1] for part, values in of.items()}}
+            for other, of in ahead.items()
+            for k in (1, compared.ks[-1])
+        ],
+        "fronts": {
+            name: [front.round(6).tolist() for front in m.fronts[0][:FRONTS]] for name, m in compared.policies.items()
+        },
+        "solved_at": compared.targets.solved_at[:FRONTS].tolist(),
+        "only_solved_by": compared.only_solved_by(),
+        "prompts_shown": [compared.shown(number) for number in range(min(PROMPTS_SHOWN, len(rows)))],
+    }
+
+
+def compare_searches(searches: Sequence[tuple[str, str, Search]], rows: Rows = ()) -> dict[str, Any]:
+    """Solved prompts against budget of searches (policy, procedure, search), and who alone solves what.
+
+    Args:
+        rows: prompts whose numbers are used for those that only one policy solves, with whatever procedure; default:
+            the searches' own.
+
+    Returns:
+        `search` and `only_solved_by` of the report, on the prompts that all searches share.
+
+    Raises:
+        ValueError: the searches share no prompt.
+    """
+    named = {f"{policy} by {procedure}": search for policy, procedure, search in searches}
+    numbers, shared, _ = shared_rows({name: search.rows for name, search in named.items()})
+    curves = []
+    solved: dict[str, np.ndarray] = {}
+    for (policy, procedure, search), of_search in zip(searches, numbers.values(), strict=True):
+        after = search.solved_after[of_search]
+        budget = list(range(1, search.made["budget"] + 1))
+        measure = figure([after[:, None] <= np.array(budget)])
+        curves.append({"policy": policy, "procedure": procedure, "budget": budget, "solved": measure})
+        solved[policy] = np.isfinite(after) | solved.get(policy, False)
+    known = {(row["input"], row["label"]): number for number, row in enumerate(rows)}
+    of_report = [known.get((row["input"], row["label"])) for row in shared] if rows else list(range(len(shared)))
+    alone = {
+        policy: [number for number in (of_report[i] for i in mine) if number is not None]
+        for policy, mine in only_solved_by(solved).items()
+    }
+    return {"search": curves, "only_solved_by": alone}
+
+
+def only_solved_by(solved: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The numbers of the prompts that one policy alone solves, of bools by policy, each `(prompts,)`."""
+    if len(solved) < 2:
+        return {}
+    by_one = np.sum(list(solved.values()), axis=0) == 1
+    return {name: np.flatnonzero(of_policy & by_one).tolist() for name, of_policy in solved.items()}
+
+
+def _matched(of_policy: Mapping[str, Sequence[Pool]], match: Match) -> tuple[dict[str, Floats], float | None]:
+    """The number of candidates that each policy has at k = 1, 2, …, and the tokens that one k stands for."""
+    sizes = {name: min(pool.candidates.shape[1] for pool in pools) for name, pools in of_policy.items()}
+    if match == "candidates":
+        step = math.lcm(*(pools[0].reward_matrices.shape[2] for pools in of_policy.values()))
+        most = min(sizes.values()) // step * step
+        if not most:
+            raise ValueError(
+                f"The pools have {sizes} candidates a prompt, too few for a common number, a multiple of {step}."
+            )
+        return {name: np.arange(1.0, most + 1) for name in of_policy}, None
+    costs = {}
+    for name, pools in of_policy.items():
+        costs[name] = float(np.mean([p.per_response("tokens").sum() / p.candidates[..., 0].size for p in pools]))
+        if not costs[name]:
+            raise ValueError(f"The responses of {name} have no tokens: it cannot be matched by them.")
+    dearest = max(costs.values())
+    steps = int(min(costs[name] * size for name, size in sizes.items()) / dearest + ROUNDING)
+    if not steps:
+        raise ValueError(f"The pools have {sizes} candidates a prompt, too few to be matched by tokens.")
+    return {
+        name: np.clip(np.arange(1, steps + 1) * dearest / cost, 1, sizes[name]) for name, cost in costs.items()
+    }, dearest
+
+
+def _at_budgets(measure: Callable[..., Floats], values: np.ndarray, bought: Floats) -> Floats:
+    """An @k measure of values (seeds, prompts, n) at numbers of candidates, linear between two whole ones."""
+    low = np.floor(bought + ROUNDING).astype(int)
+    high, part = np.minimum(low + 1, values.shape[-1]), np.clip(bought - low, 0, None)
+    needed = sorted({*low.tolist(), *high.tolist()})
+    curves = np.stack([measure(of_seed, needed) for of_seed in values])
+    return curves[..., np.searchsorted(needed, low)] * (1 - part) + curves[..., np.searchsorted(needed, high)] * part

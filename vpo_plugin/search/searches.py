@@ -1,0 +1,114 @@
+"""A stored search: a folder with `search.json`, which says how it is made, one Parquet file a round, and the result.
+
+In a round every prompt that is still open got a response, a row a response; at the end `result.parquet` has a row a
+prompt. Files are written whole or not at all, so what there is after an interruption is good.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vpo_plugin.search.pool import read_settings
+
+SETTINGS = "search.json"
+SCHEMA = pa.schema(
+    [
+        ("prompt", pa.int64()),  # number of the prompt, from 0
+        ("question", pa.int64()),  # number of the question about it, from 0
+        ("input", pa.string()),
+        ("label", pa.string()),
+        ("asked", pa.string()),  # the text that the policy was given, before any chat template
+        ("start", pa.string()),  # what the response was made to begin with
+        ("known", pa.int64()),  # how many of its candidates that is, tried before
+        ("response", pa.string()),
+        ("candidates", pa.list_(pa.string())),
+        ("rewards", pa.list_(pa.list_(pa.float32()))),
+        ("tokens", pa.int64()),
+        ("parsed", pa.int64()),
+        ("unique", pa.int64()),
+        ("seed", pa.int64()),
+    ]
+)
+RESULT = "result.parquet"
+RESULT_SCHEMA = pa.schema(
+    [
+        ("input", pa.string()),
+        ("label", pa.string()),
+        ("solved_after", pa.int64()),  # candidates, null if it was not solved
+        ("tried", pa.int64()),  # candidates
+        ("best", pa.string()),  # candidate, null if none could be parsed
+        ("reward", pa.float64()),  # of the best, under the deployment weights
+    ]
+)
+PROCEDURES = ("best_of_k", "refinement", "evolution")
+
+
+@dataclass(frozen=True)
+class Search:
+    """A stored search."""
+
+    made: Mapping[str, Any]
+    """Model, spec, procedure, budget, sampling, versions."""
+    rows: Sequence[Mapping[str, Any]]
+    """The prompts: input and label."""
+    solved_after: np.ndarray
+    """(prompts,): how many candidates it took to solve each; inf where the budget did not suffice."""
+    tokens: int
+    """Written for all prompts together."""
+
+
+def load_search(folder: Path) -> Search:
+    """Read a stored search.
+
+    Raises:
+        FileNotFoundError: the folder holds no search.
+        ValueError: a search that is not finished, or a file that was damaged.
+    """
+    made = read_settings(folder, SETTINGS)
+    if made is None:
+        raise FileNotFoundError(f"{folder} holds no search (no {SETTINGS}).")
+    if not (folder / RESULT).exists():
+        raise ValueError(f"The search {folder} is not finished: run the same `vpo search` again, it goes on.")
+    rows = read_table(folder / RESULT, RESULT_SCHEMA).to_pylist()
+    solved_after = np.array([row["solved_after"] or np.inf for row in rows])
+    prompts = [{"input": row["input"], "label": row["label"]} for row in rows]
+    tokens = sum(read_table(file, SCHEMA)["tokens"].to_numpy().sum() for file in round_files(folder))
+    return Search(made, prompts, solved_after, int(tokens))
+
+
+def load_searches(policy: str, folder: Path) -> list[tuple[str, str, Search]]:
+    """All searches of a policy that `vpo search` wrote into a folder, as (policy, procedure, search).
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: what `load_search` refuses.
+    """
+    found = [name for name in PROCEDURES if (folder / name).is_dir()]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no search: none of the folders {', '.join(PROCEDURES)}.")
+    return [(policy, name, load_search(folder / name)) for name in found]
+
+
+def round_file(folder: Path, number: int) -> Path:
+    """The Parquet file of a round, numbered from 0."""
+    return folder / f"round-{number:05}.parquet"
+
+
+def round_files(folder: Path) -> list[Path]:
+    """The files of all rounds that there are, in order."""
+    numbers = itertools.takewhile(lambda number: round_file(folder, number).exists(), itertools.count())
+    return [round_file(folder, number) for number in numbers]
+
+
+def read_table(file: Path, schema: pa.Schema) -> pa.Table:
+    """Read a Parquet file of a search. Raises ValueError if it is damaged."""
+    try:
+        return pq.read_table(file, schema=schema)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it and run the same `vpo search` again.") from error
