@@ -18,12 +18,6 @@ ROOT = Path(__file__).parent.parent
 SHIPPED = ("vpo_plugin", "flows", "reward_specs")
 BESIDE = ("benchmarks", "examples")
 
-KNOWN_CIRCLES = {
-    ("vpo_plugin.search.compare", "vpo_plugin.search.run"),
-    ("vpo_plugin.search.evaluate", "vpo_plugin.search.compare"),
-}
-"""Imports, importer first, that close a circle today. Remove them from here when they are gone from the code."""
-
 
 @cache
 def imports() -> grimp.ImportGraph:
@@ -41,8 +35,6 @@ def test_no_circles() -> None:
     graph = imports()
     edges = {module: set(graph.find_modules_directly_imported_by(module)) for module in graph.modules}
     assert "vpo_plugin.rewards" in edges["vpo_plugin.openrlhf.launcher"], "the graph must not be empty"
-    for importer, imported in KNOWN_CIRCLES:
-        edges[importer].discard(imported)
     try:
         TopologicalSorter(edges).prepare()
     except CycleError as error:

@@ -293,7 +293,7 @@ def test_ragged_matrices_through_the_host_adapter_and_the_comparison(load) -> No
     metrics = set_metrics(spec, matrices, mask)
     assert metrics["reward_best"].tolist() == [[0.5, 1], [pytest.approx(1 / 3), pytest.approx(2 / 3)]]
     assert metrics["objective/test"].tolist() == [[0.5, 0.5], [pytest.approx(1 / 3)] * 2]
-    assert metrics["set_diversity"].tolist() == [[1, 1], [pytest.approx(2 / 3)] * 2]
+    assert metrics["set_diversity"].tolist() == [[2, 2], [2, 2]]
     assert set(metrics) == {"reward_best", "set_diversity", "group_diversity", "objective/test"}
     alone = set_metrics(spec, matrices[:1, :, :, :2], None)
     assert all(torch.equal(alone[key], metrics[key][:1]) for key in metrics)

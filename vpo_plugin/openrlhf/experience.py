@@ -167,8 +167,8 @@ def set_metrics(
 ) -> dict[str, Float[Tensor, "groups rollouts"]]:
     """What a person wants to see of the sets.
 
-    ``reward_best``: the best candidate under the deployment weights. ``set_diversity``, ``group_diversity``: distance
-    between two candidates of a rollout, and of a prompt. ``objective/<key>``: mean over the set, and over all of a
+    ``reward_best``: the best candidate under the deployment weights. ``set_diversity``, ``group_diversity``: L1
+    distance of two candidates of a rollout, and of a prompt. ``objective/<key>``: mean over the set, and over all of a
     prompt's objectives where they are ragged.
     """
     present = torch.ones_like(matrices, dtype=torch.bool) if mask is None else mask
@@ -177,11 +177,10 @@ def set_metrics(
         scalars = matrices.sum(-1) / counts[..., None]
     else:
         scalars = matrices @ torch.tensor(spec.objective_weights)
-    padding = matrices.shape[-1] / counts  # absent objectives are columns of zeros in a mean distance
     metrics = {
         "reward_best": scalars.masked_fill(~present.any(-1), float("-inf")).amax(-1),
-        "set_diversity": mean_distance(matrices) * padding,
-        "group_diversity": (mean_distance(matrices.flatten(1, 2))[:, None] * padding).expand(matrices.shape[:2]),
+        "set_diversity": mean_distance(matrices),
+        "group_diversity": mean_distance(matrices.flatten(1, 2))[:, None].expand(matrices.shape[:2]),
     }
     if spec.ragged:
         means = matrices.sum((2, 3)) / present.sum((2, 3)).clamp(min=1)
@@ -191,10 +190,10 @@ def set_metrics(
 
 
 def mean_distance(vectors: Float[Tensor, "*batch vectors objectives"]) -> Float[Tensor, "*batch"]:
-    """Mean L1 distance of two reward vectors, over the objectives; 0 for one vector."""
+    """Mean L1 distance of two reward vectors, summed over the objectives as in a pool; 0 for one vector."""
     n = vectors.shape[-2]
     pairs_won_minus_lost = 2.0 * torch.arange(n) - (n - 1)  # by the i-th smallest value, against the others
-    distances = (vectors.sort(-2).values * pairs_won_minus_lost[:, None]).sum(-2).mean(-1)
+    distances = (vectors.sort(-2).values * pairs_won_minus_lost[:, None]).sum((-2, -1))
     return distances / max(n * (n - 1) / 2, 1)
 
 
