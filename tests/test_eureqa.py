@@ -32,7 +32,7 @@ def candidate(*names: str) -> str:
         ),
         (candidate(*NAMES[::-1]), [0, 0, 1, 0, 0]),
         ("<entity_E>são paulo</entity_E> then <entity_A>Robert Rodriguez</entity_A>", [1, 0, 0, 0, 1]),
-        ("<entity_a>Robert Rodriguez</entity_a>", [0] * 5),
+        ("<entity_a>Robert Rodriguez</Entity_A>", [1, 0, 0, 0, 0]),
         ("Robert_Rodriguez", [0] * 5),
         (candidate("", "", "", "", ""), [0] * 5),
         ("", [0] * 5),

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -71,6 +72,18 @@ def test_golden_routes(route: str, rewards: tuple[float, ...]) -> None:
     assert score(route, OPEN) == pytest.approx(rewards)
 
 
+def test_linear_shares() -> None:
+    """What the authors' sheet says: shares as they are, and a bonus cell without effect."""
+    linear = {**OPEN, "shares": "linear"}
+    assert score("RIGHT RIGHT RIGHT DOWN DOWN RIGHT DOWN DOWN", linear) == (1, 0.5, 0, 1)
+    assert score("RIGHT DOWN DOWN LEFT RIGHT RIGHT RIGHT RIGHT DOWN DOWN", linear) == (1, 0, 0.2, 0.5)
+    assert read_label(linear).label() == linear and "shares" not in read_label(OPEN).label()
+    assert ceiling(linear, [0.25] * 4) == pytest.approx((1 + 0.5 + 1 + 1) / 4)
+    assert split_of(read_label(linear)) == split_of(read_label(OPEN))
+    rows = {name: next(load_spec(name).rows("test", 1, 0))["label"] for name in ("maze", "maze_small")}
+    assert rows["maze"]["shares"] == "linear" and rows["maze_small"].keys() == {"grid", "max_steps"}
+
+
 def ceiling(label: dict, weights: list[float]) -> float:
     """The best value `weights · rewards` on the solver's front."""
     front = solve(read_label(label))
@@ -112,7 +125,7 @@ def test_the_solver_against_every_route(grid: tuple[str, ...], max_steps: int) -
     while todo:
         cell, visited, steps = todo.pop()
         if maze.tile(cell) == "E":
-            reached.add(reward_vector(maze, set(visited)))
+            reached.add(reward_vector(maze, Counter(map(maze.tile, visited))))
         elif steps < max_steps:
             for dr, dc in MOVES.values():
                 step = (cell[0] + dr, cell[1] + dc)
@@ -201,6 +214,52 @@ def test_moves_are_read_leniently_and_nothing_else_is() -> None:
     assert parse_route("") == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DOWN RIGHT.",
+        "DOWN \u2192 RIGHT",
+        "DOWN -> RIGHT",
+        "DOWN => RIGHT;",
+        "**DOWN RIGHT**",
+        "- **DOWN**\n- *right*",
+        "`DOWN` `RIGHT`",
+        "```\nDOWN RIGHT\n```",
+        "[DOWN, RIGHT]",
+        '["DOWN", "RIGHT"]',
+        "(DOWN, RIGHT)",
+        "1. DOWN\n2. RIGHT",
+        "1) Down 2) Right",
+        "DOWN (past the lava), RIGHT (to the gold at (3, 4))",
+        "DOWN-RIGHT",
+        "DOWN|RIGHT",
+    ],
+)
+def test_moves_as_models_write_them(text: str) -> None:
+    assert parse_route(text) == ["DOWN", "RIGHT"]
+    assert score(text, OPEN) == score("DOWN RIGHT", OPEN) and canonical(text, OPEN) == canonical("DOWN RIGHT", OPEN)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["DOWN RIGHT x3", "DOWN 3 RIGHT", "DOWNRIGHT", "Step 1: DOWN", "DOWN \u2026 RIGHT", "D R", "<b>DOWN</b>", "\u2193"],
+)
+def test_what_is_no_list_of_moves(text: str) -> None:
+    assert parse_route(text) is None and score(text, OPEN) == (0, 0, 0, 0)
+
+
+@given(
+    st.lists(
+        st.sampled_from([*MOVES, "up", "(", ")", "[", "1.", "12)", ",", "\n", "go", "\ud800", "\u2192", "0"]),
+        max_size=30,
+    )
+)
+def test_any_text_is_a_route_or_not(words: list[str]) -> None:
+    moves = parse_route(" ".join(words))
+    assert moves is None or (set(moves) <= set(MOVES) and len(moves) <= len(words))
+    assert moves is not None or "go" in words or "\ud800" in words or "0" in words or ")" in words
+
+
 def test_duplicates_share_a_canonical_form() -> None:
     route = "RIGHT RIGHT RIGHT RIGHT DOWN DOWN DOWN DOWN"
     assert canonical(route, OPEN) == canonical(f"up {route.lower()} UP", OPEN)
@@ -229,6 +288,8 @@ def test_splits_are_disjoint_and_seeded() -> None:
         ({"grid": ["SS", ".E"], "max_steps": 3}, "exactly one S and one E"),
         ({"grid": ["S.", ".E"], "max_steps": 0}, "positive integer"),
         ({"grid": ["S.", ".E"], "max_steps": True}, "positive integer"),
+        ({"grid": ["S.", ".E"], "max_steps": []}, "is a number"),
+        ({"grid": ["S.", ".E"], "max_steps": 3, "shares": "cubed"}, "'linear' or 'squared', not 'cubed'"),
     ],
 )
 def test_a_label_without_what_the_scorer_needs(label: object, sentence: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,188 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpo_plugin.rewards import RewardSpec, SpecError, check_spec, load_spec, parse_candidates
-from vpo_plugin.rewards.candidates import parse_fenced, parse_separated, text_between
 from vpo_plugin.rewards.formats import render_prompt, write_response
 from vpo_plugin.rewards.scoring import score_response
 from vpo_plugin.rewards.task import check_label, read_rows
 
 SPECS = Path(__file__).parent.parent / "reward_specs"
 
-# ------------------------------------------------------------------------------------------------ the parser
-
-FRAGMENTS = st.sampled_from(
-    [
-        "<route_1>",
-        "</route_1>",
-        "<route_2>",
-        "</route_2>",
-        "<route_",
-        "<route_07>",
-        "</route_",
-        "</",
-        ">",
-        "UP",
-        " ",
-        "\n",
-        "```",
-        "```python",
-        "\n```\n",
-        "\n```python\n",
-        "\n---\n",
-        "---",
-        "\r",
-        "\x00",
-        "\ud800",
-        "é",
-        "\u202e\u05e9\u05dc\u05d5\u05dd\u202c",
-        "\u0663",
-    ]
-)
-RESPONSES = st.one_of(
-    st.text(st.characters(exclude_categories=[]), max_size=200), st.lists(FRAGMENTS, max_size=60).map("".join)
-)
-PARSERS = {
-    "tag": lambda response, candidates: parse_candidates(response, "route", candidates),
-    "fence": lambda response, candidates: parse_fenced(response, "python", candidates),
-    "separator": lambda response, candidates: parse_separated(response, "---", candidates),
-}
-
-
-@pytest.mark.parametrize("parse", PARSERS.values(), ids=PARSERS)
-@settings(deadline=None)
-@given(response=RESPONSES, candidates=st.integers(1, 5))
-def test_parsers_take_any_text(parse, response: str, candidates: int) -> None:
-    parsed = parse(response, candidates)
-    assert len(parsed) == candidates
-    for candidate in parsed:
-        assert candidate is None or (candidate in response and candidate == candidate.strip())
-
-
-@settings(deadline=None)
-@given(RESPONSES, st.integers(1, 5))
-def test_tags_surround_what_is_parsed(response: str, candidates: int) -> None:
-    for slot, candidate in enumerate(parse_candidates(response, "route", candidates), start=1):
-        if candidate is not None:
-            assert f"<route_{slot}>" in response and f"</route_{slot}>" in response and "<route_" not in candidate
-
-
-TEXTS = st.text(st.characters(exclude_characters="<`-"), max_size=30).map(str.strip)
-
-
-@settings(deadline=None)
-@given(st.lists(TEXTS, min_size=1, max_size=5), st.randoms(use_true_random=False))
-def test_tags_are_read_back_in_any_order(texts: list[str], rng) -> None:
-    slots = [f"noise <route_{s}>{text}</route_{s}> noise" for s, text in enumerate(texts, start=1)]
-    rng.shuffle(slots)
-    assert parse_candidates("\n".join(slots), "route", len(texts)) == texts
-
-
-@settings(deadline=None)
-@given(st.lists(TEXTS, min_size=1, max_size=5))
-def test_code_blocks_and_parts_are_read_back(texts: list[str]) -> None:
-    blocks = "\n".join(f"Here:\n```python\n{text}\n```" for text in texts)
-    assert parse_fenced(blocks, "python", len(texts)) == texts
-    assert parse_separated("\n---\n".join(texts), "---", len(texts)) == [text or None for text in texts]
-
-
-@pytest.mark.parametrize(
-    ("response", "expected"),
-    [
-        ("<route_1> UP </route_1>\n<route_2>\nDOWN\n</route_2>", ["UP", "DOWN"]),
-        ("<route_2> UP </route_2>", [None, "UP"]),
-        ("<route_1> UP", [None, None]),
-        ("UP </route_1>", [None, None]),
-        ("</route_1> <route_1> UP </route_1>", ["UP", None]),
-        ("<route_1> UP </route_1> <route_1> DOWN </route_1>", ["UP", None]),
-        ("I use <route_1> tags. <route_1> UP </route_1>", ["UP", None]),
-        ("<route_1> UP <route_2> DOWN </route_2> </route_1>", [None, "DOWN"]),
-        ("<route_1> UP <route_2> DOWN </route_2>", [None, "DOWN"]),
-        ("<route_1></route_1>", ["", None]),
-        ("<ROUTE_1> UP </ROUTE_1>", [None, None]),
-        ("<route_01> UP </route_01> <route_\u0662> UP </route_\u0662>", [None, None]),
-        ("<route_0> UP </route_0> <route_ UP </route_", [None, None]),
-        ("<route_3> UP </route_3>", [None, None]),
-        # A tag in code is a tag: the candidate that it opens in cannot be told.
-        ("<route_1> print('<route_2>') </route_1> <route_2> UP </route_2>", [None, "UP"]),
-        ("<route_1> print('</route_1>') </route_1>", ["print('", None]),
-        ("", [None, None]),
-    ],
-)
-def test_tags_on_odd_responses(response: str, expected: list[str | None]) -> None:
-    assert parse_candidates(response, "route", 2) == expected
-
-
-@pytest.mark.parametrize(
-    ("response", "expected"),
-    [
-        ("```python\na\n```\ntext\n```\nb\n```\n```python\nc\n```", ["a", "b"]),
-        ("```bash\nls\n```\n```Python\na\n```", ["a", None]),
-        ("```python\na\n```python\nb\n```", ["a\n```python\nb", None]),
-        ("```python\na", [None, None]),
-        ("  ```python title=x\r\na\r\n  ```\r\n", ["a", None]),
-        ("inline ```python a``` code", [None, None]),
-        ("```python\n```", ["", None]),
-    ],
-)
-def test_code_blocks_on_odd_responses(response: str, expected: list[str | None]) -> None:
-    assert parse_fenced(response, "python", 2) == expected
-
-
-@pytest.mark.parametrize(
-    ("response", "expected"),
-    [
-        ("a\n---\nb\n---\nc", ["a", "b"]),
-        ("a\r\n --- \r\nb", ["a", "b"]),
-        ("---\na", [None, "a"]),
-        ("a --- b\n----\nc", ["a --- b\n----\nc", None]),
-        ("", [None, None]),
-    ],
-)
-def test_separators_on_odd_responses(response: str, expected: list[str | None]) -> None:
-    assert parse_separated(response, "---", 2) == expected
-
-
-@pytest.mark.parametrize("parse", PARSERS.values(), ids=PARSERS)
-@pytest.mark.parametrize(
-    "megabyte",
-    [
-        "<route_1>" * 120000,
-        "<route_1> UP " * 80000 + "</route_1>",
-        "</route_1>" * 100000,
-        "x" * 1000000,
-        "<route_1>" + "</route_1" * 110000,
-        "<route_" * 140000,
-        "<route_1" + "0" * 1000000,
-        " " * 1000000,
-        "```" + " " * 1000000 + "`",
-        "```python\n" * 100000,
-        "---\n" * 250000,
-        "---" + " " * 1000000 + "x",
-        "```" * 330000,
-        "\n" * 1000000,
-        "\u202e\u05d0" * 500000,
-    ],
-    ids=range(15),
-)
-def test_parsers_take_linear_time(parse, megabyte: str) -> None:
-    for candidates in (3, 100_000):
-        started = time.process_time()
-        parse(megabyte, candidates)
-        assert time.process_time() - started < 1.0
-
-
-@pytest.mark.parametrize("megabyte", ["<a>" * 330_000, "</a>" * 250_000, "<a>" + "</a" * 330_000, "x" * 1_000_000])
-def test_inner_tags_take_linear_time(megabyte: str) -> None:
-    started = time.process_time()
-    assert text_between(megabyte, "a") is None
-    assert time.process_time() - started < 0.2
-
-
-@settings(deadline=None)
-@given(st.lists(st.sampled_from(["<a>", "</a>", "x", "<a", "\0", "\ud800"]), max_size=30).map("".join))
-def test_inner_tags_of_any_text(text: str) -> None:
-    found = text_between(text, "a")
-    assert found is None or ("<a>" not in found and "</a>" not in found and f"<a>{found}</a>" in text)
+RESPONSES = st.text(st.characters(exclude_categories=[])) | st.lists(
+    st.sampled_from(["<route_1>", "</route_1>", "<route_2>", "</route_2>", "<route_", "UP", " ", "\n", "\ud800"])
+).map("".join)
 
 
 def test_a_hundred_thousand_candidates() -> None:
@@ -201,16 +27,8 @@ def test_a_hundred_thousand_candidates() -> None:
     texts = [f"UP {slot}" for slot in range(1, 100_001)]
     response = write_response(spec, texts)
     assert parse_candidates(response, "route", 100_000) == texts
-    started = time.process_time()
     scored = score_response(spec, response, LABEL, 100_000)
     assert scored.matrix.shape == (100_000, 4) and 0 < scored.parsed < 100  # the response is cut to its limit
-    assert time.process_time() - started < 2
-
-
-def test_parser_refuses_no_candidates() -> None:
-    for parse in PARSERS.values():
-        with pytest.raises(ValueError, match="at least 1 candidate, not 0"):
-            parse("", 0)
 
 
 # ------------------------------------------------------------------------------------------------ the spec

@@ -34,6 +34,8 @@ def call(name: str, **parameters: Any) -> dict[str, Any]:
 WEATHER = call("weather", city="New York City", days=3, metric=True)
 TWO = {"gold": turn(WEATHER, call("time", zone="UTC"))}
 NONE = {"gold": turn(response="Which city?")}
+SAY = {"gold": turn(call("say", text=turn(WEATHER, think=None)))}
+QWEN = '\n<tool_call>\n{"name": "time", "arguments": {"zone": "UTC"}}\n</tool_call>'
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,15 @@ NONE = {"gold": turn(response="Which city?")}
         (turn(WEATHER), NONE, [0, 0, 0, 0]),
         (turn("", response="In which city?"), NONE, [0, 1, 1, 1]),
         ("Which city?", NONE, [0, 0, 0, 0]),
+        # Qwen's way: a block for each call, and arguments.
+        (turn({"name": "weather", "arguments": WEATHER["parameters"]}) + QWEN, TWO, [1, 1, 1, 1]),
+        (turn(WEATHER) + "\n<Tool_Call>{broken</tool_call>" + QWEN, TWO, [0, 1, 1, 1]),
+        # No call: in a JSON string, in the thoughts, in what is said.
+        (turn(call("say", text=turn(WEATHER, think=None)), think=turn(WEATHER)), SAY, [1, 1, 1, 1]),
+        (turn(WEATHER) + turn(call("say", text=turn(WEATHER, think=None))), SAY, [1, 1, 1, 1]),
+        (turn(WEATHER) + "</think>" + turn(response="In which city?", think=None), NONE, [1, 1, 1, 1]),
+        (turn(response=f"In which city? {turn(WEATHER, think=None)}"), NONE, [1, 1, 1, 1]),
+        ("<think> So <tool_call>" + json.dumps(WEATHER) + "</tool_call>", TWO, [0, 0, 0, 0]),
         ("", NONE, [0, 0, 0, 0]),
     ],
 )
@@ -77,7 +88,14 @@ def test_golden_rewards(text: str, label: dict[str, str], rewards: list[float]) 
 @pytest.mark.parametrize(
     ("value", "gold", "match"),
     [
-        (3, 3, 1), (3.0, 3, 1), ("3", 3, 1), (3, "3.0", 1), ("3e0", "3", 1), (4, 3, 0), ("three", 3, 0), (True, 1, 0),
+        (3, 3, 1), (3.0, 3, 1), ("3", 3, 1), (3, " 3 ", 1), (4, 3, 0), ("three", 3, 0), (True, 1, 0), (3, -3, 0),
+        # Text that looks like a number is text.
+        ("00100", 100, 0), (100, "00100", 0), ("3e0", "3", 0), (3, "3.0", 0), ("1.10", "1.1", 0), (1.1, "1.10", 0),
+        ("-3", 3, 0), ("10.5", "105", 0), ("76561198050832300", "76561198050832307", 0), ([1], ["01"], 0),
+        (76561198050832300, 76561198050832307, 0), (2.0**60, 2**60, 1), (2.0**60, 2**60 + 1, 0),
+        # Empty containers count.
+        ({"b": 1}, {"a": [], "b": 1}, 2 / 3), ([], [], 1), ([], {}, 0), ({}, {"a": {}}, 0), ([None], ["None"], 0),
+        ({"a/b": 1}, {"a": {"b": 1}}, 0),
         (True, True, 1), ("True", True, 1), ("false", True, 0), (1, True, 0), (None, True, 0),
         ("New York", "new york city", 0.8), ("", "x", 0), (None, None, 1), (None, "None", 0), ("x", None, 0),
         ([1, 2, 3], [1, 2, 3], 1), ([1, 2], [1, 2, 3], 0.8), ([10.5], [105], 0), ("1", [1], 1), ({"a": 1}, {"a": 2}, 0),
@@ -104,7 +122,13 @@ def test_alignment_is_by_name_first() -> None:
     ("a", "b", "same"),
     [
         (turn(WEATHER, think="one"), turn(WEATHER, think="two"), True),
-        (turn(call("f", a=1, b=2)), turn('{"parameters": {"b": 2, "a": "1.0"}, "name": "f"}'), True),
+        (turn(call("f", a=1, b=2)), turn('{"parameters": {"b": 2, "a": "1"}, "name": "f"}'), True),
+        (turn(call("f", a=1, b=2)), turn({"name": "f", "arguments": {"a": 1.0, "b": 2}}), True),
+        (turn(call("f", a=1, b=2), call("g")), turn(call("g")) + turn(call("f", a=1, b=2), think=None), True),
+        (turn(call("f", a=[], b=1)), turn(call("f", b=1)), False),
+        (turn(call("f", **{"a/b": 1})), turn(call("f", a={"b": 1})), False),
+        (turn(call("f", a=[1, 1])), turn(call("f", a=[1])), False),
+        (turn(call("f"), call("f")), turn(call("f")), False),
         (turn(call("f", a=1)), turn(call("f", a=2)), False),
         (turn(call("f", a=1)), turn(call("f", b=1)), False),
         (turn(response="Hello there"), turn(response="hello there!"), True),
@@ -134,6 +158,7 @@ PIECES = st.sampled_from(
         "<tool_call>",
         "</tool_call>",
         "<response>",
+        "</Response>",
         "{",
         "}",
         '"name"',
@@ -168,8 +193,16 @@ def test_any_candidate_has_rewards(text: str, label: dict[str, str]) -> None:
 @given(CALLS)
 def test_a_well_formed_turn_scores_one_against_itself(calls: list[dict[str, Any]]) -> None:
     gold = turn(*calls, response=None if calls else "Nothing to do.")
-    if "</tool_call>" not in "".join(map(str, calls)):
-        assert score(gold, {"gold": gold}) == [1, 1, 1, 1]
+    assert score(gold, {"gold": gold}) == [1, 1, 1, 1]
+
+
+@settings(deadline=None)
+@given(CALLS.filter(bool), st.lists(st.sampled_from(["</tool_call>", "<think>", "</think>", "<tool_call>", "{}", "a"])))
+def test_tags_in_an_argument_are_text(calls: list[dict[str, Any]], words: list[str]) -> None:
+    calls[0]["parameters"]["text"] = " ".join(words)
+    assert [call.parameters for call in read(turn(*calls)).calls] == [
+        json.loads(json.dumps(call["parameters"])) for call in calls
+    ] or "NaN" in json.dumps(calls)
 
 
 @pytest.mark.parametrize(

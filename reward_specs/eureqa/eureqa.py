@@ -3,10 +3,11 @@
 A candidate holds `<entity_A>…</entity_A>` to `<entity_E>…</entity_E>`. The rewards are those of arXiv 2605.22817.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vpo_plugin.rewards.candidates import text_between
+from vpo_plugin.rewards.candidates import texts_between
 from vpo_plugin.rewards.data import on_hub, read_dataset, shuffled
 from vpo_plugin.rewards.text import normalize
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LETTERS = "ABCDE"
+TAGS = [f"entity_{letter}" for letter in LETTERS]
 NORMAL, HARD = "questions_normal_5", "questions_hard_5"
 SHUFFLE_SEED = 0  # of the hard questions, before they are halved
 
@@ -52,25 +54,26 @@ def _hub_split(source: str, split: str) -> "Dataset":
 def label_check(label: object) -> None:
     """Raises ValueError if a label is not `{"entities": [five names]}`."""
     entities = label.get("entities") if isinstance(label, dict) else None
-    if not isinstance(entities, list) or len(entities) != len(LETTERS) or not all(map(_name, entities)):
+    named = isinstance(entities, list) and [isinstance(entity, str) and _name(entity) != "" for entity in entities]
+    if named != [True] * len(LETTERS):
         raise ValueError(f"A EUREQA label's 'entities' lists the names of A to E, not {str(entities)[:80]!r}.")
 
 
-def _name(entity: object) -> str:
+@functools.lru_cache(maxsize=1024)
+def _name(entity: str | None) -> str:
     """A Wikipedia title as it is compared: underscores are spaces, and the rest as SQuAD normalizes."""
-    if not isinstance(entity, str):
-        return ""
-    spaced = entity.replace("_", " ")
+    spaced = (entity or "").replace("_", " ")
     return normalize(spaced) or spaced.strip().lower()  # a title may be all articles and punctuation
 
 
+@functools.lru_cache(maxsize=64)  # canonical and score read the same candidate
 def read(candidate: str) -> tuple[str, ...]:
     """The normalized names of A to E in a candidate, empty where there is none."""
-    return tuple(_name(text_between(candidate, f"entity_{letter}")) for letter in LETTERS)
+    return tuple(map(_name, texts_between(candidate, *TAGS)))
 
 
 def score(candidate: str, label: dict) -> list[float]:
-    """entity_a … entity_e (scorer entry point)."""
+    """entity_a … entity_e."""
     return [float(found == _name(gold)) for found, gold in zip(read(candidate), label["entities"], strict=True)]
 
 

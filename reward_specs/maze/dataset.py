@@ -1,6 +1,7 @@
 """Prompts of the maze task: the dataset loader that both maze specs name."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from reward_specs.maze.maze import Geometry, Maze, mazes
 
@@ -16,16 +17,19 @@ WORDS = {
 }
 
 
-def rows(split: str, num_rows: int, seed: int, *, geometry: Mapping, style: str) -> Iterator[dict]:
+def rows(
+    split: str, num_rows: int, seed: int, *, geometry: Mapping, style: str, shares: str = "squared"
+) -> Iterator[dict]:
     """`num_rows` rows `{"prompt", "label"}` of a split; `geometry` holds the fields of `maze.Geometry`.
 
+    `shares`, `linear` or `squared`, says how the rewards follow from what a route collects (`maze.reward_vector`).
     `style` is `picture` (a drawing with its legend, for language models) or `words` (one word a tile, which a
     word-level tokenizer reads as one token).
     """
     numbers: dict = {key: tuple(n) if isinstance(n, list | tuple) else n for key, n in geometry.items()}
     render = {"picture": picture, "words": tile_words}[style]
     for maze in mazes(split, num_rows, seed, Geometry(**numbers)):
-        yield {"prompt": render(maze), "label": maze.label()}
+        yield {"prompt": render(maze), "label": replace(maze, shares=shares).label()}
 
 
 def picture(maze: Maze) -> str:

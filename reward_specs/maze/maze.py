@@ -7,16 +7,16 @@ corners, never both. That is the trade-off the task is about. Geometry and rewar
 2605.22817.
 """
 
+import functools
 import hashlib
 import itertools
 import json
 import random
 import re
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-OBJECTIVES = ("completion", "gold", "diamond", "avoid_lava")
 MOVES = {"UP": (-1, 0), "DOWN": (1, 0), "LEFT": (0, -1), "RIGHT": (0, 1)}
 BONUS_FACTOR = 1.5
 TEST_SHARE = 8  # one maze in eight belongs to the test split
@@ -44,6 +44,8 @@ PAPER = Geometry(size=9, openings=(18, 28), gold=(3, 5), diamonds=(3, 5), lava=(
 class Maze:
     grid: tuple[str, ...]
     max_steps: int
+    shares: str = "squared"
+    """How gold, diamonds and lava are paid: `linear` or `squared`, see `reward_vector`."""
 
     def tile(self, cell: Cell) -> str:
         """The tile at a (row, column); whatever lies outside the grid is wall."""
@@ -54,30 +56,52 @@ class Maze:
     def cells(self, tile: str) -> list[Cell]:
         return [(r, c) for r, line in enumerate(self.grid) for c, t in enumerate(line) if t == tile]
 
+    @functools.cached_property
+    def board(self) -> str:
+        """The rows one after another, each with a wall behind it, and a row of walls above and below."""
+        border = "#" * (len(self.grid) + 1)
+        return f"{border}{'#'.join(self.grid)}#{border}"
+
+    @functools.cached_property
+    def total(self) -> Mapping[str, int]:
+        """How many tiles of each kind there are."""
+        return Counter(self.board)
+
     def label(self) -> dict:
-        return {"grid": list(self.grid), "max_steps": self.max_steps}
+        plain = {"grid": list(self.grid), "max_steps": self.max_steps}
+        return plain if self.shares == "squared" else {**plain, "shares": self.shares}
 
 
 # ------------------------------------------------------------------------------------------------ labels
 
 
 def read_label(label: object) -> Maze:
-    """The maze of a dataset label, `{"grid": [rows], "max_steps": int}`.
+    """The maze of a dataset label, `{"grid": [rows], "max_steps": int}`, and "shares" where they are linear.
 
     Raises ValueError, in one sentence, if the label lacks what the scorer needs.
     """
-    if not isinstance(label, dict) or not {"grid", "max_steps"} <= label.keys():
+    if not isinstance(label, dict) or "grid" not in label or "max_steps" not in label:
         raise ValueError(f"A maze label needs the keys 'grid' and 'max_steps'; this one is {str(label)[:80]!r}.")
-    grid, max_steps = label["grid"], label["max_steps"]
-    if not isinstance(grid, list | tuple) or not grid or any(not isinstance(row, str) for row in grid):
+    grid = label["grid"]
+    if not isinstance(grid, list | tuple) or not grid or not all([isinstance(row, str) for row in grid]):
         raise ValueError("A maze label's 'grid' must be a list of strings, one for each row.")
+    try:
+        return _maze(tuple(grid), label["max_steps"], label.get("shares", "squared"))
+    except TypeError:  # not hashable
+        raise ValueError("A maze label's 'max_steps' is a number, and its 'shares' a word.") from None
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _maze(grid: tuple[str, ...], max_steps: object, shares: object) -> Maze:
     if any(len(row) != len(grid) for row in grid) or not set("".join(grid)) <= set("SE#.GDLB"):
         raise ValueError("A maze label's 'grid' must be a square of the tiles S E # . G D L B.")
     if any("".join(grid).count(tile) != 1 for tile in "SE"):
         raise ValueError("A maze label's 'grid' must hold exactly one S and one E.")
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"A maze label's 'max_steps' must be a positive integer, not {max_steps!r}.")
-    return Maze(tuple(grid), max_steps)
+    if shares not in ("linear", "squared"):
+        raise ValueError(f"A maze label's 'shares' are 'linear' or 'squared', not {shares!r}.")
+    return Maze(grid, max_steps, shares)
 
 
 label_check = read_label
@@ -85,47 +109,76 @@ label_check = read_label
 
 # ------------------------------------------------------------------------------------------------ routes
 
+_MARKS = str.maketrans(
+    dict.fromkeys(",.;:|/+-=>*_`'\"()[]{}\u2013\u2014\u2190\u2192\u21d2\u27a1\u27f6\ufe0f\u2022", " ")
+)
+_REMARK = re.compile(r"\(([^()]*)\)")
+_NUMBER = re.compile(r"(?<!\w)[0-9]{1,3}[.):](?!\w)")
+
 
 def parse_route(text: str) -> list[str] | None:
-    """The moves in `text`, words separated by spaces or commas in any case; None if another word is among
-    them.
+    """The moves in `text`, in any case; None if another word is among them.
+
+    What models put around moves is left out: commas, full stops, arrows and dashes, Markdown, brackets, the numbers of
+    a list, and remarks in parentheses.
     """
-    words = [word.upper() for word in re.split(r"[\s,]+", text) if word]
-    return words if all(word in MOVES for word in words) else None
+    words = text.upper().split()
+    if MOVES.keys() >= set(words):
+        return words
+    for _ in range(2):  # a remark may hold a place: (to the gold at (3, 4))
+        text = _REMARK.sub(lambda remark: remark[1] if parse_route(remark[1]) else " ", text)
+    words = _NUMBER.sub(" ", text).translate(_MARKS).upper().split()
+    return words if MOVES.keys() >= set(words) else None
 
 
 def walk(maze: Maze, moves: Sequence[str]) -> list[Cell]:
-    """The cells a route visits, from the start on: it ends at the exit or when the step budget is used up.
+    """The cells a route visits in order, from the start on: it ends at the exit or when the step budget is used up.
 
-    A move into a wall or over the border stays in place and costs its step.
+    A move into a wall or over the border costs its step and leads nowhere.
     """
-    cell = maze.cells("S")[0]
-    path = [cell]
+    return _cells(maze, _places(maze, moves))
+
+
+def _cells(maze: Maze, places: Sequence[int]) -> list[Cell]:
+    width = len(maze.grid) + 1
+    return [(place // width - 1, place % width) for place in places]
+
+
+def _places(maze: Maze, moves: Sequence[str]) -> tuple[int, ...]:
+    """The same cells as places on the maze's board."""
+    board, width = maze.board, len(maze.grid) + 1
+    steps = {"UP": -width, "DOWN": width, "LEFT": -1, "RIGHT": 1}
+    place = board.index("S")
+    path = [place]
     for move in moves[: maze.max_steps]:
-        step = (cell[0] + MOVES[move][0], cell[1] + MOVES[move][1])
-        if maze.tile(step) != "#":
-            cell = step
-        path.append(cell)
-        if maze.tile(cell) == "E":
-            break
-    return path
+        tile = board[place + steps[move]]
+        if tile != "#":
+            place += steps[move]
+            path.append(place)
+            if tile == "E":
+                break
+    return tuple(path)
 
 
-def reward_vector(maze: Maze, visited: set[Cell]) -> RewardVector:
-    """Rewards in [0, 1], in the order of OBJECTIVES, of a route that visited these cells; all zero without
-    the exit.
+@functools.lru_cache(maxsize=64)  # canonical, score and drawing ask for the same route
+def _visited(candidate: str, maze: Maze) -> tuple[int, ...] | None:
+    moves = parse_route(candidate)
+    return _places(maze, moves) if moves else None if moves is None else ()
 
-    Gold, diamond and avoid_lava are squared fractions, times 1.5 with the bonus cell, at most 1.
+
+def reward_vector(maze: Maze, seen: Mapping[str, int]) -> RewardVector:
+    """Rewards in [0, 1], in the order completion, gold, diamond, avoid_lava; all zero without the exit.
+
+    `seen` counts the cells of each kind that a route visits. The last three are the shares of gold and diamonds
+    collected and of lava kept off: as they are (`linear`), or squared and times 1.5 with the bonus cell, at most 1.
     """
-    seen = {tile: len(visited.intersection(maze.cells(tile))) for tile in "EGDLB"}
-    return _reward_vector(seen, {tile: len(maze.cells(tile)) for tile in "GDL"})
-
-
-def _reward_vector(seen: dict[str, int], total: dict[str, int]) -> RewardVector:
     if not seen["E"]:
         return (0.0, 0.0, 0.0, 0.0)
+    total = maze.total
+    gold, diamond, lava = [seen[tile] / total[tile] if tile in total else 0.0 for tile in "GDL"]
+    if maze.shares == "linear":
+        return (1.0, gold, diamond, 1.0 - lava)
     factor = BONUS_FACTOR if seen["B"] else 1.0
-    gold, diamond, lava = (seen[tile] / total[tile] if total[tile] else 0.0 for tile in "GDL")
     return (
         1.0,
         min(1.0, factor * gold**2),
@@ -135,20 +188,17 @@ def _reward_vector(seen: dict[str, int], total: dict[str, int]) -> RewardVector:
 
 
 def score(candidate: str, label: dict) -> RewardVector:
-    """The reward vector of one candidate route (scorer entry point)."""
+    """The reward vector of one candidate route."""
     maze = read_label(label)
-    return reward_vector(maze, set(walk(maze, parse_route(candidate) or [])))
+    board = maze.board
+    tiles = [board[place] for place in set(_visited(candidate, maze) or ())]
+    return reward_vector(maze, {tile: tiles.count(tile) for tile in "EGDLB"})
 
 
-def canonical(candidate: str, label: dict) -> str:
-    """The cells a candidate visits, as text: routes that differ only in bumps or after the exit are
-    duplicates.
-    """
-    moves = parse_route(candidate)
-    if moves is None:
-        return candidate
-    path = walk(read_label(label), moves)
-    return " ".join(f"{r},{c}" for i, (r, c) in enumerate(path) if i == 0 or path[i - 1] != (r, c))
+def canonical(candidate: str, label: dict) -> Hashable:
+    """The cells a candidate visits: routes that differ only in bumps or after the exit are duplicates."""
+    route = _visited(candidate, read_label(label))
+    return candidate if route is None else route
 
 
 # ------------------------------------------------------------------------------------------------ drawing
@@ -169,12 +219,12 @@ def drawing(label: dict, candidates: Sequence[str]) -> dict:
     maze = read_label(label)
     size = len(maze.grid)
     cells = [(x, y) for y in range(size) for x in range(size) if maze.tile((y, x)) in TILES]
-    routes = [parse_route(candidate) for candidate in candidates]
+    routes = [_visited(candidate, maze) for candidate in candidates]
     return {
         "width": size,
         "height": size,
         "tiles": [{"x": x, "y": y, **TILES[maze.tile((y, x))]} for x, y in cells],
-        "routes": [[(x, y) for y, x in walk(maze, route)] if route else None for route in routes],
+        "routes": [[(x, y) for y, x in _cells(maze, route)] if route else None for route in routes],
     }
 
 
@@ -209,7 +259,6 @@ def solve(maze: Maze) -> dict[RewardVector, list[str]]:
     items = [cell for tile in "GDLB" for cell in maze.cells(tile)]
     bit = {cell: 1 << i for i, cell in enumerate(items)}
     kind = [maze.tile(cell) for cell in items]
-    total = {tile: kind.count(tile) for tile in "GDL"}
     start, goal = maze.cells("S")[0], maze.cells("E")[0]
     to_exit = distances(maze, goal)
     neighbours = {cell: _neighbours(maze, cell) for cell in to_exit}
@@ -231,7 +280,7 @@ def solve(maze: Maze) -> dict[RewardVector, list[str]]:
                     arrivals.append(arrival)
                     continue
                 seen = {tile: sum(k == tile for i, k in enumerate(kind) if arrival[1] >> i & 1) for tile in "GDLB"}
-                ends.setdefault(_reward_vector({**seen, "E": 1}, total), arrival)
+                ends.setdefault(reward_vector(maze, {**seen, "E": 1}), arrival)
         frontier = arrivals
     return {vector: _route(came_from, end) for vector, end in ends.items() if not _dominated(vector, ends)}
 
@@ -390,7 +439,7 @@ def _prim(rng: random.Random, size: int) -> dict[Cell, str]:
 
 def split_of(maze: Maze) -> str:
     """`train` or `test`, decided by the maze itself, so that no seed can put a test maze into training."""
-    digest = hashlib.sha256(json.dumps(maze.label()).encode()).digest()
+    digest = hashlib.sha256(json.dumps({"grid": maze.grid, "max_steps": maze.max_steps}).encode()).digest()
     return "test" if digest[0] % TEST_SHARE == 0 else "train"
 
 

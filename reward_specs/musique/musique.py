@@ -3,14 +3,17 @@
 A candidate holds `<support>3, 7</support>` and `<answer>…</answer>`. The rewards are those of arXiv 2605.22817.
 """
 
+import functools
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 
-from vpo_plugin.rewards.candidates import text_between
+from vpo_plugin.rewards.candidates import texts_between
 from vpo_plugin.rewards.data import read_dataset, shuffled
 from vpo_plugin.rewards.text import normalize, word_f1
 
 MAX_HOPS = 4
+NUMBER = re.compile(r"[0-9]+")
 
 
 def rows(split: str, num_rows: int, seed: int, *, source: str, splits: Mapping[str, str]) -> Iterator[dict]:
@@ -40,21 +43,22 @@ def label_check(label: object) -> None:
         raise ValueError(f"A MuSiQue label's 'answers' lists the answer and its aliases, not {str(answers)[:80]!r}.")
 
 
-def read(candidate: str) -> tuple[list[str], str]:
+@functools.lru_cache(maxsize=64)  # canonical and score read the same candidate
+def read(candidate: str) -> tuple[tuple[str, ...], str]:
     """The first 4 distinct paragraph numbers that a candidate cites, and its answer, empty if there is none."""
-    cited = re.findall(r"[0-9]+", text_between(candidate, "support") or "")
-    distinct = dict.fromkeys(number.lstrip("0") or "0" for number in cited)
-    return list(distinct)[:MAX_HOPS], text_between(candidate, "answer") or ""
+    support, answer = texts_between(candidate, "support", "answer")
+    cited = dict.fromkeys(number.lstrip("0") or "0" for number in NUMBER.findall(support or ""))
+    return tuple(itertools.islice(cited, MAX_HOPS)), answer or ""
 
 
 def score(candidate: str, label: dict) -> list[float]:
-    """hop_1 … hop_4 and answer_f1 (scorer entry point)."""
+    """hop_1 … hop_4 and answer_f1."""
     cited, answer = read(candidate)
     if not answer:
         return [0.0] * (MAX_HOPS + 1)
     hops = [float(str(paragraph) in cited) for paragraph in label["support"]]
     hops += [1.0] * (MAX_HOPS - len(hops))
-    return [*hops, max(word_f1(answer, gold) for gold in label["answers"])]
+    return [*hops, max([word_f1(answer, gold) for gold in label["answers"]])]
 
 
 def canonical(candidate: str, label: dict) -> tuple[frozenset[str], str]:

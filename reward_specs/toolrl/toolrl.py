@@ -4,17 +4,21 @@ A candidate holds `<think>…</think>`, then `<tool_call>` with one JSON object 
 as the data's own instructions ask for. The rewards are those of arXiv 2605.22817.
 """
 
+import functools
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from vpo_plugin.rewards.candidates import text_between
 from vpo_plugin.rewards.data import read_dataset, shuffled
 from vpo_plugin.rewards.text import multiset_f1, normalize, word_f1
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+_TAG = re.compile(r"<(/?)(think|tool_call|response)>", re.ASCII | re.IGNORECASE)
+_BETWEEN = re.compile(r"[\s,]*")
+_DECODER = json.JSONDecoder()
 
 
 def rows(split: str, num_rows: int, seed: int, *, source: str) -> Iterator[dict]:
@@ -26,47 +30,67 @@ def rows(split: str, num_rows: int, seed: int, *, source: str) -> Iterator[dict]
         }
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     name: str
     parameters: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """What a candidate says. `calls` is what can be read of its tool calls."""
 
     think: str | None
     response: str | None
     calls: list[Call]
     whole: bool
-    """All that stands in the tool call block was read, and there is a call if there is a block."""
+    """All that stands in tool call blocks was read, and there is a call in each."""
 
 
+@functools.lru_cache(maxsize=64)  # canonical and score read the same candidate, and the gold of all candidates is one
 def read(candidate: str) -> Turn:
-    """Takes any text."""
-    block = text_between(candidate, "tool_call")
-    calls, whole = _calls(block) if block is not None else ([], True)
-    return Turn(text_between(candidate, "think"), text_between(candidate, "response"), calls, whole)
+    """Takes any text. What stands before the end of the last thoughts is a draft, and counts for nothing."""
+    tags = list(_TAG.finditer(candidate))
+    closings, closing = [], {}  # of each tag, the next of its name that closes
+    for tag in reversed(tags):
+        closings.append(closing.get(tag[2].lower()))
+        if tag[1]:
+            closing[tag[2].lower()] = tag
+    turn, at = Turn(None, None, [], True), 0
+    for tag, end in zip(tags, reversed(closings), strict=True):
+        name = tag[2].lower()
+        if tag.start() < at:
+            continue
+        if tag[1]:
+            turn = Turn(turn.think, None, [], True) if name == "think" else turn
+        elif name == "tool_call" and end:
+            calls, at = _calls(candidate, tag.end())
+            closed = _TAG.match(candidate, at)
+            fits = bool(calls) and closed is not None and closed[0].lower() == "</tool_call>"
+            at = at if fits else max(at, end.end())
+            turn = Turn(turn.think, turn.response, turn.calls + calls, turn.whole and fits)
+        elif end:
+            text, at = candidate[tag.end() : end.start()].strip(), end.end()
+            turn = Turn(text, None, [], True) if name == "think" else turn._replace(response=text)
+        elif name == "think":
+            break
+    return turn
 
 
-def _calls(block: str) -> tuple[list[Call], bool]:
-    """The calls of a block, JSON objects one after another or in a list, up to the first thing that is none."""
-    decoder = json.JSONDecoder()
+def _calls(text: str, at: int) -> tuple[list[Call], int]:
+    """The calls that begin here, JSON objects one after another or in a list, and where what is none begins."""
     calls: list[Call] = []
-    position = 0
-    try:
-        while position < len(block):
-            value, position = decoder.raw_decode(block, position)
+    at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+    while text[at : at + 1] in ("{", "["):
+        try:
+            value, end = _DECODER.raw_decode(text, at)
             for call in value if isinstance(value, list) else [value]:
-                name, parameters = call["name"], call.get("parameters", {})
+                name, parameters = call["name"], call.get("parameters", call.get("arguments", {}))  # Qwen's: arguments
                 if not isinstance(name, str) or not isinstance(parameters, dict):
-                    return calls, False
+                    return calls, at
                 calls.append(Call(name.strip(), parameters))
-            position = re.compile(r"[\s,]*").match(block, position).end()  # type: ignore[union-attr]
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return calls, False
-    return calls, bool(calls)
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            break
+        at = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]
+    return calls, at
 
 
 def label_check(label: object) -> None:
@@ -103,7 +127,9 @@ def align(called: list[Call], gold: list[Call]) -> list[tuple[Call, Call]]:
         for right in list(gold_left):
             fitting = [i for i, call in enumerate(calls_left) if call.name == right.name or not same_name]
             if fitting:
-                best = max(fitting, key=lambda i: _overlap(calls_left[i].parameters, right.parameters))
+                best = fitting[0]
+                if len(fitting) > 1:
+                    best = max(fitting, key=lambda i: _overlap(calls_left[i].parameters, right.parameters))
                 pairs.append((calls_left.pop(best), right))
                 gold_left.remove(right)
     return pairs
@@ -120,50 +146,57 @@ def _values(called: dict[str, Any], gold: dict[str, Any]) -> float:
 
 
 def value_match(value: object, gold: object) -> float:
-    """Numbers and booleans, also written as text, match or do not; lists and objects by F1 of what they hold; the rest
-    by F1 of the words."""
-    if (exact := _exact(gold)) is not None:
-        return float(_exact(value) == exact)
+    """Numbers and booleans match or do not; lists and objects by F1 of what they hold; the rest by F1 of the words."""
     if isinstance(gold, list | dict) or isinstance(value, list | dict):
         return multiset_f1(_leaves(value), _leaves(gold))
+    if (exact := _exact(gold)) is not None:
+        return float(_exact(value) == exact)
     if value is None or gold is None:
         return float(value is gold)
     return word_f1(str(value), str(gold))
 
 
-def _exact(value: object) -> tuple[str, str | float] | None:
-    """What makes a number or a boolean equal to another; None if the value is neither."""
-    text = str(value).strip().lower() if isinstance(value, str | float | bool) else None
-    if isinstance(value, int) and not isinstance(value, bool):
-        text = str(value) if abs(value) < 10**300 else hex(value)
-    if text in ("true", "false"):
-        return "boolean", text
-    if text is not None and len(text) < 400 and NUMBER.fullmatch(text):
-        return "number", float(text)
-    return None
+def _exact(value: object) -> str | bool | None:
+    """What makes a number or a boolean equal to another; None if the value is neither.
+
+    Numbers are equal as numbers, and to the text of the number; text that looks like one is text: 00100 is not 100, and
+    1.10 not 1.1.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        return {"true": True, "false": False}.get(text.lower(), text if _NUMBER.fullmatch(text) else None)
+    if isinstance(value, float):
+        return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
+    return value if isinstance(value, bool) else str(value) if isinstance(value, int) else None
 
 
 def _leaves(value: object) -> list[Hashable]:
     """The path and the value of all that a JSON value holds, at any depth; places in lists do not count."""
     found: list[Hashable] = []
-    todo: list[tuple[str, object]] = [("", value)]
+    todo: list[tuple[tuple[str, ...], object]] = [((), value)]
     while todo:
         path, value = todo.pop()
-        if isinstance(value, dict):
-            todo += [(f"{path}/{key}", item) for key, item in value.items()]
-        elif isinstance(value, list):
+        if value and isinstance(value, dict):
+            todo += [((*path, key), item) for key, item in value.items()]
+        elif value and isinstance(value, list):
             todo += [(path, item) for item in value]
+        elif value is None or isinstance(value, dict | list):
+            found.append((path, "as it is", repr(value)))
         else:
             exact = _exact(value)
-            found.append((path, exact if exact is not None else normalize(str(value))))
+            found.append((path, "text", normalize(str(value))) if exact is None else (path, "exact", exact))
     return found
 
 
 def canonical(candidate: str, label: dict) -> Hashable:
     """The same calls and the same response, whatever was thought, are the same candidate."""
     turn = read(candidate)
-    calls = [(call.name, tuple(sorted(map(repr, _leaves(call.parameters))))) for call in turn.calls]
-    return tuple(sorted(calls)), normalize(turn.response or ""), turn.think is None, turn.whole
+    calls = Counter((call.name, _bag(_leaves(call.parameters))) for call in turn.calls)
+    return frozenset(calls.items()), normalize(turn.response or ""), turn.think is None, turn.whole
+
+
+def _bag(items: list[Hashable]) -> Hashable:
+    return frozenset(Counter(items).items())
 
 
 def answers(label: dict) -> list[tuple[str, list[float]]]:

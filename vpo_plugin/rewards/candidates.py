@@ -4,51 +4,131 @@ Each parser takes any text without raising, in time linear in its length, and re
 `candidates` slots: the candidate, stripped, or None where there is none.
 """
 
+import functools
 import re
+from bisect import bisect
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock, fence
+from markdown_it.token import Token
+from pygments.lexers import find_lexer_class_by_name
+from pygments.util import ClassNotFound
+
+_THINK = re.compile(r"<(/?)think>", re.ASCII | re.IGNORECASE)
+
+
+def answer_of(response: str, tag: str | None = None) -> str:
+    """What a response says after its thoughts: behind the last `</think>`, and before a `<think>` that never closes.
+
+    With `tag`, thoughts inside a candidate `<tag_s>…</tag_s>` belong to it, and do not end what came before.
+    """
+    marks = list(_THINK.finditer(response))
+    if tag and marks:
+        edges = [edge for _, start, end in _pairs(response, tag) for edge in (start, end)]
+        marks = [mark for mark in marks if bisect(edges, mark.start()) % 2 == 0]
+    start, end = 0, len(response)
+    for mark in reversed(marks):
+        if mark[1]:
+            start = mark.end()
+            break
+        end = mark.start()
+    return response[start:end] if marks else response
 
 
 def parse_candidates(response: str, tag: str, candidates: int) -> list[str | None]:
-    """Candidate s is the text between `<tag_s>` and `</tag_s>`, wherever they stand in the response.
+    """Candidate s is the text between `<tag_s>` and `</tag_s>` in any case, wherever they stand in the response.
 
-    A slot is read from its first closing tag back to the nearest opening tag before it, so reasoning may name the
-    tags first; later pairs of the same tags are ignored. A candidate with an opening tag inside is None: tags are
-    nested or unclosed, and what was meant cannot be told. ValueError if `candidates` is below 1.
+    The last complete pair of a slot wins: an echo of the format, a draft, or what is corrected stands before it. A pair
+    runs from the nearest opening tag to its first closing tag; one with an opening tag inside is none: tags are nested
+    or unclosed, and what was meant cannot be told. ValueError if `candidates` is below 1.
     """
     slots = _slots(candidates)
-    opened: dict[int, int] = {}  # slot -> end of its latest opening tag
-    closed: set[int] = set()
-    latest = -1  # end of the latest opening tag of any slot
-    for mark in re.finditer(rf"<(/?){re.escape(tag)}_(?:([1-9][0-9]{{0,6}})>)?", response):
-        slot = int(mark[2] or 0)
-        if not mark[1]:
-            latest = mark.end()
-            opened[slot] = latest
-        elif slot in opened and slot not in closed:
-            closed.add(slot)
-            if opened[slot] == latest and 1 <= slot <= candidates:
-                slots[slot - 1] = response[latest : mark.start()].strip()
+    for slot, start, end in _pairs(response, tag):
+        if slot <= candidates:
+            slots[slot - 1] = response[start:end].strip()
     return slots
+
+
+@functools.cache
+def _numbered(tag: str) -> re.Pattern[str]:
+    return re.compile(rf"<(/?){re.escape(tag)}_(?:([1-9][0-9]{{0,6}})>)?", re.ASCII | re.IGNORECASE)
+
+
+def _pairs(text: str, tag: str) -> list[tuple[int, int, int]]:
+    """Slot, start and end of what stands in each complete pair of tags, in the order of the text."""
+    pairs = []
+    slot, start = "", 0  # of the latest opening tag
+    for mark in _numbered(tag).finditer(text):
+        if not mark[1]:
+            slot, start = mark[2] or "", mark.end()
+        elif slot and mark[2] == slot:
+            pairs.append((int(slot), start, mark.start()))
+            slot = ""
+    return pairs
+
+
+# ------------------------------------------------------------------------------------------------ fenced blocks
 
 
 def parse_fenced(response: str, language: str, candidates: int) -> list[str | None]:
-    """Candidate s is the s-th Markdown code block, of those in the `language` or in none.
+    """Candidate s is the s-th code block in the `language`, as CommonMark reads fences, after other text in a line too.
 
-    A block runs from a line of three backticks to the next such line; one that is not closed is no candidate.
-    ValueError if `candidates` is below 1.
+    Names of languages are those of Pygments (`py`, `Python3`), what follows a colon is a file's name. Blocks that name
+    no language count where no block names one. A block that is not closed is no candidate. ValueError if `candidates`
+    is below 1.
     """
     slots = _slots(candidates)
-    found = 0
-    start, counts = None, False
-    for mark in re.finditer(r"^[ \t]*```([^\n`]*)$", response, re.MULTILINE):
-        info = mark[1].split()
-        if start is None:
-            start, counts = mark.end(), not info or info[0].lower() == language.lower()
-        elif not info:
-            if counts and found < candidates:
-                slots[found] = response[start : mark.start()].strip()
-                found += 1
-            start = None
+    blocks = [(_language(token.info), token.content.strip()) for token in _fences(response) if _is_closed(token)]
+    names = _names(language.lower()) if any(name for name, _ in blocks) else {""}
+    found = [text for name, text in blocks if name in names][:candidates]
+    slots[: len(found)] = found
     return slots
+
+
+def _fences(text: str) -> list[Token]:
+    source = re.sub(r"\r\n?", "\n", text) + "\n"
+    tokens: list[Token] = []
+    _MARKDOWN.block.parse(source, _MARKDOWN, {}, tokens)
+    return [token for token in tokens if token.type == "fence"]
+
+
+def _is_closed(token: Token) -> bool:
+    assert token.map
+    return token.map[1] - token.map[0] == token.content.count("\n") + 2
+
+
+def _language(info: str) -> str:
+    return re.split("[:,{]", (info.split() or [""])[0])[0].lower()
+
+
+@functools.cache
+def _names(language: str) -> set[str]:
+    """All names of a language, in small letters."""
+    try:
+        return {language, *(alias.lower() for alias in find_lexer_class_by_name(language).aliases)}
+    except ClassNotFound:
+        return {language}
+
+
+def _late_fence(state: StateBlock, line: int, last: int, silent: bool) -> bool:
+    """A rule for markdown-it: a fence that opens behind other text, with at most a language after it."""
+    text = state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]]
+    before = text.find("```")
+    info = text[before:].lstrip("`")
+    if before < 1 or "`" in info or len(info.split()) > 1:
+        return False
+    state.tShift[line] += before
+    try:
+        return fence(state, line, last, silent)
+    finally:
+        state.tShift[line] -= before
+
+
+_MARKDOWN = MarkdownIt("zero").enable(["blockquote", "code", "fence", "list"])
+_MARKDOWN.block.ruler.before("paragraph", "late_fence", _late_fence, {"alt": ["paragraph", "blockquote", "list"]})
+
+
+# ------------------------------------------------------------------------------------------------ other formats
 
 
 def parse_separated(response: str, separator: str, candidates: int) -> list[str | None]:
@@ -63,16 +143,31 @@ def parse_separated(response: str, separator: str, candidates: int) -> list[str 
     return slots
 
 
-def text_between(text: str, tag: str) -> str | None:
-    """What stands in `<tag>…</tag>` inside a candidate, stripped: from the first closing tag that follows an opening
-    one back to the nearest opening tag; None where there is no such pair. Linear in the text's length."""
-    opening, closing = f"<{tag}>", f"</{tag}>"
-    first = text.find(opening)
-    end = text.find(closing, first) if first >= 0 else -1
-    return text[text.rfind(opening, first, end) + len(opening) : end].strip() if end >= 0 else None
-
-
 def _slots(candidates: int) -> list[str | None]:
     if candidates < 1:
         raise ValueError(f"A response holds at least 1 candidate, not {candidates}.")
     return [None] * candidates
+
+
+# ------------------------------------------------------------------------------------------------ inside a candidate
+
+
+def texts_between(text: str, *tags: str) -> list[str | None]:
+    """What stands in `<tag>…</tag>` inside a candidate, stripped, for each of the tags, which ignore case.
+
+    The last complete pair of a tag wins, from the nearest opening to its first closing one; None where there is none.
+    """
+    found: dict[str, str] = {}
+    opened: dict[str, int] = {}
+    for mark in _any_of(tags).finditer(text):
+        tag = mark[2].lower()
+        if not mark[1]:
+            opened[tag] = mark.end()
+        elif tag in opened:
+            found[tag] = text[opened.pop(tag) : mark.start()].strip()
+    return [found.get(tag.lower()) for tag in tags]
+
+
+@functools.cache
+def _any_of(tags: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"<(/?)({'|'.join(map(re.escape, tags))})>", re.ASCII | re.IGNORECASE)
