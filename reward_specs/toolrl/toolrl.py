@@ -49,7 +49,8 @@ class Turn(NamedTuple):
 def read(candidate: str) -> Turn:
     """Takes any text. What stands before the end of the last thoughts is a draft, and counts for nothing."""
     tags = list(_TAG.finditer(candidate))
-    closings, closing = [], {}  # of each tag, the next of its name that closes
+    closing: dict[str, re.Match[str]] = {}
+    closings = []  # of each tag, the next of its name that closes
     for tag in reversed(tags):
         closings.append(closing.get(tag[2].lower()))
         if tag[1]:
