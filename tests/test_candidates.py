@@ -8,7 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.candidates import answer_of, parse_candidates, parse_fenced, parse_separated, texts_between
+from vpo_plugin.rewards.formats import parse, render_prompt, start_response, write_response
 
 TAGS = "|> < /> UP <route_1> </route_1> <ROUTE_2> </route_2> <route_ <route_07> </route_ <think> </think> </THINK>"
 MARKS = "``` ~~~ ```python \r \r\n \0 \ud800 é \u0663 \u212a \u017f --- "
@@ -28,7 +30,7 @@ parsers = pytest.mark.parametrize("parse", PARSERS.values(), ids=PARSERS)
 @parsers
 @settings(deadline=None)
 @given(response=RESPONSES, candidates=st.integers(1, 5))
-def test_parsers_take_any_text(parse, response: str, candidates: int) -> None:
+def test_parsers_take_any_text(parse: Callable[[str, int], list[str | None]], response: str, candidates: int) -> None:
     parsed = parse(response, candidates)
     assert len(parsed) == candidates
     for candidate in parsed:
@@ -229,6 +231,55 @@ def test_separators_on_odd_responses(response: str, expected: list[str | None]) 
     assert parse_separated(response, "---", 2) == expected
 
 
+# ------------------------------------------------------------------------------------------------ a spec's format
+
+
+def spec_with(**changes: object) -> RewardSpec:
+    spec = load_spec("maze_small")
+    prompt = spec.prompt.model_copy(update={"single": None} if changes.pop("whole", False) else {})
+    return spec.model_copy(update={"prompt": prompt, **changes})
+
+
+FORMATS = {
+    "tag": spec_with(),
+    "fence": spec_with(tag=None, fence="python"),
+    "separator": spec_with(tag=None, separator="===="),
+    "whole": spec_with(whole=True),
+}
+WRITTEN = st.text(st.characters(exclude_characters="<\r", exclude_categories=["Cs"]), max_size=40) | st.lists(
+    st.sampled_from(["```", "````", "~~~", "\n", "a", "- ", "> ", "    ", "# ", "`"]), max_size=12
+).map("".join)
+
+
+@pytest.mark.parametrize("spec", FORMATS.values(), ids=FORMATS)
+@settings(deadline=None)
+@given(texts=st.lists(WRITTEN.map(str.strip), min_size=1, max_size=4))
+def test_what_is_written_is_read_back(spec: RewardSpec, texts: list[str]) -> None:
+    response = write_response(spec, texts)
+    empty = None if spec.separator or (spec is FORMATS["whole"] and len(texts) == 1) else ""
+    assert parse(spec, f"<think> {response} </think>\n{response}", len(texts)) == [text or empty for text in texts]
+
+
+def test_the_whole_answer_is_the_candidate() -> None:
+    spec = FORMATS["whole"]
+    assert render_prompt(spec, "Hi  ", 1) == "Hi  " and "<route_2>" in render_prompt(spec, "Hi", 2)
+    assert parse(spec, "<think> a </think> UP\n", 1) == ["UP"] and parse(spec, "UP", 2) == [None, None]
+    assert parse(spec, "<think> a", 1) == parse(spec, " \n", 1) == [None]
+    assert parse(spec.model_copy(update={"thoughts": "inside"}), "<think> a </think> UP\n", 1) == [
+        "<think> a </think> UP"
+    ]
+    assert write_response(spec, ["UP"]) == start_response(spec, "UP") == "UP"
+    assert write_response(spec, ["UP"], 3) == "<route_1> UP </route_1>"
+    assert start_response(spec, "UP", [], 3) == "<route_1> UP"
+
+
+def test_the_limit_of_a_response_does_not_count_its_thoughts() -> None:
+    spec = spec_with(limits=load_spec("maze_small").limits.model_copy(update={"response_chars": 30}))
+    answer = "<route_1> UP UP UP </route_1>"
+    assert parse(spec, "<think> " + "x" * 1000 + f" </think>{answer}", 1) == ["UP UP UP"]
+    assert parse(spec, f"  {answer}", 1) == [None]
+
+
 # ------------------------------------------------------------------------------------------------ time
 
 
@@ -259,8 +310,8 @@ PIECES = st.lists(st.sampled_from([*PAIRS.split(), *LINES]), min_size=1, max_siz
 @example("<route_1> ")
 def test_work_grows_with_the_length_and_no_faster(piece: str) -> None:
     def work(response: str) -> None:
-        for parse in PARSERS.values():
-            parse(answer_of(response, "route"), 3)
+        for read in PARSERS.values():
+            read(answer_of(response, "route"), 3)
         texts_between(response, "a", "b")
 
     once, twice = (steps(lambda: work(piece * repeats)) for repeats in (200, 400))  # noqa: B023

@@ -80,7 +80,7 @@ def test_linear_shares() -> None:
     assert read_label(linear).label() == linear and "shares" not in read_label(OPEN).label()
     assert ceiling(linear, [0.25] * 4) == pytest.approx((1 + 0.5 + 1 + 1) / 4)
     assert split_of(read_label(linear)) == split_of(read_label(OPEN))
-    rows = {name: next(load_spec(name).rows("test", 1, 0))["label"] for name in ("maze", "maze_small")}
+    rows = {name: next(read_rows(load_spec(name), "test", 1, 0))["label"] for name in ("maze", "maze_small")}
     assert rows["maze"]["shares"] == "linear" and rows["maze_small"].keys() == {"grid", "max_steps"}
 
 

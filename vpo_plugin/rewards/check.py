@@ -108,7 +108,7 @@ def _check_row(spec: RewardSpec, row: dict[str, Any], where: str) -> int:
             raise ValueError(f"The prompt of {where} cannot be used: {error}") from error
         _check_format(spec, candidates)
         for candidate, rewards in answers:
-            scored = score_response(spec, write_response(spec, [candidate]), label, candidates)
+            scored = score_response(spec, write_response(spec, [candidate], candidates), label, candidates)
             if scored.candidates[0] != candidate.strip():
                 raise ValueError(f"The known answer {candidate[:80]!r} of {where} is not parsed back from a response.")
             if scored.matrix[0].shape != np.shape(rewards) or not np.allclose(scored.matrix[0], rewards, atol=1e-6):

@@ -3,18 +3,20 @@
 import re
 from collections.abc import Sequence
 
-from vpo_plugin.rewards.candidates import parse_candidates, parse_fenced, parse_separated
+from vpo_plugin.rewards.candidates import answer_of, parse_candidates, parse_fenced, parse_separated
 from vpo_plugin.rewards.spec import RewardSpec
 
 
 def render_prompt(spec: RewardSpec, prompt: str, candidates: int) -> str:
-    """A task's prompt with the instruction for this many candidates.
+    """A task's prompt with the instruction for this many candidates, as it is where the spec has none for one.
 
     Raises ValueError if that is below 1, or if the prompt has nothing that the instruction is to replace.
     """
     if candidates < 1:
         raise ValueError(f"A prompt asks for at least 1 candidate, not {candidates}.")
     text = spec.prompt.single if candidates == 1 else spec.prompt.multi
+    if text is None:
+        return prompt
     instruction = text.strip().replace("{candidates}", str(candidates))
     if spec.prompt.replace is None:
         return f"{prompt.rstrip()}\n{instruction}\n"
@@ -28,8 +30,17 @@ def render_prompt(spec: RewardSpec, prompt: str, candidates: int) -> str:
 
 
 def parse(spec: RewardSpec, response: str, candidates: int) -> list[str | None]:
-    """The candidates of a response in the spec's format, None where one is missing; never raises on any text."""
+    """The candidates of a response in the spec's format, None where one is missing; never raises on any text.
+
+    Thoughts before the answer do not count, nor for `limits.response_chars`. ValueError if `candidates` is below 1.
+    """
+    if spec.thoughts == "before":
+        response = answer_of(response)
+    elif spec.tag and not _is_whole(spec, candidates):
+        response = answer_of(response, spec.tag)
     text = response[: spec.limits.response_chars]
+    if _is_whole(spec, candidates):
+        return [text.strip() or None]
     if spec.tag:
         return parse_candidates(text, spec.tag, candidates)
     if spec.fence:
@@ -37,21 +48,31 @@ def parse(spec: RewardSpec, response: str, candidates: int) -> list[str | None]:
     return parse_separated(text, str(spec.separator), candidates)
 
 
-def write_response(spec: RewardSpec, candidates: Sequence[str]) -> str:
-    """The response that holds these candidates in the spec's format."""
+def write_response(spec: RewardSpec, texts: Sequence[str], candidates: int | None = None) -> str:
+    """The response that holds these candidates in the spec's format, to a prompt that asks for `candidates` (default:
+    for as many)."""
+    if _is_whole(spec, candidates or len(texts)):
+        return texts[0]
     if spec.tag:
-        return "\n".join(f"<{spec.tag}_{s}> {text} </{spec.tag}_{s}>" for s, text in enumerate(candidates, start=1))
+        return "\n".join(f"<{spec.tag}_{s}> {text} </{spec.tag}_{s}>" for s, text in enumerate(texts, start=1))
     if spec.fence:
-        return "\n".join(f"```{spec.fence}\n{text}\n```" for text in candidates)
-    return f"\n{spec.separator}\n".join(candidates)
+        fences = ["`" * max([3, *(len(run) + 1 for run in re.findall("```+", text))]) for text in texts]
+        return "\n".join(f"{mark}{spec.fence}\n{text}\n{mark}" for mark, text in zip(fences, texts, strict=True))
+    return f"\n{spec.separator}\n".join(texts)
 
 
-def start_response(spec: RewardSpec, candidate: str, earlier: Sequence[str] = ()) -> str:
-    """The beginning of a response in the spec's format: whole candidates, and one that begins with this text."""
+def start_response(spec: RewardSpec, text: str, earlier: Sequence[str] = (), candidates: int | None = None) -> str:
+    """The beginning of a response in the spec's format, to a prompt that asks for `candidates` (default: for as many):
+    whole candidates, and one that begins with this text."""
+    if _is_whole(spec, candidates or len(earlier) + 1):
+        return text
     if spec.tag:  # what tokenizers decode next begins with the space
-        last = f"<{spec.tag}_{len(earlier) + 1}> {candidate}".rstrip()
+        last = f"<{spec.tag}_{len(earlier) + 1}> {text}".rstrip()
     else:
-        last = f"```{spec.fence}\n{candidate}" if spec.fence else candidate
-    before = write_response(spec, earlier)
+        last = f"```{spec.fence}\n{text}" if spec.fence else text
     between = "\n" if spec.tag or spec.fence else f"\n{spec.separator}\n"
-    return f"{before}{between}{last}" if earlier else last
+    return f"{write_response(spec, earlier, candidates)}{between}{last}" if earlier else last
+
+
+def _is_whole(spec: RewardSpec, candidates: int) -> bool:
+    return candidates == 1 and spec.prompt.single is None

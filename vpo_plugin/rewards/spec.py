@@ -149,8 +149,9 @@ class Gate(_Model):
 class Prompt(_Model):
     """The instructions put after a task's prompt, or in the place of a part of it."""
 
-    single: str
-    """Asks for one candidate, in the format of the spec."""
+    single: str | None
+    """Asks for one candidate, in the format of the spec. With null, the prompt stays as it is, and the whole answer is
+    the candidate."""
     multi: str
     """Asks for several; `{candidates}` stands for their number."""
     replace: str | None = None
@@ -236,6 +237,9 @@ class RewardSpec(_Model):
     """Candidate format: candidate s is the s-th fenced code block in this language."""
     separator: str | None = Field(None, pattern=r"^\S(.*\S)?$")
     """Candidate format: candidates are separated by lines that hold this text alone."""
+    thoughts: Literal["before", "inside"] = "before"
+    """Where thoughts stand, `<think>…</think>`: before the answer, of which they are no part, or inside each candidate,
+    as a part of it."""
     prompt: Prompt
     scorer: EntryPoint
     """`score(candidate: str, label) -> Sequence[float]`, one value an objective."""
@@ -355,7 +359,7 @@ class RewardSpec(_Model):
             mark = data.get("separator") or ""
             del texts["single"]  # one candidate needs no separator
         for name, text in texts.items():
-            if mark not in text:
+            if text is not None and mark not in text:
                 what = "tag" if data.get("tag") else "code fence" if data.get("fence") else "separator"
                 raise ValueError(f"The '{name}' prompt does not mention its {what} {mark}.")
         return value

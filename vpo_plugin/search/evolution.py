@@ -78,7 +78,7 @@ class Evolution:
                 if mutation:
                     chance = random.Random(f"{problem.seed} {problem.number} {generation}")
                     changed = mutation(parent.code, problem.label, chance)
-                    start = start_response(problem.spec, changed, [program.code for program in others])
+                    start = start_response(problem.spec, changed, [program.code for program in others], problem.m)
                     known = len(others)
                 else:
                     text = problem.text([_candidate(problem, program) for program in (parent, *others)])
