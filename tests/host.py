@@ -47,8 +47,8 @@ def host_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def host_arguments(*flags: str) -> SimpleNamespace:
+def host_arguments(*command: str) -> SimpleNamespace:
     """The arguments as the host's trainer gets them."""
     from openrlhf.utils.config import hierarchize
 
-    return hierarchize(host_parser().parse_args(flags))
+    return hierarchize(flags.read_flags(host_parser(), command)[0])

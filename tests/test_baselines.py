@@ -383,7 +383,7 @@ def refusal(host: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
         """The sentence of the refusal, or nothing."""
         parser = host_parser()
         try:
-            launcher.check_arguments(parser, parser.parse_args(training.command(*flags)[3:]), on_cpu=True)
+            launcher.check_arguments(parser, training.command(*flags)[3:], on_cpu=True)
         except SystemExit:
             return capsys.readouterr().err
         return ""
@@ -433,7 +433,7 @@ def test_single_candidate_estimators_have_one_by_default(host: None, tmp_path: P
     command = Training(tmp_path / "output", write_prompts(tmp_path / "prompts", 3), str(policy)).command()
     at = command.index("--vpo.candidates")
     parser = host_parser()
-    args = parser.parse_args([*command[3:at], *command[at + 2 :], "--advantage", "maxrl"])
-    args, _ = launcher.check_arguments(parser, args, on_cpu=True)
+    flags = [*command[3:at], *command[at + 2 :], "--advantage", "maxrl"]
+    args, _ = launcher.check_arguments(parser, flags, on_cpu=True)
     assert vars(args)["vpo.candidates"] == 1
     assert vars(args)["reward.clip_range"] == (-math.inf, math.inf), "advantages have no range of rewards"

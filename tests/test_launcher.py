@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict
 from host import host_parser, importable_host
 
 from vpo_plugin.openrlhf import cpu, launcher
+from vpo_plugin.openrlhf.flags import new_name, read_flags
 from vpo_plugin.openrlhf.output import claim_output, how_to_resume
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import RewardSpec, load_spec
@@ -39,8 +40,7 @@ def training(tmp_path: Path) -> Training:
 def check(training: Training, *flags: str, on_cpu: bool = True) -> tuple[RewardSpec | None, argparse.Namespace]:
     """Parse and check a command's flags as the command does, without starting anything."""
     parser = host_parser()
-    args = parser.parse_args(training.command(*flags)[3:])
-    args, spec = launcher.check_arguments(parser, args, on_cpu)
+    args, spec = launcher.check_arguments(parser, training.command(*flags)[3:], on_cpu)
     if spec is not None:
         claim_output(parser, vars(args), spec)
     return spec, args
@@ -77,6 +77,7 @@ def test_help_lists_the_flags_of_both() -> None:
     for flag in ("--advantage", "--vpo.spec", "--vpo.candidates", "--vpo.alpha", "--vpo.num_weights", "--vpo.seed"):
         assert flag in done.stdout
     assert "group_norm" in done.stdout
+    assert done.stdout.index("--vpo.spec") < done.stdout.index("--ref.num_nodes"), "the plugin's flags come first"
 
 
 def test_command_refuses_before_any_start(training: Training) -> None:
@@ -102,8 +103,7 @@ def test_good_flags(training: Training) -> None:
 def test_candidates_are_the_specs_by_default(training: Training) -> None:
     command = training.command()
     at = command.index("--vpo.candidates")
-    args = host_parser().parse_args(command[3:at] + command[at + 2 :])
-    args, _ = launcher.check_arguments(host_parser(), args, on_cpu=True)
+    args, _ = launcher.check_arguments(host_parser(), command[3:at] + command[at + 2 :], on_cpu=True)
     assert vars(args)["vpo.candidates"] == load_spec(SPEC).candidates
 
 
@@ -115,13 +115,69 @@ def test_candidates_are_the_specs_by_default(training: Training) -> None:
         (["--algo.advantage.estimator", "vpo"], "vpo"),
         (["--advantage", "group_norm"], "group_norm"),
         (["--advantage", "vpo", "--algo.kl.init_coef", "0"], "vpo"),
-        (["--advantage", "vpo", "--algo.advantage.estimator", "grpo"], "grpo"),
-        (["--algo.advantage.estimator", "grpo", "--advantage", "vpo"], "vpo"),
+        (["--advantage", "vpo", "--algo.advantage.estimator", "vpo"], "vpo"),
     ],
 )
 def test_two_names_for_one_flag(flags: list[str], estimator: str) -> None:
-    """Either sets the estimator, the last wins as with any flag, and neither's default overrides the other."""
-    assert vars(host_parser().parse_args(flags))["algo.advantage.estimator"] == estimator
+    """Either sets the estimator, and neither's default overrides the other."""
+    args, mistakes = read_flags(host_parser(), flags)
+    assert vars(args)["algo.advantage.estimator"] == estimator
+    assert mistakes == []
+    assert "advantage" not in vars(args), "the host gets its own flags only"
+
+
+@pytest.mark.parametrize("host", ["group_norm", "gae"])
+def test_two_names_of_different_values(refusal: Callable[..., str], host: str) -> None:
+    """One that an earlier script left behind must not win in silence, in whatever order."""
+    for flags in (["--advantage", "vpo", "--algo.advantage.estimator", host], ["--algo.advantage.estimator", host]):
+        assert f"--advantage vpo and --algo.advantage.estimator {host} are two names of one flag" in refusal(*flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--pretrain", "x"], "There is no flag --pretrain: OpenRLHF 0.11 names it --actor.model_name_or_path."),
+        (["--lora_rank=8"], "There is no flag --lora_rank: OpenRLHF 0.11 names it --ds.lora.rank."),
+        (["--vpo.candiates", "3"], "There is no flag --vpo.candiates: did you mean --vpo.candidates?"),
+        (["--wholly_unknown"], "There is no flag --wholly_unknown (see --help)."),
+        (["--vpo.s", "maze"], "--vpo.s may be --vpo.seed or --vpo.spec: write it in full."),
+        (["--train.async_enable", "true"], "true belongs to no flag."),
+    ],
+)
+def test_unknown_flags(refusal: Callable[..., str], flags: list[str], sentence: str) -> None:
+    assert refusal(*flags) == sentence
+
+
+# The flags of OpenRLHF 0.9.9 that 0.11 has under other names, and some of its new names.
+OLD_FLAGS = """
+actor_num_nodes vllm_num_engines vllm_tensor_parallel_size enforce_eager async_train eval_steps save_steps
+ckpt_path save_hf_ckpt disable_ds_ckpt max_ckpt_num load_checkpoint zero_stage gradient_checkpointing bf16 adam_offload
+attn_implementation packing_samples use_dynamic_batch lora_rank target_modules save_path num_episodes rollout_batch_size
+micro_rollout_batch_size prompt_max_len generate_max_len max_len max_norm l2 eps_clip micro_train_batch_size
+train_batch_size normalize_reward top_p temperature seed n_samples_per_prompt actor_learning_rate critic_learning_rate
+lr_warmup_ratio kl_target init_kl_coef kl_estimator adam_betas reward_clip_range advantage_estimator use_kl_loss
+no_advantage_std_norm ring_attn_size ring_head_stride pretrain reward_pretrain remote_rm_url critic_pretrain
+agent_func_path prompt_data input_key apply_chat_template use_wandb wandb_project dynamic_filtering use_tensorboard"""
+NEW_FLAGS = {
+    "micro_rollout_batch_size": "--rollout.micro_batch_size",
+    "temperature": "--rollout.temperature",
+    "n_samples_per_prompt": "--rollout.n_samples_per_prompt",
+    "seed": "--train.seed",
+    "max_norm": "--actor.max_norm",
+    "adam_betas": "--actor.adam.betas",
+    "eps_clip": "--actor.eps_clip",
+    "kl_estimator": "--algo.kl.estimator",
+    "advantage_estimator": "--algo.advantage.estimator",
+    "normalize_reward": "--reward.normalize_enable",
+    "wandb_project": "--logger.wandb.project",
+}
+
+
+def test_old_names_of_the_host() -> None:
+    names = sorted(host_parser()._option_string_actions)
+    new = {old: new_name(old, names) for old in OLD_FLAGS.split()}
+    assert set(new.values()) <= set(names), "each has a new name that is a flag"
+    assert {old: new[old] for old in NEW_FLAGS} == NEW_FLAGS
 
 
 @pytest.mark.parametrize("flag", ["--advantage", "--algo.advantage.estimator"])
@@ -163,18 +219,19 @@ def test_refused_flags(refusal: Callable[..., str], training: Training, flags: l
 
 
 def test_all_mistakes_at_once(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
-    """A script with four mistakes hears of them in one go."""
+    """A script with five mistakes hears of them in one go."""
     with pytest.raises(SystemExit) as stopped:
         check(
             training,
-            *("--vpo.candidates", "0", "--vpo.alpha", "-1", "--ds.zero_stage", "3"),
+            *("--vpo.candidates", "0", "--vpo.alpha", "-1", "--ds.zero_stage", "three", "--pretrain", "x"),
             *("--actor.model_name_or_path", "/no/such/policy"),
         )
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert "error: 4 mistakes:\n" in said
+    assert "error: 5 mistakes:\n" in said
     for part in (
-        "- --ds.zero_stage 3 needs CUDA",
+        "- --ds.zero_stage: invalid int value: 'three'.",
+        "- There is no flag --pretrain",
         "- --vpo.candidates is 0",
         "- --vpo.alpha is -1.0",
         "/no/such/policy",
@@ -186,21 +243,19 @@ def test_all_mistakes_at_once(training: Training, capsys: pytest.CaptureFixture[
 def test_missing_label_key(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
     command = training.command()
     at = command.index("--data.label_key")
-    args = host_parser().parse_args(command[3:at] + command[at + 2 :])
     with pytest.raises(SystemExit):
-        launcher.check_arguments(host_parser(), args, on_cpu=True)
+        launcher.check_arguments(host_parser(), command[3:at] + command[at + 2 :], on_cpu=True)
     assert "--data.label_key" in capsys.readouterr().err
 
 
 def test_missing_spec(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        launcher.check_arguments(host_parser(), host_parser().parse_args(["--advantage", "vpo"]), on_cpu=True)
+        launcher.check_arguments(host_parser(), ["--advantage", "vpo"], on_cpu=True)
     assert "--advantage vpo needs --vpo.spec" in capsys.readouterr().err
 
 
 def test_host_alone_needs_no_spec() -> None:
-    args = host_parser().parse_args(["--advantage", "group_norm"])
-    assert launcher.check_arguments(host_parser(), args, on_cpu=True)[1] is None
+    assert launcher.check_arguments(host_parser(), ["--advantage", "group_norm"], on_cpu=True)[1] is None
 
 
 def test_one_sample_for_a_host_estimator(training: Training) -> None:
@@ -323,11 +378,11 @@ def test_host_version_that_was_not_tested(monkeypatch: pytest.MonkeyPatch) -> No
 def test_defaults_without_cuda() -> None:
     """One process a model on a machine without CUDA; the user's own value wins; with CUDA the host's defaults stay."""
     parser = host_parser()
-    launcher_defaults = vars(parser.parse_args([]))
+    launcher_defaults = vars(read_flags(parser, [])[0])
     if not cpu.cuda_available():
         assert launcher_defaults["actor.num_gpus_per_node"] == 1
         assert launcher_defaults["vllm.sync_backend"] == "gloo"
-    assert vars(parser.parse_args(["--actor.num_gpus_per_node", "2"]))["actor.num_gpus_per_node"] == 2
+    assert vars(read_flags(parser, ["--actor.num_gpus_per_node", "2"])[0])["actor.num_gpus_per_node"] == 2
 
 
 def test_prompt_without_what_the_instruction_replaces(tmp_path: Path, training: Training, refusal) -> None:

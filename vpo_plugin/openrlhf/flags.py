@@ -1,16 +1,52 @@
-"""The plugin's flags on the host's parser."""
+"""The plugin's flags on the host's parser, and a command line read with a sentence for each mistake in it."""
 
 import argparse
+import difflib
+import re
+from collections.abc import Sequence
 
 from vpo_plugin.advantages import advantage_estimator_names
 from vpo_plugin.openrlhf import cpu
 
 ESTIMATOR = "algo.advantage.estimator"
 
+RENAMED = {
+    "actor_learning_rate": "actor.adam.lr",
+    "async_train": "train.async_enable",
+    "bf16": "ds.param_dtype",
+    "colocate_all_models": "train.colocate_all",
+    "critic_learning_rate": "critic.adam.lr",
+    "critic_pretrain": "critic.model_name_or_path",
+    "deepspeed_enable_sleep": "ds.enable_sleep",
+    "dynamic_filtering": "algo.dynamic_filtering_enable",
+    "dynamic_filtering_reward_range": "algo.dynamic_filtering_range",
+    "enable_vllm_is_correction": "algo.advantage.is_correction_level",
+    "entropy_loss_coef": "actor.entropy_coef",
+    "flash_attn": "ds.attn_implementation",
+    "freezing_actor_steps": "critic.freezing_steps",
+    "generate_max_len": "rollout.max_new_tokens",
+    "gradient_checkpointing": "actor.gradient_checkpointing_enable",
+    "gradient_checkpointing_use_reentrant": "actor.gradient_checkpointing_reentrant",
+    "l2": "actor.adam.weight_decay",
+    "load_checkpoint": "ckpt.load_enable",
+    "pretrain": "actor.model_name_or_path",
+    "prompt_data": "data.prompt_dataset",
+    "prompt_max_len": "data.max_len",
+    "ref_reward_offload": "ref.offload",
+    "remote_rm_url": "reward.remote_url",
+    "reward_pretrain": "reward.model_name_or_path",
+    "save_path": "ckpt.output_dir",
+    "use_dynamic_batch": "train.dynamic_batch_enable",
+    "use_tensorboard": "logger.tensorboard_dir",
+    "use_wandb": "logger.wandb.key",
+    "vllm_is_truncated_threshold": "algo.advantage.is_correction_threshold",
+}
+"""Flags of the host's versions 0.8 to 0.10 that share too few words with their new names to be found by them."""
+
 
 def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
     """Add the plugin's flags to the host's parser, and defaults that fit a machine without CUDA."""
-    # argparse has no public way to read or extend the choices of a flag that is there.
+    # argparse has no public way to read or extend the choices of a flag that is there, nor to put a group first.
     estimator = next((a for a in parser._actions if a.dest == ESTIMATOR), None)
     if estimator is None or estimator.choices is None:
         raise RuntimeError(f"The host has no --{ESTIMATOR} with choices: this version of the host is not supported.")
@@ -18,11 +54,10 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
     parser.prog = "vpo_plugin.train_ppo_ray"
     parser.usage = "python -m vpo_plugin.train_ppo_ray [flags], where --help lists the flags"
     group = parser.add_argument_group("Vector Policy Optimization (vpo_plugin)")
+    parser._action_groups.insert(0, parser._action_groups.pop())
     group.add_argument(
         "--advantage",
-        dest=estimator.dest,
         choices=estimator.choices,
-        default=estimator.default,
         help=f"same as --{ESTIMATOR}: an estimator of the plugin or of the host",
     )
     group.add_argument(
@@ -54,3 +89,76 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
     )
     if on_cpu:
         parser.set_defaults(**cpu.HOST_DEFAULTS)
+
+
+def read_flags(parser: argparse.ArgumentParser, command: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse a command line to its end, whatever is wrong in it.
+
+    Returns:
+        The arguments, with the default for a flag that cannot be read, and a sentence for each mistake.
+    """
+    names = sorted(parser._option_string_actions)
+    mistakes, words = [], list(command)
+    for word in [word for word in words if word.startswith("--") and len(word) > 2]:
+        flag = word.split("=")[0]
+        meant = [flag] if flag in names else [name for name in names if name.startswith(flag)]
+        if len(meant) != 1:
+            mistakes.append(unknown_flag(flag, meant, names))
+            words = without(words, {flag})
+
+    parser.exit_on_error = False
+    estimator = next(action for action in parser._actions if action.dest == ESTIMATOR)
+    default, estimator.default = estimator.default, None  # to tell one that is given from one that is not
+    while True:
+        try:
+            args, stray = parser.parse_known_args(words)
+            break
+        except argparse.ArgumentError as error:
+            flags = set((error.argument_name or "").split("/"))
+            mistakes.append(f"{error.argument_name}: {error.message}".removesuffix(".") + ".")
+            words = without(words, {f for f in words if any(flag.startswith(f.split("=")[0]) for flag in flags)})
+    if stray:
+        mistakes.append(f"{' '.join(stray)} belongs to no flag.")
+    host = getattr(args, ESTIMATOR)
+    if args.advantage and host not in (None, args.advantage):
+        mistakes.append(
+            f"--advantage {args.advantage} and --{ESTIMATOR} {host} are two names of one flag: drop one of them."
+        )
+    setattr(args, ESTIMATOR, args.advantage or host or default)
+    del args.advantage
+    return args, mistakes
+
+
+def without(words: list[str], flags: set[str]) -> list[str]:
+    """A command line without some flags and their values."""
+    kept, dropping = [], False
+    for word in words:
+        if word.startswith("--"):
+            dropping = word in flags or word.split("=")[0] in flags
+        if not dropping:
+            kept.append(word)
+    return kept
+
+
+def unknown_flag(flag: str, meant: list[str], names: list[str]) -> str:
+    """A sentence for a flag that is none, or that several begin with; it names the one that is probably meant."""
+    if meant:
+        return f"{flag} may be {', '.join(meant[:-1])} or {meant[-1]}: write it in full."
+    if (new := new_name(flag.removeprefix("--"), names)) is not None:
+        return f"There is no flag {flag}: OpenRLHF 0.11 names it {new}."
+    close = difflib.get_close_matches(flag, names, n=1, cutoff=0.7)
+    return f"There is no flag {flag}: did you mean {close[0]}?" if close else f"There is no flag {flag} (see --help)."
+
+
+def new_name(old: str, names: list[str]) -> str | None:
+    """The host's present name of a flag of its versions 0.8 to 0.10, None for one that it had not."""
+    if old in RENAMED:
+        return f"--{RENAMED[old]}"
+    parts = set(old.split("_"))
+    words = {name: set(re.split(r"[._]", name.removeprefix("--"))) for name in names if not name.startswith("--vpo.")}
+    same = [name for name in words if words[name] == parts]
+    # Of several that end so, the rollout's or the actor's: what the old flag was about.
+    ends = [name for name in words if name.endswith(f".{old}")]
+    ends.sort(key=lambda name: not name.startswith(("--actor.", "--rollout.")))
+    more = [name for name in words if words[name] > parts and len(parts) > 1]
+    return next(iter([*same, *ends, *more]), None)

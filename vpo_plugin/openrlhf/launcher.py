@@ -16,12 +16,13 @@ import signal
 import sys
 import traceback
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.checks import Flags, find_mistakes, plugin_estimator
-from vpo_plugin.openrlhf.flags import add_flags
+from vpo_plugin.openrlhf.flags import add_flags, read_flags
 from vpo_plugin.openrlhf.log import own
 from vpo_plugin.openrlhf.output import claim_output, find_checkpoint, how_to_resume, log_dir
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
@@ -45,10 +46,10 @@ def main() -> None:
     host_parse_args = argparse.ArgumentParser.parse_args
     given: dict[str, Any] = {}
 
-    def parse_args(parser: argparse.ArgumentParser, *rest: Any) -> argparse.Namespace:
+    def parse_args(parser: argparse.ArgumentParser, command: Sequence[str] | None = None) -> argparse.Namespace:
         argparse.ArgumentParser.parse_args = host_parse_args  # type: ignore[method-assign]
         add_flags(parser, on_cpu)
-        args, spec = check_arguments(parser, host_parse_args(parser, *rest), on_cpu)
+        args, spec = check_arguments(parser, sys.argv[1:] if command is None else command, on_cpu)
         given.update(vars(args))
         return start(parser, args, spec, on_cpu)
 
@@ -79,16 +80,21 @@ def check_host_version() -> None:
 
 
 def check_arguments(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, on_cpu: bool
+    parser: argparse.ArgumentParser, command: Sequence[str], on_cpu: bool
 ) -> tuple[argparse.Namespace, RewardSpec | None]:
     """Refuse what cannot work before anything is started, with a sentence for each mistake and exit code 2.
 
+    Args:
+        parser: the host's, with the plugin's flags.
+        command: the flags and their values.
+        on_cpu: whether the run's machines have no CUDA.
     Returns:
         The arguments with the defaults that depend on other flags filled in, and the specification of the run, None
         for a run that is the host's alone.
     """
+    args, mistakes = read_flags(parser, command)
     given = vars(args)
-    estimator, spec, mistakes = plugin_estimator(given), None, []
+    estimator, spec = plugin_estimator(given), None
     try:
         if given["vpo.spec"] is not None:
             spec = load_spec(given["vpo.spec"])
