@@ -19,7 +19,7 @@ from flows.settings import PipelineSettings
 from flows.stage import code_version, digest, file_digest, policy_digest, skip, spec_digest, working_on
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints
-from vpo_plugin.openrlhf.log import REMARK, read_steps
+from vpo_plugin.openrlhf.log import read_steps, remark_of
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.files import spec_files
 
@@ -203,5 +203,5 @@ class TrainingProgress:
             complete = file.read().rpartition(b"\n")[0]
         self.read += len(complete) + 1 if complete else 0
         for line in complete.decode(errors="replace").splitlines():
-            if line.startswith(REMARK):
-                self.logger.info(line.removeprefix(REMARK))
+            if (remark := remark_of(line)) is not None:
+                self.logger.info(remark)

@@ -5,6 +5,7 @@ file ``latest`` beside them names, whatever its state. The last file that it wri
 (``DeepspeedStrategy.save_ckpt``, OpenRLHF 0.11.2), so a checkpoint without it was not finished.
 """
 
+import errno
 import json
 import re
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 MODELS = ("_actor", "_critic")
 LAST_FILE = "metric.json"
 UNFINISHED = "it was not finished"
+WRITE_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "iostream error")
+"""What torch's RuntimeError says where a file could not be written (torch 2.13, caffe2/serialize/inline_container)."""
 
 
 def rewind(path: Path) -> tuple[int, list[str]]:
@@ -45,6 +48,20 @@ def rewind(path: Path) -> tuple[int, list[str]]:
                 shutil.rmtree(aside, ignore_errors=True)
                 (model / tag).rename(aside)
     return 0, passed_over
+
+
+def why_not_saved(error: OSError | RuntimeError, tag: str | None, folder: str) -> str | None:
+    """A sentence on a checkpoint that the disk did not take, with what to do; None for an error of another kind."""
+    lost = isinstance(error, RuntimeError) and any(words in str(error) for words in WRITE_FAILED)
+    if not (lost or isinstance(error, OSError)):
+        return None
+    full = lost or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return (
+        f"The checkpoint {tag} could not be written to {folder}, where {shutil.disk_usage(folder).free >> 20} MiB are "
+        f"free ({str(error).splitlines()[0]}). The checkpoints before it are whole: "
+        f"{'make room' if full else 'make the folder writable'}, and start again with --ckpt.load_enable to resume from "
+        "the last one."
+    )
 
 
 def remove_checkpoints(path: Path) -> None:

@@ -4,6 +4,7 @@ Each check looks at one thing and yields a sentence for each mistake.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,6 +121,72 @@ def check_model(given: Flags, spec: RewardSpec) -> Iterator[str]:
         yield f"The model folder {model} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})."
 
 
+def rollouts_per_step(given: Flags) -> int:
+    return given["rollout.batch_size"] * given["rollout.n_samples_per_prompt"]
+
+
+def ranks(given: Flags) -> int:
+    """Data-parallel ranks of the actor, as the host counts them."""
+    gpus = given["actor.num_nodes"] * given["actor.num_gpus_per_node"]
+    return max(gpus // given["ds.ring_attn_size"] // given["ds.tensor_parallel_size"], 1)
+
+
+def batch_sizes(given: Flags) -> list[int]:
+    """The values of ``--train.batch_size`` that share a step's rollouts out evenly, largest first."""
+    rollouts, least = rollouts_per_step(given), ranks(given) * max(given["train.micro_batch_size"], 1)
+    return [size for size in range(rollouts, 0, -1) if rollouts % size == 0 and size % least == 0]
+
+
+def check_updates(given: Flags, spec: RewardSpec) -> Iterator[str]:
+    """Whether each step updates the policy: the host accumulates gradients until ``--train.batch_size`` is full."""
+    if given["train.dynamic_batch_enable"]:
+        return
+    rollouts, batch, micro = rollouts_per_step(given), given["train.batch_size"], given["train.micro_batch_size"]
+    least = ranks(given) * micro
+    fitting = ", ".join(map(str, batch_sizes(given)[:4]))
+    hint = (
+        f"Of {rollouts} rollouts fit: {fitting}."
+        if fitting
+        else f"None fits: {least} must divide the {rollouts} rollouts of a step."
+    )
+    if batch > rollouts:
+        yield (
+            f"--train.batch_size is {batch}, and a step has {rollouts} rollouts (--rollout.batch_size by "
+            f"--rollout.n_samples_per_prompt): most steps would update nothing. {hint}"
+        )
+    elif batch < least or batch % least:
+        yield (
+            f"--train.batch_size is {batch}, not a multiple of {least}, --train.micro_batch_size {micro} on "
+            f"{ranks(given)} ranks. {hint}"
+        )
+
+
+def find_remarks(given: Flags) -> Iterator[str]:
+    """A sentence for each thing that the run may do, but that a person should know of."""
+    if given["algo.dynamic_filtering_enable"] and tuple(given["algo.dynamic_filtering_range"]) != (0, 1):
+        yield (
+            "--algo.dynamic_filtering_range is not used: with --vpo.spec a prompt is dropped if its rollouts all get "
+            "the same advantage."
+        )
+    if given["train.dynamic_batch_enable"]:
+        return
+    rollouts, batch = rollouts_per_step(given), given["train.batch_size"]
+    if rollouts % batch:
+        sizes = ", ".join(map(str, batch_sizes(given)[:4]))
+        yield (
+            f"--train.batch_size {batch} does not divide the {rollouts} rollouts of a step: the gradients of the last "
+            f"{rollouts % batch} go into the next step's update. These fit: {sizes or 'none'}."
+        )
+    prompts, size = len(read_rows(given, "data.prompt_dataset", "data.prompt_split")), given["rollout.batch_size"]
+    last = prompts % size * given["rollout.n_samples_per_prompt"]
+    if 0 < last < batch and not given["algo.dynamic_filtering_enable"]:
+        yield (
+            f"The {prompts} prompts do not fill steps of {size}: the last step of an episode has {last} rollouts, "
+            f"fewer than --train.batch_size {batch}, and takes no optimizer step. --data.max_samples "
+            f"{prompts - prompts % size} leaves them out."
+        )
+
+
 def check_data(given: Flags, spec: RewardSpec) -> Iterator[str]:
     if not given["data.prompt_dataset"]:
         yield "--data.prompt_dataset is missing."
@@ -128,17 +195,23 @@ def check_data(given: Flags, spec: RewardSpec) -> Iterator[str]:
             yield from check_rows(given, spec, flag, split)
 
 
-def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterator[str]:
-    """The first row of a dataset in which the prompt is missing, or the label lacks what the scorer needs."""
+def read_rows(given: Flags, flag: str, split: str) -> Any:
+    """The rows of a dataset as the host reads them."""
+    return _read_rows(given[flag], given[split], given["data.max_samples"], given["use_ms"])
+
+
+@cache
+def _read_rows(name: str, split: str, most: int, use_ms: bool) -> Any:
     from openrlhf.datasets.utils import blending_datasets
 
-    quiet = SimpleNamespace(
-        print=lambda *message: None, is_rank_0=lambda: False, args=SimpleNamespace(use_ms=given["use_ms"])
-    )
+    quiet = SimpleNamespace(print=lambda *message: None, is_rank_0=lambda: False, args=SimpleNamespace(use_ms=use_ms))
+    return blending_datasets(name, None, quiet, max_count=most, dataset_split=split)
+
+
+def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterator[str]:
+    """The first row of a dataset in which the prompt is missing, or the label lacks what the scorer needs."""
     try:
-        rows = blending_datasets(
-            given[flag], None, quiet, max_count=given["data.max_samples"], dataset_split=given[split]
-        )
+        rows = read_rows(given, flag, split)
     except (OSError, ValueError) as error:
         yield f"--{flag} {given[flag]} cannot be read: {error}"
         return
@@ -166,6 +239,7 @@ CHECKS: tuple[Callable[[Flags, RewardSpec], Iterator[str]], ...] = (
     check_numbers,
     check_estimator,
     check_budget,
+    check_updates,
     check_model,
     check_data,
     check_output,

@@ -49,15 +49,7 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
     batch = Batch(experiences, args.rollout.n_samples_per_prompt)
     packed = batch.in_order([row for experience in experiences for row in experience.info.pop(INFO_KEY).flatten(1)])
     matrices, mask = stack_groups([unpack(row) for row in packed], batch.rollouts)
-    rewards = RewardBatch(
-        matrices,
-        mask,
-        spec.objective_weights,
-        alpha=args.vpo.alpha,
-        num_weights=args.vpo.num_weights,
-        generator=torch.Generator().manual_seed(args.vpo.seed * 2**20 + maker.global_step),
-        k=args.vpo.k,
-    )
+    rewards = reward_batch(args, spec, matrices, mask, batch.of_prompts("labels"), step=maker.global_step)
     batch.log(set_metrics(spec, matrices, mask) | {"set_reward": rewards.set_rewards})
 
     name = args.algo.advantage.estimator
@@ -65,11 +57,6 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
         return host(maker, experiences)
 
     estimator = get_advantage_estimator(name)
-    if estimator.weights_in_prompt:
-        labels = batch.of_prompts("labels")
-        goals = [goal_weights(label, matrices.shape[-1], alpha=args.vpo.alpha, seed=args.vpo.seed) for label in labels]
-        rewards.objective_weights = torch.tensor(goals)
-
     # The host's length penalties act on the scalar reward that it logs, and on what a rollout is worth here.
     scalars = batch.penalized(batch.gather([experience.rewards.float() for experience in experiences]), args)
     if estimator.normalize is None:
@@ -87,6 +74,7 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
         experience.rewards = part
     spread = worth.std(-1, keepdim=True).expand_as(worth)  # unbiased, as the host logs it
     equal = (advantages.abs().amax(-1, keepdim=True) < NO_SPREAD).expand_as(worth)
+    maker.groups_used = int((equal[:, 0] == 0).sum())
     batch.log({"reward": scalars, "group_reward_std": spread, "zero_spread": equal.float()})
     log_rollouts(
         run.log_dir,
@@ -99,6 +87,41 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
         prompts=np.array([fingerprint(prompt) for prompt in batch.of_prompts("prompts")]),
     )
     return experiences
+
+
+def reward_batch(
+    args: Any,
+    spec: RewardSpec,
+    matrices: Float[Tensor, "groups rollouts candidates objectives"],
+    mask: Bool[Tensor, "groups rollouts candidates objectives"] | None,
+    labels: Sequence[Any],
+    *,
+    step: int,
+) -> RewardBatch:
+    """What the estimator of a run takes: the matrices with the weights of the run, or those that each prompt names.
+
+    Args:
+        args: the host's arguments.
+        spec: the specification of the run.
+        matrices: the rewards.
+        mask: what of them is present; None for all.
+        labels: one a group.
+        step: which random weightings are drawn (0-based).
+    """
+    name = args.algo.advantage.estimator
+    weights: Any = spec.objective_weights
+    if name in advantage_estimator_names() and get_advantage_estimator(name).weights_in_prompt:
+        goals = [goal_weights(label, matrices.shape[-1], alpha=args.vpo.alpha, seed=args.vpo.seed) for label in labels]
+        weights = torch.tensor(goals)
+    return RewardBatch(
+        matrices,
+        mask,
+        weights,
+        alpha=args.vpo.alpha,
+        num_weights=args.vpo.num_weights,
+        generator=torch.Generator().manual_seed(args.vpo.seed * 2**20 + step),
+        k=args.vpo.k,
+    )
 
 
 class Batch:

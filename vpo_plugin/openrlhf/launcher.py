@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vpo_plugin.openrlhf import cpu
-from vpo_plugin.openrlhf.checks import Flags, find_mistakes, plugin_estimator
+from vpo_plugin.openrlhf.checks import Flags, find_mistakes, find_remarks, plugin_estimator
 from vpo_plugin.openrlhf.flags import add_flags, read_flags
-from vpo_plugin.openrlhf.log import own
+from vpo_plugin.openrlhf.log import REMARK, own
 from vpo_plugin.openrlhf.output import claim_output, find_checkpoint, how_to_resume, log_dir
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.openrlhf.worker import SETUP
@@ -126,6 +126,8 @@ def start(
     given = vars(args)
     changes: dict[str, Any] = {}
     if spec is not None:
+        for remark in find_remarks(given):
+            print(f"{REMARK}{remark}", flush=True)
         claim_output(parser, given, spec)
         changes["train.agent_func_path"] = str(AGENT)
     changes["ckpt.load_enable"] = find_checkpoint(given)

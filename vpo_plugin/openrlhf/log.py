@@ -1,11 +1,12 @@
 """What a training run leaves for people and programs to read, in ``<--ckpt.output_dir>/vpo/``.
 
-``metrics.jsonl``: one line a step, the host's own metrics with the plugin's among them.
+``metrics.jsonl``: one line a step, all of the host's own metrics with the plugin's among them, and one an evaluation.
 ``rollouts/step_000001.npz``: that step's reward matrices, the advantages made of them, and a
 fingerprint of each prompt.
 """
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def check_owner(log_dir: Path, run: str) -> None:
 
 
 def log_step(log_dir: Path, step: int, status: dict[str, Any]) -> None:
-    """Append one line for the finished step (1-based) to ``metrics.jsonl``."""
+    """Append a line to ``metrics.jsonl``: what is known of a finished step (1-based), or of an evaluation after it."""
     numbers = {key: value for key, value in status.items() if isinstance(value, int | float)}
     log_dir.mkdir(parents=True, exist_ok=True)
     with (log_dir / METRICS).open("a") as file:
@@ -44,12 +45,21 @@ def log_step(log_dir: Path, step: int, status: dict[str, Any]) -> None:
 
 
 def read_steps(log_dir: Path) -> list[dict[str, float]]:
-    """The logged steps in order."""
+    """The logged steps in order, each with the metrics of an evaluation after it."""
     path = log_dir / METRICS
     if not path.exists():
         return []
-    complete = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in complete.splitlines()]
+    steps: dict[int, dict[str, float]] = {}
+    for line in path.read_text().rpartition("\n")[0].splitlines():
+        values = json.loads(line)
+        steps[values["step"]] = values | steps.get(values["step"], {})
+    return list(steps.values())
+
+
+def remark_of(line: str) -> str | None:
+    """What a line of a run's output says to a person, None for other lines; Ray names the process before it."""
+    match = re.fullmatch(rf"(?:(?:\x1b\[\d+m)*\(\w+ pid=[^)]*\)(?:\x1b\[\d+m)* )?{REMARK}(.*)", line)
+    return match and match[1]
 
 
 def forget_steps_after(log_dir: Path, step: int) -> None:

@@ -12,6 +12,10 @@ from vpo_plugin.rewards.sandbox import SandboxError
 from vpo_plugin.rewards.scoring import score_response
 
 
+RESTARTS = 3
+"""How often a scorer's process that died is started again, with the responses that it was scoring."""
+
+
 class Scorer:
     """Scores responses with the specification of the run, several at a time."""
 
@@ -54,7 +58,11 @@ def start_scorer(settings: Settings) -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Scorer).options(
-        num_cpus=0, scheduling_strategy=here, max_concurrency=min(32, (os.cpu_count() or 1) + 4)
+        num_cpus=0,
+        scheduling_strategy=here,
+        max_concurrency=min(32, (os.cpu_count() or 1) + 4),
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
     )
     return actor.remote(settings, engine_devices())
 

@@ -9,8 +9,13 @@ OpenRLHF 0.11 touched here, on every machine:
 symbol                                                  why
 ======================================================= ==============================================================
 ``RemoteExperienceMaker.compute_advantages_and_returns`` has a fixed list of estimators (``experience``)
-``BasePPOTrainer.train_step``                           tells the above which step it is, and logs the step
+``BasePPOTrainer.train_step``                           tells the above which step it is, and counts what it did
+``BasePPOTrainer.save_logs_and_checkpoints``            has a step's metrics complete, timing included: they are logged
+``BasePPOTrainer.save_best_checkpoint``                 has those of an evaluation
 ``BasePPOTrainer.init_checkpoint_states``               says from which step on the run goes, and the log with it
+``ActorPPOTrainer.ppo_train``                           does not say how many optimizer steps it took
+``SamplesGenerator._generate_vllm``,                    filter prompts by their mean reward: here by whether the
+``._process_response_into_experience``                  estimator tells their rollouts apart
 ``DeepspeedStrategy.save_ckpt``                         fails with a DeepSpeed error that does not say what to do
 ``prompts_dataset.preprocess_data``                     asks each prompt for m candidates before the chat template
 ======================================================= ==============================================================
@@ -35,6 +40,8 @@ def setup() -> None:
         wrapt.register_post_import_hook(_patch_prompts, "openrlhf.datasets.prompts_dataset")
         wrapt.register_post_import_hook(_patch_experience_maker, "openrlhf.trainer.ppo_utils.experience_maker")
         wrapt.register_post_import_hook(_patch_trainer, "openrlhf.trainer.ppo_trainer")
+        wrapt.register_post_import_hook(_patch_actor, "openrlhf.trainer.ray.ppo_actor")
+        wrapt.register_post_import_hook(_patch_filter, "openrlhf.trainer.ppo_utils.samples_generator")
     wrapt.register_post_import_hook(_patch_save_ckpt, "openrlhf.utils.deepspeed.deepspeed")
 
 
@@ -86,30 +93,25 @@ def _patch_experience_maker(module: Any) -> None:
 
 
 def _patch_trainer(module: Any) -> None:
-    from vpo_plugin.openrlhf.log import check_owner, forget_steps_after, log_step
+    from vpo_plugin.openrlhf.trainer import patch_trainer
 
-    trainer = module.BasePPOTrainer
-    original, init_checkpoint_states = trainer.train_step, trainer.init_checkpoint_states
+    patch_trainer(module.BasePPOTrainer)
 
-    # Both trainers' actor classes, made in the unpatched driver, name these methods by reference: unpickled here, they
-    # have the ones below.
-    def train_step(self: Any, rollout_samples: Any, global_step: int) -> Any:
-        check_owner(current_settings().log_dir, current_settings().run)
-        self.experience_maker.global_step = global_step
-        status, next_step = original(self, rollout_samples, global_step)
-        log_step(current_settings().log_dir, next_step, status)
-        return status, next_step
 
-    def checkpoint_states(self: Any) -> Any:
-        states = init_checkpoint_states(self)
-        forget_steps_after(current_settings().log_dir, states["global_step"])
-        return states
+def _patch_actor(module: Any) -> None:
+    from vpo_plugin.openrlhf.trainer import patch_actor
 
-    trainer.train_step, trainer.init_checkpoint_states = train_step, checkpoint_states
+    patch_actor(module.ActorPPOTrainer)
+
+
+def _patch_filter(module: Any) -> None:
+    from vpo_plugin.openrlhf.dynamic_filter import patch_generator
+
+    patch_generator(module.SamplesGenerator)
 
 
 def _patch_save_ckpt(module: Any) -> None:
-    import shutil
+    from vpo_plugin.openrlhf.checkpoints import why_not_saved
 
     original = module.DeepspeedStrategy.save_ckpt
 
@@ -117,12 +119,8 @@ def _patch_save_ckpt(module: Any) -> None:
         try:
             original(self, model, save_dir, tag, *rest, **more)
         except (OSError, RuntimeError) as error:
-            free = shutil.disk_usage(save_dir).free >> 20
-            reason = str(error).splitlines()[0]
-            raise RuntimeError(
-                f"The checkpoint {tag} could not be written to {save_dir}, where {free} MiB are free ({reason}). The "
-                "checkpoints before it are whole: make room, and start again with --ckpt.load_enable to go on from "
-                "the last one."
-            ) from error
+            if (sentence := why_not_saved(error, tag, save_dir)) is None:
+                raise
+            raise RuntimeError(sentence) from error
 
     module.DeepspeedStrategy.save_ckpt = save_ckpt

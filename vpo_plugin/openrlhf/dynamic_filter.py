@@ -1,0 +1,60 @@
+"""The host's dynamic filtering (``--algo.dynamic_filtering_enable``) by what the run's estimator makes of a group.
+
+The host drops a prompt whose mean scalar reward is not inside a range, and draws another one. That says little where
+the estimator pays for something else. Here a prompt is dropped if its rollouts all get the same advantage, whatever
+the range of its rewards. Groups stay whole.
+"""
+
+from typing import Any
+
+import torch
+
+from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
+from vpo_plugin.openrlhf.experience import NO_SPREAD, load_once, reward_batch
+from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
+from vpo_plugin.openrlhf.settings import current_settings
+
+
+def patch_generator(generator: Any) -> None:
+    """Wrap the host's ``SamplesGenerator``, which compares the mean of a group's ``scores`` with the range.
+
+    While it generates, the scores are a number inside the range for a group that is kept and one above it for a group
+    that is dropped; the kept ones get their own back from ``info["score"]``.
+    """
+    original_generate = generator._generate_vllm
+    original_process = generator._process_response_into_experience
+
+    def _generate_vllm(self: Any, dataloader_iter: Any, num_prompts: int, dynamic_filtering: bool, **more: Any) -> Any:
+        self.filtered_group = [] if dynamic_filtering else None
+        experiences, *rest = original_generate(self, dataloader_iter, num_prompts, dynamic_filtering, **more)
+        for experience in experiences if dynamic_filtering else ():
+            experience.scores = experience.info["score"].clone()
+        return (experiences, *rest)
+
+    def _process_response_into_experience(self: Any, response: Any, **more: Any) -> Any:
+        experience = original_process(self, response, **more)
+        group = self.filtered_group
+        if group is not None:  # the host takes all responses of a prompt in a row
+            group.append(experience)
+            if len(group) == self.args.rollout.n_samples_per_prompt:
+                low, high = self.args.algo.dynamic_filtering_range
+                score = (low + high) / 2 if differ(self.args, group) else high + 1.0
+                for one in group:
+                    one.scores = torch.tensor([score])
+                group.clear()
+        return experience
+
+    generator._generate_vllm = _generate_vllm
+    generator._process_response_into_experience = _process_response_into_experience
+
+
+def differ(args: Any, group: list[Any]) -> bool:
+    """Whether the estimator of the run tells the rollouts of a prompt apart: experiences of one row each."""
+    name = args.algo.advantage.estimator
+    if name not in advantage_estimator_names():
+        rewards = torch.cat([experience.rewards.float() for experience in group])
+        return bool(rewards.max() - rewards.min() >= NO_SPREAD)
+    spec = load_once(str(current_settings().spec))
+    matrices, mask = stack_groups([unpack(experience.info[INFO_KEY][0]) for experience in group], len(group))
+    batch = reward_batch(args, spec, matrices, mask, [group[0].labels[0]], step=0)
+    return bool(get_advantage_estimator(name)(batch).abs().max() >= NO_SPREAD)

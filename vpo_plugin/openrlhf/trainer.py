@@ -1,0 +1,90 @@
+"""The log of a run: what the host's trainers do more at each step, in a run with a specification.
+
+Both trainers' actor classes, made in the unpatched driver, name the methods of their base class by reference:
+unpickled in a worker, they have the ones below.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vpo_plugin.openrlhf.log import REMARK, check_owner, forget_steps_after, log_step
+from vpo_plugin.openrlhf.settings import current_settings
+
+UNREAD_STEPS = 3
+"""Steps in a row without a candidate that can be read, after which it is said once more."""
+
+
+def patch_trainer(trainer: Any) -> None:
+    """Wrap methods of the host's ``BasePPOTrainer``."""
+    original_step, original_states = trainer.train_step, trainer.init_checkpoint_states
+    original_logs, original_best = trainer.save_logs_and_checkpoints, trainer.save_best_checkpoint
+
+    def train_step(self: Any, rollout_samples: Any, global_step: int) -> Any:
+        run = current_settings()
+        check_owner(run.log_dir, run.run)
+        self.experience_maker.global_step = global_step
+        self.experience_maker.groups_used = None
+        self.unread = count_unread(self, rollout_samples, global_step + 1)
+        status, next_step = original_step(self, rollout_samples, global_step)
+        status["groups"] = len(rollout_samples) // self.args.rollout.n_samples_per_prompt
+        if self.experience_maker.groups_used is not None:  # by an estimator of the plugin
+            status["groups_used"] = self.experience_maker.groups_used
+        return status, next_step
+
+    def save_logs_and_checkpoints(
+        self: Any, global_step: int, logs_dict: dict[str, Any] | None = None, client_states: Any = None
+    ) -> None:
+        log_step(current_settings().log_dir, global_step, logs_dict or {})
+        original_logs(self, global_step, logs_dict, client_states)
+
+    def save_best_checkpoint(
+        self: Any, eval_metrics: dict[str, Any] | None, global_step: int, client_states: Any = None
+    ) -> None:
+        log_step(current_settings().log_dir, global_step, eval_metrics or {})
+        original_best(self, eval_metrics, global_step, client_states)
+
+    def init_checkpoint_states(self: Any) -> Any:
+        states = original_states(self)
+        forget_steps_after(current_settings().log_dir, states["global_step"])
+        return states
+
+    trainer.train_step, trainer.init_checkpoint_states = train_step, init_checkpoint_states
+    trainer.save_logs_and_checkpoints, trainer.save_best_checkpoint = save_logs_and_checkpoints, save_best_checkpoint
+
+
+def patch_actor(actor: Any) -> None:
+    """Wrap the training of the host's ``ActorPPOTrainer``: its status says how many optimizer steps were taken."""
+    original = actor.ppo_train
+
+    def ppo_train(self: Any, kl_ctl: float) -> dict[str, Any]:
+        engine = self.actor.model
+        before = engine.global_steps
+        status = original(self, kl_ctl)
+        return {**status, "optimizer_steps": engine.global_steps - before}
+
+    actor.ppo_train = ppo_train
+
+
+def count_unread(trainer: Any, samples: Sequence[Any], step: int) -> int:
+    """For how many steps in a row no candidate could be read; says so at the first step, and at every third.
+
+    Args:
+        trainer: the host's, which holds the count as ``unread``.
+        samples: the rollouts of the step, each an experience of one row.
+        step: its number (1-based).
+    """
+    if any(float(sample.info["candidates_parsed"]) for sample in samples):
+        return 0
+    unread = getattr(trainer, "unread", 0) + 1
+    if hasattr(trainer, "unread") and unread % UNREAD_STEPS:
+        return unread
+    run, sample = current_settings(), samples[0]
+    response = trainer.tokenizer.decode(sample.sequences[0][1:][sample.action_mask[0].bool()])
+    file = run.log_dir / f"unreadable_step_{step:06d}.txt"
+    file.write_text(f"# prompt\n{sample.prompts[0]}\n\n# response\n{response}\n", errors="backslashreplace")
+    print(
+        f"{REMARK}0 of {len(samples) * run.candidates} candidates of step {step} could be read: nothing is learnt; see "
+        f"{file}, a prompt and a response to it.",
+        flush=True,
+    )
+    return unread
