@@ -222,12 +222,18 @@ limits: {response_chars: 1000, tokens_per_candidate: 20}
 SCORER = """
 import os
 import time
+from pathlib import Path
+
+crashed = Path(__file__).with_name("crashed")
 
 def score(candidate, label):
     if candidate == "fail":
         raise KeyError("no such test")
     if candidate == "visible devices":
         return [int(os.environ["CUDA_VISIBLE_DEVICES"]) / 100, 0.0]
+    if candidate == "crash once" and not crashed.exists():
+        crashed.touch()
+        os._exit(1)
     if candidate == "crash":
         os._exit(1)
     time.sleep(0.5)
@@ -312,7 +318,9 @@ def test_scoring_leaves_the_event_loop_free(execute: Callable[..., Any]) -> None
 
 
 def test_scoring_has_a_process_of_its_own(execute: Callable[..., Any]) -> None:
-    """A scorer that brings its process down ends the run as a part that died, and the engine's process lives."""
+    """One that brings its process down is started again; after a few times that ends the run as a part that died."""
+    output = asyncio.run(execute("<route_1>crash once</route_1>", '"UP"'))
+    assert output["reward"] == 0.125  # one of two candidates, at the weight 0.25
     with pytest.raises(Exception, match="actor died") as raised:
         asyncio.run(execute("<route_1>crash</route_1>", '"UP"'))
     assert launcher.part_died(raised.value)

@@ -494,7 +494,7 @@ from openrlhf.trainer.ppo_trainer import BasePPOTrainer, RemoteExperienceMaker
 from openrlhf.datasets import prompts_dataset
 for actor in actors:
     assert inspect.unwrap(actor.train_step) is BasePPOTrainer.train_step, actor
-assert BasePPOTrainer.train_step.__module__ == "vpo_plugin.openrlhf.worker"
+assert BasePPOTrainer.train_step.__module__ == "vpo_plugin.openrlhf.trainer"
 assert RemoteExperienceMaker.compute_advantages_and_returns.__module__ == "vpo_plugin.openrlhf.worker"
 
 prompt, label = prompts_dataset.preprocess_data({"q": "Find a way.", "a": "x"}, None, "q", "a")

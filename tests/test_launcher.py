@@ -15,11 +15,14 @@ from datasets import Dataset, DatasetDict
 from host import host_parser, importable_host
 
 from vpo_plugin.openrlhf import cpu, launcher
+from vpo_plugin.openrlhf.checks import find_remarks
 from vpo_plugin.openrlhf.flags import new_name, read_flags
 from vpo_plugin.openrlhf.output import claim_output, how_to_resume
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.task import read_rows
+
+SMALL_BATCH = ["--train.batch_size", "4", "--train.micro_batch_size", "4"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -193,7 +196,7 @@ def test_unknown_estimator(refusal: Callable[..., str], flag: str) -> None:
         (["--vpo.candidates", "0"], "--vpo.candidates is 0"),
         (["--vpo.candidates", "-1"], "--vpo.candidates is -1"),
         (["--vpo.candidates", "three"], "invalid int value: 'three'"),
-        (["--rollout.n_samples_per_prompt", "1"], "--rollout.n_samples_per_prompt is 1"),
+        (["--rollout.n_samples_per_prompt", "1", *SMALL_BATCH], "--rollout.n_samples_per_prompt is 1"),
         (["--vpo.alpha", "0"], "--vpo.alpha is 0.0"),
         (["--vpo.alpha", "nan"], "--vpo.alpha is nan"),
         (["--vpo.num_weights", "0"], "--vpo.num_weights is 0"),
@@ -240,6 +243,38 @@ def test_all_mistakes_at_once(training: Training, capsys: pytest.CaptureFixture[
     assert not training.output.exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--train.batch_size", "64"], "and a step has 16 rollouts"),
+        (["--train.batch_size", "64"], "Of 16 rollouts fit: 16, 8."),
+        (["--train.batch_size", "12"], "--train.batch_size is 12, not a multiple of 8"),
+        (["--train.batch_size", "4"], "--train.batch_size is 4, not a multiple of 8"),
+        (["--train.micro_batch_size", "5"], "None fits: 5 must divide the 16 rollouts of a step."),
+        (["--actor.num_gpus_per_node", "2", "--train.batch_size", "8"], "--train.micro_batch_size 8 on 2 ranks"),
+    ],
+)
+def test_steps_that_would_update_nothing(refusal: Callable[..., str], flags: list[str], sentence: str) -> None:
+    """The host runs them to their end with a gradient norm of 0, or fails in DeepSpeed after the start."""
+    assert sentence in refusal(*flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "remark"),
+    [
+        ([], "The 3 prompts do not fill steps of 4: the last step of an episode has 12 rollouts, fewer than"),
+        (["--rollout.batch_size", "3", "--train.batch_size", "8"], "does not divide the 12 rollouts of a step: the"),
+        (["--rollout.batch_size", "1", "--train.batch_size", "4", "--train.micro_batch_size", "4"], None),
+        (["--algo.dynamic_filtering_enable", "--algo.dynamic_filtering_range", "0.1", "0.9"], "is not used"),
+    ],
+)
+def test_remarks(training: Training, flags: list[str], remark: str | None) -> None:
+    _, args = check(training, *flags)
+    said = list(find_remarks(vars(args)))
+    assert len(said) == (remark is not None)
+    assert remark is None or remark in said[0]
+
+
 def test_missing_label_key(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
     command = training.command()
     at = command.index("--data.label_key")
@@ -260,7 +295,7 @@ def test_host_alone_needs_no_spec() -> None:
 
 def test_one_sample_for_a_host_estimator(training: Training) -> None:
     """Only the plugin's estimators compare rollouts; the host looks after its own."""
-    spec, _ = check(training, "--advantage", "reinforce", "--rollout.n_samples_per_prompt", "1")
+    spec, _ = check(training, "--advantage", "reinforce", "--rollout.n_samples_per_prompt", "1", *SMALL_BATCH)
     assert spec is not None
 
 

@@ -1,5 +1,6 @@
 """A training that was killed goes on: the host's own checkpoints, through the public command."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from flows.process import run_logged, running
 from flows.stage import code_version, policy_digest, skip, spec_digest, working_on
 from vpo_plugin.advantages import RewardBatch, group_z_norm
 from vpo_plugin.models import TINY, resolve_policy
-from vpo_plugin.openrlhf.checkpoints import remove_checkpoints, rewind
+from vpo_plugin.openrlhf.checkpoints import remove_checkpoints, rewind, why_not_saved
 from vpo_plugin.openrlhf.log import check_owner, forget_steps_after, log_rollouts, log_step, own, read_steps
 from vpo_plugin.rewards import load_spec
 
@@ -110,6 +111,22 @@ def test_full_disk_leaves_the_last_checkpoint(training: Training, tmp_path: Path
     finally:
         kill_marked(training.mark)
         subprocess.run(["umount", str(checkpoints)], check=True)
+
+
+def test_errors_while_saving(tmp_path: Path) -> None:
+    """Only a disk that is full is told to make room; memory that is short is no matter of the disk."""
+
+    def error_of(action: Any) -> Any:
+        with pytest.raises((OSError, RuntimeError)) as raised:
+            action()
+        return raised.value
+
+    full = error_of(lambda: torch.save(torch.randn(100_000), "/dev/full"))
+    assert "make room" in str(why_not_saved(full, "global_step2", str(tmp_path)))
+    assert "make room" in str(why_not_saved(OSError(errno.ENOSPC, "No space left"), "global_step2", str(tmp_path)))
+    missing = why_not_saved(error_of((tmp_path / "none" / "file").touch), "global_step2", str(tmp_path))
+    assert "make the folder writable" in str(missing)
+    assert why_not_saved(error_of(lambda: torch.empty(10**15)), "global_step2", str(tmp_path)) is None
 
 
 def write_checkpoint(model: Path, step: int) -> Path:

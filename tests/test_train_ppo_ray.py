@@ -43,6 +43,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         *("--actor.adam.lr", "2e-3", "--actor.lr_scheduler", "constant"),
         *(["--algo.advantage.is_correction_enable"] if OLDER else ["--algo.advantage.is_correction_level", "token"]),
         *("--vpo.seed", "5"),
+        *("--eval.dataset", str(write_prompts(folder / "held_out", 3)), "--eval.steps", "2"),
+        *("--eval.n_samples_per_prompt", "2", "--ckpt.path", str(folder / "checkpoints")),
     )
     listeners: set[str] = set()
     with ThreadPoolExecutor(1) as pool:
@@ -89,6 +91,12 @@ def test_two_steps(trained: Trained) -> None:
     assert {"set_reward", "zero_spread", "candidates_parsed", "set_diversity", "objective/gold"} <= set(second)
     assert 0 < second["candidates_parsed"] <= 3
     assert second["scorer_errors"] == 0
+    for step in (first, second):
+        assert (step["optimizer_steps"], step["groups"]) == (1, 4)
+        assert step["groups_used"] == 4 * (1 - step["zero_spread"])
+        assert step["timing/step_total"] > step["timing/generation"] > 0
+    assert "eval_default_pass1" not in first
+    assert 0 <= second["eval_default_pass1"] <= second["eval_default_pass2"] <= 1
 
     # The policy moved between the steps, and the engine with it: were its weights the old ones, the log-probabilities
     # of step 2 would differ as much as the two policies do.

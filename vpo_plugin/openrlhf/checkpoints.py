@@ -55,12 +55,12 @@ def why_not_saved(error: OSError | RuntimeError, tag: str | None, folder: str) -
     lost = isinstance(error, RuntimeError) and any(words in str(error) for words in WRITE_FAILED)
     if not (lost or isinstance(error, OSError)):
         return None
-    full = lost or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = lost or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return (
         f"The checkpoint {tag} could not be written to {folder}, where {shutil.disk_usage(folder).free >> 20} MiB are "
         f"free ({str(error).splitlines()[0]}). The checkpoints before it are whole: "
-        f"{'make room' if full else 'make the folder writable'}, and start again with --ckpt.load_enable to resume from "
-        "the last one."
+        f"{'make room' if full else 'make the folder writable'}, and start again with --ckpt.load_enable to resume "
+        "from the last one."
     )
 
 

@@ -11,7 +11,6 @@ from vpo_plugin.rewards import ScoredResponse, load_spec
 from vpo_plugin.rewards.sandbox import SandboxError
 from vpo_plugin.rewards.scoring import score_response
 
-
 RESTARTS = 3
 """How often a scorer's process that died is started again, with the responses that it was scoring."""
 

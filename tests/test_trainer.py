@@ -1,0 +1,177 @@
+"""What the plugin adds to the host's trainers: the log of a step, and the filter of prompts."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from host import host_arguments, importable_host
+
+from vpo_plugin.openrlhf import matrices, trainer
+from vpo_plugin.openrlhf.dynamic_filter import differ
+from vpo_plugin.openrlhf.log import log_step, read_steps, remark_of
+from vpo_plugin.openrlhf.settings import VARIABLE, Settings
+
+CANDIDATES, OBJECTIVES, ROLLOUTS = 3, 4, 4
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """This process in a run of the small mazes."""
+    settings = Settings("maze_small", CANDIDATES, "raise", tmp_path, on_cpu=True)
+    monkeypatch.setenv(VARIABLE, settings.dump())
+    with importable_host():
+        yield settings
+
+
+def response(matrix: torch.Tensor) -> dict[str, Any]:
+    """What the engine sends of one rollout."""
+    reward = float(matrix.mean())
+    return {
+        "observation_tokens": [1, 2, 3, 4],
+        "action_ranges": [(2, 4)],
+        "rollout_log_probs": None,
+        "prompt": "Find a way.",
+        "label": "{}",
+        "reward": reward,
+        "scores": reward,
+        "extra_logs": {matrices.INFO_KEY: matrices.pack(matrix.numpy()), "candidates_parsed": float(matrix.any())},
+    }
+
+
+def generate(groups: list[list[torch.Tensor]], ray: Any, *flags: str) -> tuple[list[Any], int]:
+    """The experiences that the host's generator keeps of these groups, drawn four at first, and how many it drew."""
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    from vpo_plugin.openrlhf.dynamic_filter import patch_generator
+
+    class Generator(SamplesGenerator):
+        def __init__(self) -> None:
+            self.args = host_arguments(
+                *("--advantage", "vpo", "--vpo.spec", "maze_small", "--algo.dynamic_filtering_enable"),
+                *("--rollout.n_samples_per_prompt", str(ROLLOUTS), *flags),
+            )
+            self.waiting = list(groups)
+
+        def _dispatch_prompts_to_vllm(self, prompts: list[str], labels: list[str], **more: Any) -> list[Any]:
+            return [ray.put([response(matrix) for matrix in self.waiting.pop(0)]) for _ in prompts]
+
+    patch_generator(Generator)
+    rows = iter([("", ["Find a way."], ["{}"], [None])] * len(groups))
+    kept, drawn, _ = Generator()._generate_vllm(rows, 4, True)
+    return kept, drawn
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Any:
+    import ray
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=10**8)
+    yield ray
+    ray.shutdown()
+
+
+def test_filter_keeps_what_the_estimator_tells_apart(run: Settings, local_ray: Any) -> None:
+    """Equal sets go, whatever their mean; sets of equal mean that differ stay, and so do rewards outside of 0 to 1."""
+    same = torch.rand(CANDIDATES, OBJECTIVES)
+    alike = [same] * ROLLOUTS
+    permuted = [same[torch.randperm(CANDIDATES)] for _ in range(ROLLOUTS)]
+    specialists = torch.eye(OBJECTIVES)[:CANDIDATES]
+    generalists = torch.full((CANDIDATES, OBJECTIVES), 1 / OBJECTIVES)
+    equal_means = [specialists, generalists, specialists, generalists]
+    large = [torch.full((CANDIDATES, OBJECTIVES), float(size)) for size in (2, 3, 4, 5)]
+    solved = [torch.ones(CANDIDATES, OBJECTIVES)] * ROLLOUTS
+    kept, drawn = generate([alike, permuted, equal_means, solved, large, alike], local_ray)
+    assert drawn == 6, "a prompt that is dropped is replaced while there are more"
+    kept.sort(key=lambda experience: float(experience.scores) > 1)  # the host takes whichever group is done
+    found = [matrices.unpack(experience.info[matrices.INFO_KEY][0]) for experience in kept]
+    torch.testing.assert_close(torch.stack(found), torch.stack([*equal_means, *large]).float())
+    for experience, matrix in zip(kept, found, strict=True):
+        torch.testing.assert_close(experience.scores, matrix.mean()[None]), "the host's log has the true scores"
+
+
+def test_filter_of_a_hosts_estimator(run: Settings, local_ray: Any) -> None:
+    """It is paid by the scalar reward: sets of equal mean are equal to it."""
+    specialists = torch.eye(OBJECTIVES)[:CANDIDATES]
+    generalists = torch.full((CANDIDATES, OBJECTIVES), 1 / OBJECTIVES)
+    better = [specialists, specialists, specialists, 2 * specialists]
+    groups = [[specialists, generalists] * 2, better, [specialists] * 4, [generalists] * 4]
+    kept, _ = generate(groups, local_ray, "--advantage", "group_norm")
+    assert [float(experience.rewards) for experience in kept] == [float(matrix.mean()) for matrix in better]
+
+
+@pytest.mark.parametrize("name", ["vpo", "gdpo", "max_at_k", "maxrl", "goal_conditioned", "group_norm"])
+def test_groups_without_any_spread(run: Settings, name: str) -> None:
+    args = host_arguments("--advantage", name, "--vpo.spec", "maze_small")
+
+    def group(*rewards: float) -> list[Any]:
+        rows = [torch.full((1, OBJECTIVES), reward) for reward in rewards]
+        return [
+            SimpleNamespace(
+                info={matrices.INFO_KEY: torch.tensor([matrices.pack(row.numpy())])},
+                rewards=row.mean()[None],
+                labels=["{}"],
+            )
+            for row in rows
+        ]
+
+    assert not differ(args, group(0.25, 0.25, 0.25, 0.25))
+    assert differ(args, group(0.25, 0.25, 0.25, 0.5))
+
+
+def sample(parsed: float, text: str = "no route") -> Any:
+    words = torch.tensor([[ord(letter) for letter in f"?{text}"]])
+    return SimpleNamespace(
+        info={"candidates_parsed": torch.tensor([parsed])},
+        sequences=words,
+        action_mask=torch.ones_like(words)[:, 1:],
+        prompts=["Find a way."],
+    )
+
+
+def test_candidates_that_cannot_be_read(run: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said after the first step and after every third in a row, with an example; not while some can be read."""
+    host = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: "".join(map(chr, ids))))
+    said = []
+    for step, parsed in enumerate([0, 0, 0, 0, 0, 0, 2, 0, 0, 0], start=1):
+        host.unread = trainer.count_unread(host, [sample(0), sample(parsed)], step)
+        if remark := remark_of(capsys.readouterr().out.rstrip("\n")):
+            said.append(step)
+            file = run.log_dir / f"unreadable_step_{step:06d}.txt"
+            assert remark == (
+                f"0 of 6 candidates of step {step} could be read: nothing is learnt; see {file}, a prompt and a "
+                "response to it."
+            )
+            assert file.read_text() == "# prompt\nFind a way.\n\n# response\nno route\n"
+    assert said == [1, 3, 6, 10]
+
+
+def test_policy_that_can_be_read_says_nothing(run: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    host = SimpleNamespace()
+    host.unread = trainer.count_unread(host, [sample(0), sample(1)], 1)
+    assert host.unread == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "remark"),
+    [
+        ("vpo: Resuming after step 2.", "Resuming after step 2."),
+        ("\x1b[36m(PPOTrainer pid=123)\x1b[0m vpo: 0 of 6", "0 of 6"),
+        ("(TrainingActor pid=7, ip=10.0.0.2) vpo: 0 of 6", "0 of 6"),
+        ("the text vpo: inside", None),
+        ("(PPOTrainer pid=123) other", None),
+    ],
+)
+def test_lines_for_a_person(line: str, remark: str | None) -> None:
+    assert remark_of(line) == remark
+
+
+def test_evaluation_joins_its_step(tmp_path: Path) -> None:
+    """Also where the step after it is logged first, as in the asynchronous trainer."""
+    for step, metrics in ((1, {"reward": 0.1}), (2, {"reward": 0.2}), (1, {"eval_default_pass1": 0.3})):
+        log_step(tmp_path, step, metrics)
+    first, second = read_steps(tmp_path)
+    assert (first["reward"], first["eval_default_pass1"]) == (0.1, 0.3)
+    assert (second["reward"], "eval_default_pass1" in second) == (0.2, False)
