@@ -346,7 +346,9 @@ def test_the_host_carries_the_advantages_as_they_are(run_settings: Settings, nam
 def test_prompt_and_reward_agree_on_the_weights(run_settings: Settings) -> None:
     """What the patched dataset writes into a row's prompt is what the hook rewards its rollouts by."""
     spec = load_spec("maze_small")
-    module = SimpleNamespace(preprocess_data=lambda data, template, input_key, label_key: (data[input_key], label_key))
+    module = SimpleNamespace(
+        preprocess_data=lambda data, template, input_key, label_key, chat: (data[input_key], label_key)
+    )
     worker._patch_prompts(module)
     labels = ['{"maze": 1}', '{"maze": 2}']
     told = []
@@ -364,7 +366,7 @@ def test_prompt_and_reward_agree_on_the_weights(run_settings: Settings) -> None:
 
 def test_prompts_of_other_estimators_tell_no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(VARIABLE, Settings("maze_small", 1, "raise", tmp_path, on_cpu=True).dump())
-    module = SimpleNamespace(preprocess_data=lambda data, template, input_key, label_key: data[input_key])
+    module = SimpleNamespace(preprocess_data=lambda data, template, input_key, label_key, chat: data[input_key])
     worker._patch_prompts(module)
     assert "weights" not in module.preprocess_data({"q": "Find a way."}, None, "q")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import SPEC, Training, write_prompts
@@ -333,6 +334,43 @@ def test_label_that_cannot_be_scored(refusal: Callable[..., str], tmp_path: Path
     sentence = refusal(flag, str(tmp_path / "bad"))
     assert f"Row 2 of {flag} {tmp_path / 'bad'} cannot be scored" in sentence
     assert "grid" in sentence
+
+
+@pytest.mark.parametrize(
+    ("prompts", "flags", "reason"),
+    [
+        (["x", None], [], "Its prompt is empty."),
+        (["x", ""], [], "Its prompt is empty."),
+        ([[{"role": "user", "content": "x"}]], [], "Its prompt is a chat, which needs --data.apply_chat_template."),
+        ([[{"role": "system", "content": "x"}]], ["--data.apply_chat_template"], "has no message of the user"),
+        ([[{"from": "human", "value": "x"}]], ["--data.apply_chat_template"], "has no message of the user"),
+        ([7], ["--data.apply_chat_template"], "neither a text nor a list of messages: '7'"),
+    ],
+)
+def test_prompt_that_cannot_be_asked(
+    refusal, tmp_path: Path, prompts: list[Any], flags: list[str], reason: str
+) -> None:
+    label = json.dumps(next(iter(read_rows(load_spec(SPEC), "train", 1, seed=1)))["label"])
+    Dataset.from_list([{"input": p, "label": label} for p in prompts]).save_to_disk(str(tmp_path / "bad"))
+    sentence = refusal("--data.prompt_dataset", str(tmp_path / "bad"), *flags)
+    assert sentence.startswith(f"Row {len(prompts) - 1} of --data.prompt_dataset {tmp_path / 'bad'} cannot be scored")
+    assert reason in sentence
+
+
+@pytest.mark.parametrize("text", ["", '{"input": "a", "label": "{}"}\n{"input": "b", "la'])
+def test_file_that_is_no_dataset(
+    training: Training, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "bad.jsonl").write_text(text)
+    with pytest.raises(SystemExit):
+        check(training, "--data.prompt_dataset", str(tmp_path / "bad.jsonl"))
+    last = capsys.readouterr().err.strip().splitlines()[-1]  # the library's own lines are before it
+    assert f"--data.prompt_dataset {tmp_path / 'bad.jsonl'} cannot be read: " in last
+
+
+@pytest.mark.parametrize("value", ["enable_thinking", "[1]", "{"])
+def test_template_options_that_are_no_object(refusal: Callable[..., str], value: str) -> None:
+    assert "--vpo.chat_template_kwargs: " in refusal("--vpo.chat_template_kwargs", value)
 
 
 def test_rows_that_are_not_trained_on(training: Training, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vpo_plugin.advantages import AdvantageEstimator, advantage_estimator_names,
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.flags import ESTIMATOR
 from vpo_plugin.openrlhf.output import check_output
+from vpo_plugin.openrlhf.prompts import with_instruction
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.formats import render_prompt
 from vpo_plugin.rewards.task import check_label
@@ -209,11 +210,13 @@ def _read_rows(name: str, split: str, most: int, use_ms: bool) -> Any:
 
 
 def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterator[str]:
-    """The first row of a dataset in which the prompt is missing, or the label lacks what the scorer needs."""
+    """The first row of a dataset whose prompt cannot be asked, or whose label lacks what the scorer needs."""
+    from datasets.exceptions import DatasetsError
+
     try:
         rows = read_rows(given, flag, split)
-    except (OSError, ValueError) as error:
-        yield f"--{flag} {given[flag]} cannot be read: {error}"
+    except (OSError, ValueError, DatasetsError, StopIteration) as error:
+        yield f"--{flag} {given[flag]} cannot be read: {str(error.__cause__ or error) or 'it has no rows'}"
         return
     missing = [key for key in (given["data.input_key"], given["data.label_key"]) if key not in rows.column_names]
     if missing:
@@ -226,9 +229,11 @@ def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterato
     for number, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
         try:
             check_label(spec, label)
-            if spec.prompt.replace is not None:
-                text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-                render_prompt(spec, text, given["vpo.candidates"])
+            if not prompt:
+                raise ValueError("Its prompt is empty.")
+            if not (isinstance(prompt, str) or given["data.apply_chat_template"]):
+                raise ValueError("Its prompt is a chat, which needs --data.apply_chat_template.")
+            with_instruction(prompt, lambda text: render_prompt(spec, text, max(given["vpo.candidates"], 1)))
         except ValueError as error:
             yield f"Row {number} of --{flag} {given[flag]} cannot be scored: {error}"
             return

@@ -2,8 +2,10 @@
 
 import argparse
 import difflib
+import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from vpo_plugin.advantages import advantage_estimator_names
 from vpo_plugin.openrlhf import cpu
@@ -87,8 +89,26 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
         default="raise",
         help="a response whose scorer raises: stop the run, or score zeros and count it in the log",
     )
+    group.add_argument(
+        "--vpo.chat_template_kwargs",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="""what the chat template is told beside the messages, such as '{"enable_thinking": false}' for Qwen3""",
+    )
     if on_cpu:
         parser.set_defaults(**cpu.HOST_DEFAULTS)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The value of a flag that is a JSON object."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object such as {{"enable_thinking": false}}')
+    return value
 
 
 def read_flags(parser: argparse.ArgumentParser, command: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

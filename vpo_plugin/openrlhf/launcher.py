@@ -149,6 +149,7 @@ def run_settings(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> Setting
         log_dir=log_dir(given["ckpt.output_dir"]),
         on_cpu=on_cpu,
         run=uuid.uuid4().hex,
+        chat_template_kwargs=given["vpo.chat_template_kwargs"],
         goal=(given["vpo.alpha"], given["vpo.seed"]) if tells_weights else None,
     )
 

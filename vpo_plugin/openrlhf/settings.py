@@ -7,7 +7,7 @@ that a vLLM process that joins Ray by itself, and the actors that it starts, kno
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ class Settings:
     """Whether the run's machines have no CUDA."""
     run: str = ""
     """What this start of a training writes into its log folder, so that one that a later start replaced can tell."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What the chat template is told beside the messages."""
     goal: tuple[float, int] | None = None
     """Dirichlet parameter and seed of the objective weights that each prompt is told; None tells none."""
 

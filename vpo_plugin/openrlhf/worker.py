@@ -17,7 +17,8 @@ symbol                                                  why
 ``SamplesGenerator._generate_vllm``,                    filter prompts by their mean reward: here by whether the
 ``._process_response_into_experience``                  estimator tells their rollouts apart
 ``DeepspeedStrategy.save_ckpt``                         fails with a DeepSpeed error that does not say what to do
-``prompts_dataset.preprocess_data``                     asks each prompt for m candidates before the chat template
+``prompts_dataset.preprocess_data``                     asks each prompt for m candidates before the chat template, and
+                                                        takes no options of that template
 ======================================================= ==============================================================
 """
 
@@ -46,38 +47,9 @@ def setup() -> None:
 
 
 def _patch_prompts(module: Any) -> None:
-    from vpo_plugin.advantages import goal_weights, write_goal
-    from vpo_plugin.rewards import load_spec
-    from vpo_plugin.rewards.formats import render_prompt
+    from vpo_plugin.openrlhf.prompts import patch_prompts
 
-    run = current_settings()
-    spec = load_spec(str(run.spec))
-    original = module.preprocess_data
-
-    def render(text: str, label: object) -> str:
-        text = render_prompt(spec, text, run.candidates)
-        if run.goal is None:
-            return text
-        alpha, seed = run.goal
-        keys = spec.objective_keys
-        return write_goal(text, keys, goal_weights(label, len(keys), alpha=alpha, seed=seed))
-
-    def preprocess_data(
-        data: Any,
-        input_template: Any = None,
-        input_key: str = "input",
-        label_key: str | None = None,
-        *rest: Any,
-        **more: Any,
-    ) -> Any:
-        prompt, label = data[input_key], "" if label_key is None else data[label_key]
-        if isinstance(prompt, str):
-            prompt = render(prompt, label)
-        else:  # a chat: the instruction belongs to its last message
-            prompt = [*prompt[:-1], {**prompt[-1], "content": render(prompt[-1]["content"], label)}]
-        return original({**data, input_key: prompt}, input_template, input_key, label_key, *rest, **more)
-
-    module.preprocess_data = preprocess_data
+    patch_prompts(module)
 
 
 def _patch_experience_maker(module: Any) -> None:

@@ -1,0 +1,95 @@
+"""The prompt that the policy reads, in every shape that the host's dataset takes, through the host's own class."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from host import importable_host
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from vpo_plugin.models import TINY, resolve_policy
+from vpo_plugin.openrlhf.prompts import patch_prompts, with_instruction
+from vpo_plugin.openrlhf.settings import VARIABLE, Settings
+
+# Like Qwen3's: an empty thought where thinking is off, and nothing where it is on, the default.
+TEMPLATE = """{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}
+{%- for part in m.content %}{% if part.type == 'image' %}<|image|>{% else %}{{ part.text }}{% endif %}{% endfor %}
+{%- endif %}</{{ m.role }}>{% endfor %}<assistant>{% if enable_thinking is false %}<think></think>{% endif %}"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    made = AutoTokenizer.from_pretrained(resolve_policy(TINY, tmp_path_factory.mktemp("policy")))
+    made.chat_template = TEMPLATE
+    return made
+
+
+@pytest.fixture
+def prompts(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """What the host's dataset makes of a prompt, in a run with these options of the template."""
+    with importable_host():
+        from openrlhf.datasets import prompts_dataset
+
+        monkeypatch.setattr(prompts_dataset, "preprocess_data", prompts_dataset.preprocess_data)
+
+        def read(prompt: Any, chat: bool = True, **options: Any) -> str:
+            run = Settings("maze_small", 3, "raise", tmp_path, on_cpu=True, chat_template_kwargs=options)
+            monkeypatch.setenv(VARIABLE, run.dump())
+            host = prompts_dataset.preprocess_data
+            patch_prompts(prompts_dataset)
+            data = SimpleNamespace(input_key="q", label_key=None, apply_chat_template=chat)
+            strategy = SimpleNamespace(args=SimpleNamespace(data=data), is_rank_0=lambda: False)
+            dataset = prompts_dataset.PromptDataset([{"q": prompt}], tokenizer, strategy)
+            prompts_dataset.preprocess_data = host
+            return dataset[0][1]
+
+        yield read
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+PREFILL = {"role": "assistant", "content": "<route_1> UP"}
+PARTS = [{"type": "image"}, {"type": "text", "text": "Find a way."}]
+ASKED = "Write 3 different routes of moves UP DOWN LEFT RIGHT in <route_1> to <route_3> tags."
+TASK = f"Find a way.\n{ASKED}\n"
+PREFILLED = "<assistant><route_1> UP</assistant>"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("Find a way.", f"<user>{TASK}</user>"),
+        ("<image>Find a way.", f"<user><|image|>{TASK.rstrip()}</user>"),
+        ([SYSTEM, user("Find a way.")], f"<system>Be brief.</system><user>{TASK}</user>"),
+        ([user(PARTS)], f"<user><|image|>{TASK}</user>"),
+        ([user(PARTS), PREFILL], f"<user><|image|>{TASK}</user>{PREFILLED}"),
+        ([user("Find a way."), PREFILL], f"<user>{TASK}</user>{PREFILLED}"),
+        ([user("Hello."), PREFILL, user("Find a way.")], f"<user>Hello.</user>{PREFILLED}<user>{TASK}</user>"),
+        ([user([{"type": "image", "text": None}])], f"<user><|image|>{ASKED}\n</user>"),
+    ],
+)
+def test_instruction_goes_to_the_last_text_of_the_user(prompts: Any, prompt: Any, expected: str) -> None:
+    """Not into an assistant's prefill, and beside images; the dataset's row stays as it is."""
+    before = copy.deepcopy(prompt)
+    assert prompts(prompt) == f"{expected}<assistant>"
+    assert prompt == before
+
+
+def test_options_of_the_template(prompts: Any) -> None:
+    """Qwen3 thinks unless it is told not to; without the option, the template's default."""
+    assert prompts("Find a way.").endswith("<assistant>")
+    assert prompts("Find a way.", enable_thinking=True).endswith("<assistant>")
+    assert prompts("Find a way.", enable_thinking=False).endswith("<assistant><think></think>")
+    assert prompts("Find a way.", chat=False, enable_thinking=False).startswith("Find a way.")
+
+
+@pytest.mark.parametrize("prompt", [[], [SYSTEM], [PREFILL], None, 3, ["Find a way."]])
+def test_what_is_no_prompt(prompt: Any) -> None:
+    with pytest.raises(ValueError, match=r"The (prompt|chat) "):
+        with_instruction(prompt, str.upper)
