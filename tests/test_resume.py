@@ -19,6 +19,7 @@ from flows.process import run_logged, running
 from flows.stage import code_version, policy_digest, skip, spec_digest, working_on
 from vpo_plugin.advantages import RewardBatch, group_z_norm
 from vpo_plugin.models import TINY, resolve_policy
+from vpo_plugin.openrlhf import checkpoints
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints, rewind, why_not_saved
 from vpo_plugin.openrlhf.log import check_owner, forget_steps_after, log_rollouts, log_step, own, read_steps
 from vpo_plugin.rewards import load_spec
@@ -105,9 +106,10 @@ def test_full_disk_leaves_the_last_checkpoint(training: Training, tmp_path: Path
         assert "start again with --ckpt.load_enable" in last
         step, passed_over = rewind(checkpoints)
         assert step == 1
-        assert passed_over == [f"The checkpoint global_step2 in {checkpoints} cannot be used: it was not finished."], (
-            "the last one before it is whole"
-        )
+        assert passed_over == [
+            f"The checkpoint global_step2 in {checkpoints} cannot be used: it was not finished. It is kept as "
+            "unusable_actor_global_step2."
+        ], "the last one before it is whole"
     finally:
         kill_marked(training.mark)
         subprocess.run(["umount", str(checkpoints)], check=True)
@@ -144,30 +146,66 @@ def test_newest_whole_checkpoint(tmp_path: Path) -> None:
     """Whatever is wrong with the newer ones, of the actor or of the critic, both go on from the same step."""
     actor, critic = tmp_path / "_actor", tmp_path / "_critic"
     for step in range(2, 14, 2):
-        write_checkpoint(actor, step)
-        if step < 12:
-            write_checkpoint(critic, step)
+        for model in (actor, critic) if step < 12 else (actor,):
+            write_checkpoint(model, step)
+    for model in (actor, critic):
+        (model / "latest").write_text("global_step6")
     truncated = critic / "global_step4" / "mp_rank_00_model_states.pt"
     truncated.write_bytes(truncated.read_bytes()[:500])
     damage(actor / "global_step6" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
     (critic / "global_step8" / "metric.json").write_text("")  # the disk was full
     (actor / "global_step10" / "metric.json").unlink()
 
+    before = [read_checkpoint(folder) for folder in sorted(tmp_path.glob("*/global_step*"))]
     step, passed_over = rewind(tmp_path)
     assert step == 2
     assert [sentence.split("global_step")[1][:2].strip() for sentence in passed_over] == ["12", "10", "8", "6", "4"]
     assert ["not finished" in sentence for sentence in passed_over] == [True, True, True, False, False]
     assert (actor / "latest").read_text() == (critic / "latest").read_text() == "global_step2"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("_actor", "_critic", "damaged_actor_global_step4", "damaged_actor_global_step6"),
-        *("damaged_critic_global_step4", "damaged_critic_global_step6"),
-    ]
+    kept = [path for path in tmp_path.iterdir() if path.name.startswith("unusable_")]
+    assert {path.name for path in kept} >= {f"unusable_actor_global_step{step}" for step in (4, 6, 8, 10, 12)}
+    after = [read_checkpoint(folder) for folder in [*kept, *tmp_path.glob("*/global_step*")]]
+    assert sorted(after) == sorted(before), "nothing was removed"
     assert rewind(tmp_path) == (2, [])
+
+
+def read_checkpoint(folder: Path) -> list[tuple[str, bytes]]:
+    return sorted((file.name, file.read_bytes()) for file in folder.iterdir())
+
+
+def test_checkpoints_of_an_older_host(tmp_path: Path) -> None:
+    """Which wrote no metric.json, and one that was killed before it: what ``latest`` names was finished."""
+    actor = tmp_path / "_actor"
+    for step in (2, 4):
+        (write_checkpoint(actor, step) / "metric.json").unlink()
+    assert rewind(tmp_path) == (4, [])
+    damage(actor / "global_step4" / "mp_rank_00_model_states.pt")
+    step, passed_over = rewind(tmp_path)
+    assert step == 2
+    assert "kept as unusable_actor_global_step4." in passed_over[0]
+    write_checkpoint(actor, 4)
+    damage(actor / "global_step4" / "mp_rank_00_model_states.pt")
+    assert "kept as unusable_actor_global_step4_2." in rewind(tmp_path)[1][0], "an earlier one keeps its place"
+
+
+def test_checkpoint_that_is_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truncated files are found all the same, and it is said that checksums were left out."""
+    monkeypatch.setattr(checkpoints, "READ_THROUGH", 1000)
+    for step in (2, 4):
+        write_checkpoint(tmp_path / "_actor", step)
+    truncated = tmp_path / "_actor" / "global_step4" / "mp_rank_00_model_states.pt"
+    truncated.write_bytes(truncated.read_bytes()[:500])
+    damage(tmp_path / "_actor" / "global_step2" / "mp_rank_00_model_states.pt")
+    step, said = rewind(tmp_path)
+    assert step == 2
+    assert "is damaged" in said[0]
+    assert "its files are there, their checksums were not compared" in said[1]
 
 
 def test_no_whole_checkpoint(tmp_path: Path) -> None:
     assert rewind(tmp_path / "none") == (0, [])
     (write_checkpoint(tmp_path / "_actor", 3) / "metric.json").unlink()
+    (tmp_path / "_actor" / "latest").unlink()
     step, passed_over = rewind(tmp_path)
     assert step == 0
     assert len(passed_over) == 1

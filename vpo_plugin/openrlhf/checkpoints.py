@@ -1,15 +1,18 @@
-"""From which checkpoint a run goes on: the newest one that is whole.
+"""From which checkpoint a run resumes: the newest one that is whole. None is ever removed here.
 
 The host keeps ``<--ckpt.path>/_actor/global_step<N>/`` (and ``_critic``), DeepSpeed's files, and loads the one that the
-file ``latest`` beside them names, whatever its state. The last file that it writes of one is ``metric.json``
-(``DeepspeedStrategy.save_ckpt``, OpenRLHF 0.11.2), so a checkpoint without it was not finished.
+file ``latest`` beside them names, whatever its state. DeepSpeed writes that file when the others are there; the host
+(``DeepspeedStrategy.save_ckpt``, OpenRLHF 0.9.9 and later) then adds ``metric.json``.
 """
 
 import errno
 import json
+import os
 import re
 import shutil
 import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 MODELS = ("_actor", "_critic")
@@ -19,35 +22,59 @@ WRITE_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "iostream error"
 """What torch's RuntimeError says where a file could not be written (torch 2.13, caffe2/serialize/inline_container)."""
 
 
+READ_THROUGH = 256 * 2**30
+"""Size in bytes of a checkpoint's files above which their checksums are not compared: minutes of reading."""
+
+
 def rewind(path: Path) -> tuple[int, list[str]]:
     """Make the newest whole checkpoint under ``--ckpt.path`` the one that the host loads.
 
-    Unfinished checkpoints that are newer are removed, damaged ones set aside as ``<path>/damaged_…``.
+    Newer ones that are unfinished or damaged are set aside as ``<path>/unusable_…``.
 
     Returns:
-        The step after which that checkpoint was taken, 0 where there is none, and a sentence for each one passed over.
+        The step after which that checkpoint was taken, 0 where there is none, and sentences that a person should read:
+        which ones were passed over, and whether checksums were left out.
     Raises:
         OSError: the folder cannot be read or written.
     """
     models = [path / name for name in MODELS if (path / name).is_dir()]
-    passed_over: list[str] = []
+    newest = {model: _named(model) for model in models}
+    said: list[str] = []
     for step, tag in _tags(models):
-        problem = next((p for p in (_problem(model / tag) for model in models) if p), None)
+        folders = [model / tag for model in models]
+        size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*.pt"))
+        finished = all(
+            (f / LAST_FILE).exists() or step <= newest[model] for model, f in zip(models, folders, strict=True)
+        )
+        problem = _damage(folders, read_through=size <= READ_THROUGH) if finished else UNFINISHED
         if problem is None:
+            if size > READ_THROUGH:
+                said.append(
+                    f"The checkpoint {tag} has {size >> 30} GiB, more than {READ_THROUGH >> 30}: its files are there, "
+                    "their checksums were not compared."
+                )
             for model in models:
                 unfinished = model / "latest.tmp"
                 unfinished.write_text(tag)
                 unfinished.replace(model / "latest")
-            return step, passed_over
-        passed_over.append(f"The checkpoint {tag} in {path} cannot be used: {problem}.")
-        for model in models:
-            if problem == UNFINISHED:
-                shutil.rmtree(model / tag, ignore_errors=True)
-            elif (model / tag).is_dir():
-                aside = path / f"damaged{model.name}_{tag}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (model / tag).rename(aside)
-    return 0, passed_over
+            return step, said
+        aside = ", ".join(_set_aside(folder, path).name for folder in folders if folder.is_dir())
+        said.append(f"The checkpoint {tag} in {path} cannot be used: {problem}. It is kept as {aside}.")
+    return 0, said
+
+
+def _named(model: Path) -> int:
+    """The step that a model's file ``latest`` names, 0 without one."""
+    latest = model / "latest"
+    match = re.search(r"global_step(\d+)$", latest.read_text().strip()) if latest.exists() else None
+    return int(match[1]) if match else 0
+
+
+def _set_aside(folder: Path, path: Path) -> Path:
+    """Move one model's checkpoint where the host does not look for it."""
+    name = f"unusable{folder.parent.name}_{folder.name}"
+    number = sum(1 for other in path.iterdir() if re.fullmatch(rf"{name}(_\d+)?", other.name))
+    return folder.rename(path / (f"{name}_{number + 1}" if number else name))
 
 
 def why_not_saved(error: OSError | RuntimeError, tag: str | None, folder: str) -> str | None:
@@ -79,21 +106,26 @@ def _tags(models: list[Path]) -> list[tuple[int, str]]:
     return sorted(((int(match[1]), match[0]) for match in matches), reverse=True)
 
 
-def _problem(checkpoint: Path) -> str | None:
-    """What is wrong with one model's checkpoint, None if it is whole."""
-    try:
-        json.loads((checkpoint / LAST_FILE).read_text())
-    except (FileNotFoundError, ValueError):
-        return UNFINISHED
-    files = sorted(checkpoint.rglob("*.pt"))
-    if not files:
-        return "its files are missing"
-    for file in files:
+def _damage(folders: Sequence[Path], read_through: bool) -> str | None:
+    """What is wrong with the files of a checkpoint, None if they are whole."""
+    for folder in folders:
         try:
-            with zipfile.ZipFile(file) as archive:  # torch writes zip archives, with a checksum for each tensor
-                damaged = archive.testzip()
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
-            return f"{file.name} is damaged ({error})"
-        if damaged:
-            return f"{file.name} is damaged (its checksum is wrong)"
-    return None
+            json.loads((folder / LAST_FILE).read_text())
+        except FileNotFoundError:
+            pass  # a host that does not write it, or one that was killed before
+        except ValueError:
+            return UNFINISHED
+        if not any(folder.rglob("*.pt")):
+            return "its files are missing"
+    files = sorted(file for folder in folders for file in folder.rglob("*.pt"))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # checksums are computed without Python's lock
+        return next((found for found in pool.map(lambda file: _damage_of(file, read_through), files) if found), None)
+
+
+def _damage_of(file: Path, read_through: bool) -> str | None:
+    try:
+        with zipfile.ZipFile(file) as archive:  # torch writes zip archives, with a checksum for each tensor
+            damaged = archive.testzip() if read_through else None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
+        return f"{file.name} is damaged ({error})"
+    return f"{file.name} is damaged (its checksum is wrong)" if damaged else None

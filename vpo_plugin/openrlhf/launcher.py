@@ -130,7 +130,7 @@ def start(
             print(f"{REMARK}{remark}", flush=True)
         claim_output(parser, given, spec)
         changes["train.agent_func_path"] = str(AGENT)
-    changes["ckpt.load_enable"] = find_checkpoint(given)
+        changes["ckpt.load_enable"] = find_checkpoint(given)
     settings = run_settings(given, spec, on_cpu)
     if spec is not None:
         own(settings.log_dir, settings.run)
