@@ -5,6 +5,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -203,8 +204,26 @@ def test_cuda_is_where_ray_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VPO_DEVICE", "cpu")
     assert not cpu.cuda_available()
     monkeypatch.delenv("VPO_DEVICE")
-    monkeypatch.setenv("RAY_ADDRESS", "")
-    assert cpu.cuda_available() == torch.cuda.is_available()
+    for none in ("", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", none)
+        assert cpu.cuda_available() == torch.cuda.is_available()
+
+
+def test_cluster_that_ray_start_left_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The host joins it without RAY_ADDRESS: so does the plugin, if it still answers."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert cpu.joined_cluster() is None
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        assert cpu.joined_cluster() == address
+        assert cpu.cuda_available() == (os.environ.get("VPO_DEVICE") != "cpu")
+        monkeypatch.setenv("RAY_ADDRESS", "local")
+        assert cpu.joined_cluster() is None
+        monkeypatch.delenv("RAY_ADDRESS")
+    assert cpu.joined_cluster() is None
 
 
 SPEC = """

@@ -138,8 +138,11 @@ def check_host() -> Iterator[Finding]:
 
 def check_ray() -> Iterator[Finding]:
     """A Ray of one's own, or the cluster that RAY_ADDRESS names, with the plugin on each of its nodes."""
-    address = os.environ.get("RAY_ADDRESS")
-    where = f"the cluster at {address} (RAY_ADDRESS)" if address else "a Ray of one's own"
+    from vpo_plugin.openrlhf.cpu import joined_cluster
+
+    address = joined_cluster()
+    named = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "ray start on this machine"
+    where = f"the cluster at {address} ({named})" if address else "a Ray of one's own"
     host, _, port = (address or "").rpartition(":")
     if host and port.isdecimal():
         try:
@@ -268,7 +271,7 @@ def probe_ray() -> None:
 
     from vpo_plugin.openrlhf import cpu
 
-    private = not os.environ.get("RAY_ADDRESS") and not cpu.cuda_available()
+    private = cpu.joined_cluster() is None and not cpu.cuda_available()
     if private:
         cpu.install()
         cpu.start_private_ray({})

@@ -84,6 +84,8 @@ HOST_LIMITS = {
 # The host's actors each ask Ray for GPUs; without any, these stand in for scheduling.
 PRETEND_GPUS = 16
 
+CONNECT_SECONDS = 2.0
+
 LONGEST_FOLDER = 44
 """Characters in the name of Ray's folder, which leave its Unix sockets below their limit of 107."""
 
@@ -92,7 +94,7 @@ ray_folder: str | None = None
 
 
 def cuda_available() -> bool:
-    """Whether this run has CUDA: on this machine, or on the Ray cluster that ``RAY_ADDRESS`` names.
+    """Whether this run has CUDA: on this machine, or on the Ray cluster that it joins.
 
     A cluster is taken to have it, unless it was started with ``VPO_DEVICE=cpu`` in its environment.
     """
@@ -101,7 +103,29 @@ def cuda_available() -> bool:
     if os.environ.get("VPO_DEVICE") == "cpu":
         return False
 
-    return torch.cuda.is_available() or bool(os.environ.get("RAY_ADDRESS"))
+    return torch.cuda.is_available() or joined_cluster() is not None
+
+
+def joined_cluster() -> str | None:
+    """The Ray cluster that ``ray.init()`` joins, None where it starts one.
+
+    It is the one that ``RAY_ADDRESS`` names (``local``: none), or that ``ray start`` left on this machine if it
+    answers.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        return None if address == "local" else address
+    from ray._private.utils import read_ray_address
+
+    address = read_ray_address()
+    if not address:
+        return None
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError):  # a cluster that has ended
+        return None
+    return address
 
 
 def install() -> None:

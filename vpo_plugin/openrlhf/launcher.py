@@ -170,9 +170,12 @@ def start_ray(settings: Settings) -> None:
 
     runtime_env = runtime_environment(settings)
     signal.signal(signal.SIGTERM, _exit_on_sigterm)  # what Ray has started by then is stopped, see stop_ray
-    if settings.on_cpu and not os.environ.get("RAY_ADDRESS"):
+    cluster = cpu.joined_cluster()
+    if settings.on_cpu and cluster is None:
         cpu.start_private_ray(runtime_env)
     else:
+        if cluster is not None:
+            print(f"{REMARK}Joining the Ray cluster at {cluster}.", flush=True)
         ray.init(runtime_env=runtime_env)
     signal.signal(signal.SIGTERM, _exit_on_sigterm)  # in the place of Ray's own
 
