@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.maze_policy import save_untrained_policy, sft_examples
+from benchmarks.maze_policy import sft_examples
+from benchmarks.tiny_policy import save_untrained_policy
 from reward_specs.maze.maze import read_label
 from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import load_spec, parse_candidates
