@@ -8,26 +8,29 @@ before is not done again.
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from vpo_plugin import files
 from vpo_plugin.cli.report import named
+from vpo_plugin.provenance import provenance
 from vpo_plugin.report import plots
 from vpo_plugin.report.style import styles
 from vpo_plugin.report.tables import format_searches, format_table
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.search.comparison import compare_pools, compare_searches
+from vpo_plugin.search.experiment import LEVEL, verdict
+from vpo_plugin.search.metrics import difference
 from vpo_plugin.search.pool import load_pool, shared_prompts
-from vpo_plugin.search.searches import load_searches
+from vpo_plugin.search.searches import Search, load_searches
 
 PROCEDURES = ("best_of_k", "evolution")
 DASHES = {"best_of_k": ":", "evolution": "-"}
@@ -48,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of the pools (200)")
     parser.add_argument("--candidates", type=int, default=30, help="of each prompt in the pools (30)")
     parser.add_argument("--budget", type=int, default=120, help="candidates for each unsolved prompt (120)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of pools and searches (1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/evolution"), help="folder of the pools and searches")
     parser.add_argument("--output", type=Path, default=Path("docs/evidence/evolution"))
@@ -62,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = {name: spec.candidates if name in args.sets else 1 for name in policies}
     pools = {name: args.work / "pools" / name for name in policies}
     searches = {name: args.work / "searches" / name for name in policies}
-    common = ["--spec", args.spec, "--seed", str(args.seed)]
+    common = ["--spec", args.spec, "--seed", str(args.seed), "--temperature", str(args.temperature)]
     room = spec.candidates * spec.limits.tokens_per_candidate  # the same for all, also for single candidates
     for name, path in policies.items():
         flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max_new_tokens", str(room)]
@@ -80,13 +84,13 @@ def main(arguments: list[str] | None = None) -> int:
     stored = [one for name in policies for one in load_searches(name, searches[name]) if one[1] in PROCEDURES]
     evolved = [one for one in stored if one[1] == "evolution"]
     results = {
-        "command": shlex.join(["python", "-m", "benchmarks.evolution", *arguments]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "versions": {"python": platform.python_version(), **stored[0][2].made["versions"]},
+        **provenance(shlex.join(["python", "-m", "benchmarks.evolution", *arguments])),
         "pools": format_table(compare_pools({(name, 0): pool for name, pool in loaded.items()}, spec, rows)),
         "searches": format_searches(stored),
         **compare_searches(stored, rows),
         "only_solved_by_evolution_of": compare_searches(evolved, rows)["only_solved_by"],
+        "temperature": args.temperature,
+        "verdicts": verdicts(evolved),
         "unsolved_by": "every pool" if len(by) == len(policies) else f"the pool of {' and of '.join(by)}",
         "unsolved_prompts": len(stored[0][2].rows),
         "prompts": len(rows),
@@ -110,6 +114,27 @@ def vpo(*arguments: str) -> None:
         raise RuntimeError(f"`vpo {arguments[0]}` failed; what is wrong stands above.")
 
 
+def verdicts(evolved: Sequence[tuple[str, str, Search]], over: str = "grpo", above: int = 30) -> list[str]:
+    """Whether the paper's claim on evolution holds: what each policy's search solves beside grpo's, as sentences."""
+    after = {policy: search.solved_after for policy, _, search in evolved}
+    if over not in after:
+        return []
+    budgets = np.arange(above, evolved[0][2].made["budget"]) + 1
+    said = []
+    for policy in after.keys() - {over, "base"}:
+        new = int((np.isfinite(after[policy]) & ~np.isfinite(after[over])).sum())
+        said.append(f"{policy} solves prompts that {over} never does: {'holds' if new else 'does not hold'}, {new}")
+        if len(budgets):
+            gap = difference(*((of[None, :, None] <= budgets).astype(float) for of in (after[policy], after[over])))
+            worst = int(np.argmin(gap["mean"]))
+            at = {part: gap[part][worst] for part in ("mean", "low", "high")}
+            said.append(
+                f"at every budget above {above}, {policy} solves at least as many as {over}: {verdict(at, -LEVEL)}, at "
+                f"the worst, {budgets[worst]}, {at['mean']:+.3f} ({at['low']:+.3f} to {at['high']:+.3f})"
+            )
+    return sorted(said)
+
+
 def summary(results: dict[str, Any]) -> str:
     """The evidence as Markdown."""
     alone = [
@@ -120,12 +145,14 @@ def summary(results: dict[str, Any]) -> str:
         [
             f"`{results['command']}`\n",
             f"{results['machine']}; {', '.join(f'{name} {number}' for name, number in results['versions'].items())}.\n",
-            f"Pools on {results['prompts']} held-out prompts:\n",
+            f"Pools on {results['prompts']} held-out prompts, temperature {results['temperature']:g}:\n",
             f"```\n{results['pools']}\n```\n",
             f"{results['unsolved_prompts']} of them are unsolved by {results['unsolved_by']}. Searched from scratch:\n",
             f"```\n{results['searches']}\n```\n",
             "Prompts that the evolution of one policy alone solves, by their number:\n",
             *alone,
+            "\nThe paper's claim:\n",
+            *(f"- {sentence}" for sentence in results["verdicts"]),
             "\n![solved prompts against budget](solved.png)\n",
         ]
     )

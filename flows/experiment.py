@@ -4,15 +4,11 @@
 pool, and writes results.json, summary.md and the plots. A cell that has finished is kept, so a killed run continues.
 """
 
-import os
-import platform
 import re
 import shlex
-import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from prefect import flow, task
@@ -22,16 +18,17 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import CliApp
 
-from flows.pipeline import VERSIONS, check_settings, evaluate, prepare_data, prepare_policy, train, trains_sets
+from flows.pipeline import check_settings, evaluate, prepare_data, prepare_policy, train, trains_sets
 from flows.process import exit_on_sigterm, stopping_threads
 from flows.server import check_server
 from flows.settings import PipelineSettings
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
 from vpo_plugin.openrlhf.log import read_steps
+from vpo_plugin.provenance import provenance
 from vpo_plugin.report.experiment import write_experiment
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.search.comparison import Comparison
-from vpo_plugin.search.experiment import BASE, analyse
+from vpo_plugin.search.experiment import BASE, analyse, at_their_best
 from vpo_plugin.search.metrics import expected_set_reward, mean_pairwise_l1
 from vpo_plugin.search.pool import Pool, load_pool, load_prompts
 
@@ -53,9 +50,19 @@ class ExperimentSettings(PipelineSettings):
         description="What every method gets the same number of, in training and in the search: 'candidates', or "
         "generated 'tokens' (training by the first policy's response lengths, the search by each policy's own).",
     )
+    eval_temperatures: list[Annotated[float, Field(gt=0)]] = Field(
+        [],
+        description="Sampling temperatures of the evaluation: a pool at each, and each method at its own best one. The "
+        "first is that of the headline figures. Empty is eval_temperature alone.",
+    )
     parallel: int = Field(1, ge=1, description="Cells at once. A cell on a CPU uses little more than one core.")
 
-    @field_validator("methods", "seeds")
+    @property
+    def temperatures(self) -> list[float]:
+        """The sampling temperatures of the evaluation."""
+        return self.eval_temperatures or [self.eval_temperature or self.temperature]
+
+    @field_validator("methods", "seeds", "eval_temperatures")
     @classmethod
     def _no_repetition(cls, values: list[object]) -> list[object]:
         if len(set(values)) < len(values):
@@ -79,11 +86,12 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
     data = {seed: prepare_data(of_seed, test_seed=settings.seed) for seed, of_seed in seeds.items()}
 
     first = settings.seeds[0]
-    folders = {(BASE, first): evaluate(seeds[first], BASE, base, 1, data[first])}
+    heats = settings.temperatures
+    folders = {(BASE, first): evaluate_at(heats, seeds[first], BASE, base, 1, data[first])}
     if m > 1 and any(map(trains_sets, settings.methods)):
-        sets = evaluate(seeds[first], f"{BASE}_sets_of_{m}", base, m, data[first])
+        sets = evaluate_at(heats, seeds[first], f"{BASE}_sets_of_{m}", base, m, data[first])
         folders[f"{BASE}, sets of {m}", first] = sets
-    rollouts = single_rollouts(settings, m, [load_pool(folder) for folder in folders.values()])
+    rollouts = single_rollouts(settings, m, [load_pool(by_heat[heats[0]]) for by_heat in folders.values()])
 
     # What fails where the cells' threads race for it is done before them: lazy imports, and the lock of progress bars,
     # which a bar of datasets.load_from_disk deletes again if it was the one to make it.
@@ -99,7 +107,7 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
                 of_cell = seeds[seed]
                 if candidates == 1:
                     of_cell = of_cell.model_copy(update={"candidates": 1, "rollouts_per_prompt": rollouts})
-                futures[method, seed] = run_cell.submit(of_cell, method, candidates, base, data[seed])
+                futures[method, seed] = run_cell.submit(of_cell, method, candidates, base, data[seed], heats)
         wait(list(futures.values()))
     failed = {cell: future.state for cell, future in futures.items() if not future.state.is_completed()}
     if failed:
@@ -117,10 +125,19 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
 
 
 @task(task_run_name="{method}-seed-{settings.seed}")
-def run_cell(settings: PipelineSettings, method: str, candidates: int, base: str, data: Path) -> Path:
-    """Train one policy and sample its pool; returns the pool's folder."""
+def run_cell(
+    settings: PipelineSettings, method: str, candidates: int, base: str, data: Path, heats: list[float]
+) -> dict[float, Path]:
+    """Train one policy and sample its pools; returns their folders by temperature."""
     policy = train(settings, method, candidates, base, data)
-    return evaluate(settings, method, policy, candidates, data)
+    return evaluate_at(heats, settings, method, policy, candidates, data)
+
+
+def evaluate_at(
+    heats: list[float], settings: PipelineSettings, name: str, policy: str, candidates: int, data: Path
+) -> dict[float, Path]:
+    """Sample a pool at each temperature; returns their folders."""
+    return {heat: evaluate(settings, name, policy, candidates, data, heat) for heat in heats}
 
 
 def cell_settings(settings: ExperimentSettings, seed: int) -> PipelineSettings:
@@ -159,9 +176,12 @@ def training_curves(log_dir: Path) -> dict[str, list[float]]:
 
 
 @task(task_run_name="compare")
-def compare(settings: ExperimentSettings, spec: RewardSpec, folders: dict[tuple[str, int], Path], data: Path) -> Path:
+def compare(
+    settings: ExperimentSettings, spec: RewardSpec, folders: dict[tuple[str, int], dict[float, Path]], data: Path
+) -> Path:
     """Compare all cells and write results.json, summary.md and the plots into the experiment's folder."""
-    pools = {cell: load_pool(folder) for cell, folder in folders.items()}
+    first, *others = settings.temperatures
+    pools = {t: {cell: load_pool(of[t]) for cell, of in folders.items()} for t in settings.temperatures}
     rows = load_prompts(data / "test")
     logs = settings.folder.glob  # of each seed's run
     training = {
@@ -170,39 +190,33 @@ def compare(settings: ExperimentSettings, spec: RewardSpec, folders: dict[tuple[
         ]
         for method in settings.methods
     }
-    compared = Comparison(pools, spec, rows, match=settings.match)
+    compared = {t: Comparison(of, spec, rows, match=settings.match) for t, of in pools.items()}
+    m = settings.candidates or spec.candidates
+    at = [{"temperature": t, **analyse(compared[t], candidates=m)} for t in others]
+    if others:
+        chosen = at_their_best(compared)
+        best = {(name, seed): pools[chosen[name]][name, seed] for name, seed in folders}
+        figures = analyse(Comparison(best, spec, rows, match=settings.match), candidates=m)
+        at.append({"temperature": chosen, **figures})
     given = settings.model_dump(mode="json", exclude_defaults=True)
     flags = [f"--{key}={','.join(map(str, v)) if isinstance(v, list) else v}" for key, v in given.items()]
     results = {
         "title": f"{settings.name}: {', '.join(settings.methods)} on {spec.name}",
-        "command": shlex.join(["vpo", "experiment", *flags]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
-        "commit": commit(),
+        **provenance(shlex.join(["vpo", "experiment", *flags])),
         "spec": spec.name,
         "objectives": list(spec.objective_keys),
         "prompts": len(rows),
         "seeds": settings.seeds,
         "settings": settings.model_dump(mode="json"),
-        **analyse(compared, training, candidates=settings.candidates or spec.candidates),
+        "temperature": first,
+        **analyse(compared[first], training, candidates=m),
+        "at": at,
     }
     write_experiment(results, pools, settings.folder)
     summary = (settings.folder / "summary.md").read_text()
     create_markdown_artifact(summary.split("![", 1)[0], key="experiment")
     print(f"\n{summary}\nResults: {settings.folder / 'results.json'}, plots beside it.")
     return settings.folder
-
-
-def commit() -> str:
-    """The commit of the code that runs, where it lies in a git checkout."""
-    here = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return "unknown"
-    return described.stdout.strip() or "unknown"
 
 
 def main(arguments: list[str]) -> int:

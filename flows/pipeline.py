@@ -4,12 +4,9 @@ Each stage writes into its own folder under ``runs/<name>/`` and is skipped when
 """
 
 import json
-import os
-import platform
 import shlex
 import shutil
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +38,11 @@ from flows.train import tells_weights, train
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
+from vpo_plugin.provenance import provenance
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 from vpo_plugin.rewards.task import read_rows
 
 FREE_BYTES = 200 << 20
-VERSIONS = ("vpo-plugin", "openrlhf", "torch", "deepspeed", "transformers", "ray", "prefect")
 
 
 @settings_flow(
@@ -118,9 +115,21 @@ def prepare_policy(settings: PipelineSettings) -> str:
 
 
 @task(task_run_name="evaluate-{name}")
-def evaluate(settings: PipelineSettings, name: str, policy: str, candidates: int, data: Path) -> Path:
-    """Sample and score a pool of candidates for each held-out prompt; returns the pool's folder."""
-    folder = settings.folder / "eval" / name
+def evaluate(
+    settings: PipelineSettings,
+    name: str,
+    policy: str,
+    candidates: int,
+    data: Path,
+    temperature: float | None = None,
+) -> Path:
+    """Sample and score a pool of candidates for each held-out prompt; returns the pool's folder.
+
+    A `temperature` other than that of the settings has a folder of its own.
+    """
+    usual = settings.eval_temperature or settings.temperature
+    temperature = temperature or usual
+    folder = settings.folder / "eval" / (name if temperature == usual else f"{name}-T{temperature:g}")
     command = [
         *(sys.executable, "-m", "vpo_plugin.cli", "evaluate"),
         *("--model", policy),
@@ -130,7 +139,7 @@ def evaluate(settings: PipelineSettings, name: str, policy: str, candidates: int
         *("--rollouts", str(settings.eval_candidates // candidates)),
         *("--candidates", str(candidates)),
         *("--max_new_tokens", str(settings.max_new_tokens)),
-        *("--temperature", str(settings.eval_temperature or settings.temperature)),
+        *("--temperature", str(temperature)),
         *("--seed", str(settings.seed)),
         *(["--tell_weights"] if tells_weights(name) else []),
     ]
@@ -175,9 +184,7 @@ def report_pools(
     results = compare_pools(loaded, load_spec(settings.spec), rows)
     results |= {
         "title": f"{settings.name}: {', '.join(training or pools)} on {settings.spec}",
-        "command": command,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+        **provenance(command),
         "overhead": added,
         "training": [{"name": method, "steps": steps} for method, steps in training.items()],
     }

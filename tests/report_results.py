@@ -19,7 +19,9 @@ ATTACK = (
     "</code></pre></script><script>window.attacked = 1</script><img src=x onerror=attacked=2>"
     " & $\\frac{1}{0}$ {{ 7 * 7 }}"
 )
+SET_KS = list(range(3, 31, 3))
 OPTIONAL = {
+    *("set_ks", "best_at_k_sets", "pass_at_k_sets"),
     *("prompts", "solved", "left_out", "fronts", "solved_at", "search", "only_solved_by", "prompts_shown", "overhead"),
     *("tokens_per_prompt", "tokens_per_solved", "pareto_size", "hypervolume", "coverage", "duplicates", "regret"),
 }
@@ -52,6 +54,7 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
         rewards = (random.random((prompts, 30, k)) < skill).astype(float)
         values = rewards.mean(-1)
         best[name] = best_at_k(values, ks)
+        in_sets = best_at_k(values.reshape(prompts, rollouts, candidates).max(-1), [k // candidates for k in SET_KS])
         fronts[name] = [np.unique(pool, axis=0).tolist() for pool in rewards]
         measure = figure([random.random(prompts)])
         policies.append(
@@ -62,6 +65,8 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
                 "tokens_per_prompt": 1234.4,
                 "tokens_per_solved": None if name == "base" else 9876.5,
                 "best_at_k": figure([best[name]]),
+                "best_at_k_sets": figure([in_sets]),
+                "pass_at_k_sets": figure([in_sets > 0.5]),
                 "pass_at_k": figure([pass_at_k(values > 0.5, ks)]),
                 "expected_set_reward": figure([expected_set_reward(rewards, seed=0)]),
                 "pairwise_l1": figure([mean_pairwise_l1(rewards)]),
@@ -100,6 +105,7 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
         "overhead": {"seconds": 12.3, "stages": 456.7},
         "solved": 0.75,
         "ks": ks,
+        "set_ks": SET_KS,
         "ceiling": {"best": 0.9, "pass": 1.0},
         "policies": policies,
         "differences": [

@@ -14,7 +14,7 @@ from flows.experiment import ExperimentSettings, cell_settings, single_rollouts
 from vpo_plugin.report.experiment import write_experiment
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.search.comparison import Comparison
-from vpo_plugin.search.experiment import analyse, pack_array, unpack_array
+from vpo_plugin.search.experiment import analyse, at_their_best, pack_array, unpack_array, verdict
 from vpo_plugin.search.pool import Pool, random_goals
 
 PROMPTS, SEEDS = 12, (0, 1)
@@ -91,6 +91,59 @@ def test_figures_are_those_of_all_subsets(pools: Pools, spec: RewardSpec) -> Non
     assert sum(m["coverage"]["mean"] for m in measured.values()) == pytest.approx(1)
 
 
+def test_whole_sets_are_counted_as_well(pools: Pools, spec: RewardSpec) -> None:
+    """Of two responses of three candidates: k = 3 is one response, k = 6 both; a single candidate is a set of one."""
+    results = analyse(Comparison(pools, spec, ROWS), candidates=3)
+    measured = {method["name"]: method for method in results["methods"]}
+    assert results["set_ks"] == [3, 6]
+    values = np.array([pools["vpo", seed].reward_matrices.mean(-1) for seed in SEEDS])  # (seeds, prompts, 2, 3)
+    assert measured["vpo"]["best_at_k_sets"]["mean"] == pytest.approx(
+        [values.max(-1).mean(), values.max((2, 3)).mean()]
+    )
+    solved = (values >= 0.4).any(-1)
+    assert measured["vpo"]["pass_at_k_sets"]["mean"] == pytest.approx([solved.mean(), solved.any(-1).mean()])
+    any_k = measured["grpo"]["best_at_k"]["mean"]
+    assert measured["grpo"]["best_at_k_sets"]["mean"] == pytest.approx([any_k[2], any_k[5]])
+    alone = Comparison({("grpo", 0): pools["grpo", 0]}, spec, ROWS)
+    assert alone.set_ks == [] and "best_at_k_sets" not in alone.figures()[0]
+
+
+def test_the_claims_of_the_paper_hold_or_do_not_or_cannot_be_told(pools: Pools, spec: RewardSpec) -> None:
+    verdicts = analyse(Comparison(pools, spec, ROWS), candidates=3)["verdicts"]
+    said = {v["claim"]: v["verdict"] for v in verdicts}
+    assert said["vpo is ahead of grpo at best@6"] == said["vpo is ahead of grpo at best@3, whole sets"] == "holds"
+    assert len(said) == 6 and set(said.values()) <= {"holds", "cannot be told"}
+    first, *_ = analyse(Comparison(swapped(pools), spec, ROWS), candidates=3)["verdicts"]
+    assert (first["claim"], first["verdict"]) == ("vpo is ahead of grpo at best@6", "does not hold")
+    assert verdict({"mean": 0.1, "low": -0.1, "high": 0.3}) == "cannot be told"
+    assert verdict({"mean": 0.0, "low": -0.005, "high": 0.02}, -0.01) == "holds"
+
+
+def swapped(pools: Pools) -> Pools:
+    """The same where vpo and grpo have each other's pools."""
+    other = {"vpo": "grpo", "grpo": "vpo"}
+    return {(name, seed): pools[other.get(name, name), seed] for name, seed in pools}
+
+
+def test_each_method_at_its_best_temperature(pools: Pools, spec: RewardSpec, tmp_path: Path) -> None:
+    """grpo is better sampled hot, vpo cold; the summary has a section for each temperature and for the best ones."""
+    cold = pools | {("base", 0): made("base", 0, 0.4)} | {("grpo", seed): made("grpo", seed, 0.2) for seed in SEEDS}
+    compared = {0.7: Comparison(cold, spec, ROWS), 1.0: Comparison(pools, spec, ROWS)}
+    chosen = at_their_best(compared)
+    assert (chosen["grpo"], chosen["base"]) == (1.0, 0.7)
+    at = [{"temperature": heat, **analyse(of, candidates=3)} for heat, of in compared.items()]
+    at.append({**at[1], "temperature": chosen})
+    head = {"title": "t", "command": "c", "machine": "m", "versions": {"a": "1"}, "commit": "0", "prompts": PROMPTS}
+    results = {**head, "objectives": ["gold", "lava"], "seeds": [0, 1], **at[0], "at": at[1:]}
+    write_experiment(results, {0.7: cold, 1.0: pools}, tmp_path)
+    summary = (tmp_path / "summary.md").read_text()
+    for title in ("Results, temperature 0.7", "Results, temperature 1", "Results, each method at its best temperature"):
+        assert f"## {title}\n" in summary
+    assert "| grpo | 1 | 1 |" in summary and "| base | 1 | 0.7 |" in summary and summary.count("**holds**") > 3
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert [pool["temperature"] for pool in stored["pools"]] == [0.7] * len(pools) + [1.0] * len(pools)
+
+
 def test_differences_are_paired_and_the_strongest_is_a_scalar_baseline(pools: Pools, spec: RewardSpec) -> None:
     results = analyse(Comparison(pools, spec, ROWS), candidates=3)
     measured = {method["name"]: method["best_at_k"]["mean"] for method in results["methods"]}
@@ -153,7 +206,7 @@ def test_results_hold_every_raw_pool(pools: Pools, spec: RewardSpec, tmp_path: P
     training = {name: [curves(), curves()] for name in ("grpo", "set_max", "vpo")}
     results = head | {"objectives": ["gold", "lava"], "seeds": [0, 1]}
     results |= analyse(Comparison(pools, spec, ROWS), training, candidates=3)
-    write_experiment(results, pools, tmp_path)
+    write_experiment(results, {1.0: pools}, tmp_path)
     stored = json.loads((tmp_path / "results.json").read_text())
     assert [(pool["method"], pool["seed"]) for pool in stored["pools"]] == list(pools)
     for kept, pool in zip(stored["pools"], pools.values(), strict=True):
@@ -196,6 +249,8 @@ def test_every_rollout_of_a_search_is_told_weights_of_its_own() -> None:
         (["--steps", "many"], "--steps 'many'"),
         (["--spec", "code"], "differ in number from prompt to prompt"),
         (["--eval_candidates", "31"], "a multiple of 3"),
+        (["--eval_temperatures", "0.7,0"], "--eval_temperatures.1 0"),
+        (["--eval_temperatures", "0.7,0.7"], "names something twice"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_start(flags: list[str], said: str, tmp_path: Path) -> None:
@@ -219,6 +274,7 @@ def experiment(runs: Path, *flags: str, **environment: str) -> subprocess.Comple
 
 def test_experiment_runs_to_its_results_and_keeps_finished_cells(tmp_path: Path) -> None:
     flags = ["--name", "small", "--methods", "goal_conditioned,vpo", "--seeds", "0", "--steps", "2", "--parallel", "2"]
+    flags += ["--eval_temperatures", "1,0.7"]
     flags += ["--prompts_per_step", "4", "--rollouts_per_prompt", "4", "--eval_prompts", "6", "--eval_candidates", "6"]
     first = experiment(tmp_path, *flags)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -231,6 +287,8 @@ def test_experiment_runs_to_its_results_and_keeps_finished_cells(tmp_path: Path)
     assert all(m["best_at_k"]["mean"][-1] <= results["ceiling"]["best"] for m in results["methods"])
     assert {pool["method"] for pool in results["pools"]} == {m["name"] for m in results["methods"]}
     assert "vpo − goal_conditioned" in first.stdout  # noqa: RUF001
+    assert results["temperature"] == 1 and results["at"][0]["temperature"] == 0.7
+    assert set(results["at"][1]["temperature"].values()) <= {0.7, 1.0}
 
     made = {path: path.stat().st_mtime_ns for path in folder.glob("**/stage.json")}
     (folder / "results.json").unlink()

@@ -128,7 +128,8 @@ def test_the_numbers_of_the_page_cannot_end_their_script(results, tmp_path):
 def test_the_page_holds_the_numbers_of_the_charts(results, plain):
     data = report_page.chart_data(plain)
     assert data["names"] == ["base", "grpo", "vpo"] and data["frontPrompts"] == len(results["solved_at"])
-    best, passed = data["charts"]["at-k"]["panels"]
+    best, in_sets, passed = data["charts"]["at-k"]["panels"]
+    assert in_sets["label"] == "best@k, whole sets" and in_sets["series"][2]["x"] == results["set_ks"]
     assert best["series"][2]["mean"] == results["policies"][2]["best_at_k"]["mean"] and best["ceiling"] == 0.9
     assert passed["series"][0]["high"] == results["policies"][0]["pass_at_k"]["high"]
     assert [panel["label"] for panel in data["charts"]["search"]["panels"]] == ["best-of-k", "evolution"]
@@ -191,7 +192,11 @@ def test_measures_show_what_there_is(results):
         assert len(rows[label]["cells"]) == 3
     assert rows["tokens a solved prompt"]["cells"][0]["value"] == "–"  # noqa: RUF001 (it solved none)
     assert rows["best@30"]["ceiling"] == "0.900" and " to " in rows["best@30"]["cells"][0]["interval"]
-    short = {**results, "policies": [{k: p[k] for k in p if k not in OPTIONAL} for p in results["policies"]]}
+    short = {
+        **results,
+        "set_ks": [],
+        "policies": [{k: p[k] for k in p if k not in OPTIONAL} for p in results["policies"]],
+    }
     labels = [row["label"] for row in report_page.measures(short)]
     assert "E_w" in labels and not {"regret", "coverage", "tokens a prompt"} & set(labels)
 

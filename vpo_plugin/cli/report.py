@@ -1,14 +1,13 @@
 """``vpo report``: compare stored pools and searches, and write report.html, report.json and best_at_k.png."""
 
 import argparse
-import os
-import platform
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from vpo_plugin.openrlhf.log import training_curve
+from vpo_plugin.provenance import provenance
 from vpo_plugin.report.tables import format_searches, format_table
 from vpo_plugin.report.write import write_report
 from vpo_plugin.rewards import load_spec
@@ -41,9 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = compare_pools({(name, 0): pool for name, pool in pools.items()}, spec, rows, match=args.match)
     results |= {
         "title": args.title or f"{spec.name}: {', '.join(pools)}",
-        "command": shlex.join(["vpo", "report", *arguments]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "versions": {"python": platform.python_version(), **first["versions"]},
+        **provenance(shlex.join(["vpo", "report", *arguments])),
         "left_out": left_out,
         "training": _training(args.run) if args.run else [],
     }

@@ -69,13 +69,14 @@ def measures(results: Results) -> list[dict[str, Any]]:
             {"label": label, "meaning": meaning, "cells": cells, "ceiling": "" if limit is None else number(limit)}
         )
 
-    for kind, meaning in (("best", "value of the best of"), ("pass", "prompts with a correct one among")):
-        for k in shown_ks(ks):
-            at = ks.index(k)
-            found = [{part: values[at] for part, values in policy[f"{kind}_at_k"].items()} for policy in policies]
-            add(f"{kind}@{k}", f"{meaning} {k}", [*map(_cell, found)], ceiling.get(kind))
+    set_ks = results.get("set_ks") or []
     for key, (label, meaning) in MEASURES.items():
-        if not key.endswith("_at_k") and any(key in policy for policy in policies):
+        if "_at_k" in key:
+            every = set_ks if key.endswith("_sets") else ks
+            for k in shown_ks(every) if every else []:
+                found = [{part: of[every.index(k)] for part, of in policy[key].items()} for policy in policies]
+                add(label.replace("@k", f"@{k}"), meaning, [*map(_cell, found)], ceiling.get(key.partition("_")[0]))
+        elif any(key in policy for policy in policies):
             add(label, meaning, [_cell(policy.get(key)) for policy in policies], ceiling.get(key))
     for key, label, meaning in (
         ("tokens_per_prompt", "tokens a prompt", "written by the policy in all of its responses"),
@@ -197,7 +198,7 @@ def chart_data(results: Results) -> dict[str, Any]:
     """The numbers of report.js. Policies are places in `names`; texts of candidates are not among them."""
     every = names(results)
     ks, ceiling = results["ks"], results["ceiling"] or {}
-    charts = {
+    charts: dict[str, Any] = {
         "at-k": {
             "unit": "k",
             "panels": [
@@ -212,6 +213,17 @@ def chart_data(results: Results) -> dict[str, Any]:
             ],
         }
     }
+    if set_ks := results.get("set_ks"):
+        charts["at-k"]["panels"].insert(
+            1,
+            {
+                "label": MEASURES["best_at_k_sets"][0],
+                "ceiling": ceiling.get("best"),
+                "series": [
+                    {"of": every.index(p["name"]), "x": set_ks, **p["best_at_k_sets"]} for p in results["policies"]
+                ],
+            },
+        )
     search = [run for run in results.get("search", []) if run["budget"]]
     procedures = list(dict.fromkeys(run["procedure"] for run in search))
     if procedures:

@@ -14,11 +14,12 @@ from vpo_plugin.search.searches import Search
 
 Results = dict[str, Any]
 WIDTH = 100
+PLAIN = box.Box("    \n" * 2 + " -- \n" + "    \n" * 5)  # a line of dashes below the header
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """A table as plain text, at most 100 columns wide; the first `left` columns are words, the others numbers."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    table = Table(box=PLAIN, show_edge=False, pad_edge=False, padding=(0, 1))
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i < left else "right", no_wrap=i >= left, overflow="fold")
     for row in rows:
@@ -42,20 +43,25 @@ def number(value: float | None, decimals: int = 3) -> str:
 
 
 def format_table(results: Results) -> str:
-    """The headline measures of all policies and the ceiling, and the differences in words."""
-    ks, ceiling = results["ks"], results["ceiling"]
-    shown = shown_ks(ks)
-    header = ["policy", *(f"best@{k}" for k in shown), "95 % interval", f"pass@{ks[-1]}", "E_w", "L1 distance"]
+    """The headline measures of all policies and the ceiling, and the differences in words.
+
+    best@k counts any k candidates, sets@k whole responses; the interval is that of the largest k.
+    """
+    ks, set_ks, ceiling = results["ks"], results.get("set_ks") or [], results["ceiling"]
+    shown, in_sets = shown_ks(ks), set_ks[:1]
+    header = ["policy", *(f"best@{k}" for k in shown), *(f"sets@{k}" for k in in_sets)]
+    header += ["95 % interval", f"pass@{ks[-1]}", "E_w", "L1 distance"]
     rows = []
     for policy in results["policies"]:
         best, rest = policy["best_at_k"], [policy[key]["mean"] for key in ("expected_set_reward", "pairwise_l1")]
         means = [best["mean"][ks.index(k)] for k in shown]
+        means += [policy["best_at_k_sets"]["mean"][set_ks.index(k)] for k in in_sets]
         interval = f"{number(best['low'][-1])} to {number(best['high'][-1])}"
         rows.append(
             [policy["name"], *map(number, means), interval, number(policy["pass_at_k"]["mean"][-1]), *map(number, rest)]
         )
     if ceiling:
-        best = [number(ceiling.get("best"))] * len(shown)
+        best = [number(ceiling.get("best"))] * (len(shown) + len(in_sets))
         rest = [number(ceiling.get(key)) if key in ceiling else "" for key in ("pass", "expected_set_reward")]
         rows.append(["ceiling", *best, "", *rest, ""])
     return "\n".join([text_table(header, rows), *map(say_difference, results["differences"])])

@@ -44,10 +44,19 @@ class Measured:
 
     Args:
         bought: how many candidates each budget pays for, not always whole.
+        in_sets: which of the budgets count whole responses as well.
     """
 
-    def __init__(self, pools: Sequence[Pool], spec: RewardSpec, rows: Rows, targets: Targets, bought: Floats) -> None:
-        self.spec, self.rows, self.targets, self.bought = spec, rows, targets, bought
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        spec: RewardSpec,
+        rows: Rows,
+        targets: Targets,
+        bought: Floats,
+        in_sets: Sequence[int],
+    ) -> None:
+        self.spec, self.rows, self.targets, self.bought, self.in_sets = spec, rows, targets, bought, list(in_sets)
         self.candidates = pools[0].reward_matrices.shape[2]
         self.rollouts = math.ceil(bought[-1] / self.candidates - ROUNDING)
         self.pools = [pool.first(self.rollouts) for pool in pools]
@@ -65,6 +74,20 @@ class Measured:
     def pass_at_k(self) -> Floats:
         """Whether any k candidates hold one that solves the prompt, (seeds, prompts, budgets)."""
         return _at_budgets(pass_at_k, self.solved, self.bought)
+
+    @cached_property
+    def best_at_k_sets(self) -> Floats:
+        """The best of any k / m whole responses, (seeds, prompts, budgets that count them)."""
+        return self._at_sets(best_at_k, self.rewards)
+
+    @cached_property
+    def pass_at_k_sets(self) -> Floats:
+        """Whether any k / m whole responses hold a candidate that solves the prompt, as `best_at_k_sets`."""
+        return self._at_sets(pass_at_k, self.solved)
+
+    def _at_sets(self, measure: Callable[..., Floats], values: np.ndarray) -> Floats:
+        of_responses = values.reshape(*values.shape[:2], self.rollouts, self.candidates).max(-1)
+        return _at_budgets(measure, of_responses, self.bought[self.in_sets] / self.candidates)
 
     @cached_property
     def fronts(self) -> list[list[Floats]]:
@@ -147,6 +170,8 @@ OF_A_POOL: dict[str, Callable[[Measured], Floats]] = {
 MEASURES = {
     "best_at_k": ("best@k", "deployment reward of the best of any k candidates"),
     "pass_at_k": ("pass@k", "share of prompts that any k candidates solve"),
+    "best_at_k_sets": ("best@k, whole sets", "the same of k candidates in whole responses, k / m of m candidates"),
+    "pass_at_k_sets": ("pass@k, whole sets", "the same of k candidates in whole responses, k / m of m candidates"),
     "expected_set_reward": ("E_w", "worth of the whole pool to a random weighting of the objectives"),
     "regret": ("regret", "what the pool loses to the best policy here at each weighting, on average"),
     "coverage": ("coverage", "share of the weightings at which this policy's best candidate is the best of all"),
@@ -194,7 +219,16 @@ class Comparison:
             of_policy.setdefault(name, []).append(pool)
         budgets, self.tokens_per_k = _matched(of_policy, match)
         self.ks = list(range(1, len(next(iter(budgets.values()))) + 1))
-        self.policies = {name: Measured(of, spec, rows, self.targets, budgets[name]) for name, of in of_policy.items()}
+        sizes = {name: of[0].reward_matrices.shape[2] for name, of in of_policy.items()}
+        step = math.lcm(*sizes.values()) if match == "candidates" else 1
+        enough = np.all([budgets[name] >= size - ROUNDING for name, size in sizes.items()], axis=0)
+        several = max(sizes.values()) > 1  # else any k candidates are whole responses
+        in_sets = [i for i, k in enumerate(self.ks) if several and enough[i] and k % step == 0]
+        self.set_ks = [self.ks[i] for i in in_sets]
+        """The k at which every policy's budget holds whole responses; none where all hold one candidate."""
+        self.policies = {
+            name: Measured(of, spec, rows, self.targets, budgets[name], in_sets) for name, of in of_policy.items()
+        }
 
     def figures(self) -> list[dict[str, Any]]:
         """Every measure of each policy: `{"mean", "low", "high"}`, a list at each k of @k."""
@@ -207,6 +241,8 @@ class Comparison:
         for number, (name, m) in enumerate(self.policies.items()):
             solved = int(m.solved.any(2).sum()) / len(m.pools)
             values = {"best_at_k": m.best_at_k, "pass_at_k": m.pass_at_k}
+            if self.set_ks:
+                values |= {"best_at_k_sets": m.best_at_k_sets, "pass_at_k_sets": m.pass_at_k_sets}
             values |= {key: of(m) for key, of in OF_A_POOL.items()}
             values |= {"regret": regret[number], "coverage": covered[number]}
             tokens = m.tokens_per_prompt
@@ -281,6 +317,7 @@ def compare_pools(
         "prompts": len(rows),
         "matched": {"by": match, "tokens_per_k": compared.tokens_per_k},
         "ks": compared.ks,
+        "set_ks": compared.set_ks,
         "ceiling": compared.targets.ceiling,
         "policies": compared.figures(),
         "differences": [

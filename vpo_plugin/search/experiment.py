@@ -1,18 +1,25 @@
-"""What an experiment of several methods and seeds says: the figures of its comparison, and the strongest baseline."""
+"""What an experiment of several methods and seeds says: the figures of its comparison, the strongest baseline,
+and whether the claims of the paper hold."""
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vpo_plugin.search.comparison import Comparison
-from vpo_plugin.search.metrics import difference
+from vpo_plugin.search.comparison import Comparison, Measured
+from vpo_plugin.search.metrics import Floats, difference
+
+Values = Callable[[Measured], Floats]
 
 BASE = "base"
-ABLATIONS = ("set_max",)
-"""Methods that are compared, but are no scalar baseline: vpo without its random weightings."""
+RANDOM_WEIGHTS = ("vpo", "vpo_at_k", "random_weighting", "goal_conditioned")
+"""Methods that are trained on random weightings; the others on the deployment weights."""
+NO_BASELINES = ("vpo", "vpo_at_k", "set_max")
+"""Methods that pay for a set in ways of the paper's: not among its scalar baselines."""
+LEVEL = 0.01
+"""A difference in a reward, or in a share of prompts, that counts as none."""
 
 Curves = Mapping[str, Sequence[float]]
 
@@ -27,17 +34,18 @@ def analyse(
         candidates: m of the set methods, the budget of one response: from there on the growth of a gap is measured.
 
     Returns:
-        A JSON-serialisable dictionary: ``match``, ``ks`` (the budgets, in candidates or in tokens), ``ceiling``,
-        ``methods`` (measures are ``{"mean", "low", "high"}``), ``differences``, ``strongest`` (the gap to the strongest
-        scalar baseline at each budget) and ``training``.
+        A JSON-serialisable dictionary: ``match``, ``ks`` (the budgets, in candidates or in tokens), ``set_ks`` (those
+        that count whole responses as well), ``ceiling``, ``methods`` (measures are ``{"mean", "low", "high"}``),
+        ``differences``, ``strongest`` (the gap to the strongest scalar baseline at each budget), ``verdicts`` and
+        ``training``.
     """
     training = training or {}
-    policies = compared.policies
-    *others, last = policies
+    *others, last = compared.policies
     one_set = min(candidates, len(compared.ks)) - 1
-    ks = [round(k * compared.tokens_per_k) for k in compared.ks] if compared.tokens_per_k else compared.ks
+    unit = compared.tokens_per_k or 1
+    ks, set_ks = ([round(k * unit) for k in some] for some in (compared.ks, compared.set_ks))
     methods = []
-    for figures, m in zip(compared.figures(), policies.values(), strict=True):
+    for figures, m in zip(compared.figures(), compared.policies.values(), strict=True):
         trained = training.get(figures["name"], [])
         searched = float(m.bought[-1])
         methods.append(
@@ -56,21 +64,25 @@ def analyse(
                 },
             }
         )
+    measures: dict[str, Values] = {"best_at_k": lambda m: m.best_at_k}
+    measures |= {"best_at_k_sets": lambda m: m.best_at_k_sets} if set_ks else {}
+    measures |= {"expected_set_reward": lambda m: m.expected_set_reward}
+
+    def grown(values: Floats) -> Floats:
+        return values[..., -1] - values[..., one_set]
+
     results: dict[str, Any] = {
         "match": compared.match,
         "ks": ks,
+        "set_ks": set_ks,
         "ceiling": compared.targets.ceiling,
         "methods": methods,
         "differences": [
             {
                 "a": last,
                 "b": name,
-                "best_at_k": compared.ahead(last, name),
-                "expected_set_reward": compared.ahead(last, name, lambda m: m.expected_set_reward),
-                "growth": {
-                    "from_k": ks[one_set],
-                    **compared.ahead(last, name, lambda m: m.best_at_k[..., -1] - m.best_at_k[..., one_set]),
-                },
+                **{key: compared.ahead(last, name, values) for key, values in measures.items()},
+                "growth": {"from_k": ks[one_set], **compared.ahead(last, name, lambda m: grown(m.best_at_k))},
             }
             for name in others
         ],
@@ -83,12 +95,62 @@ def analyse(
             for name, of_seeds in training.items()
         },
     }
-    if scalars := [name for name in others if not name.startswith(BASE) and name not in ABLATIONS]:
-        curves = {name: policies[name].best_at_k.mean((0, 1)) for name in scalars}
-        strongest = [max(scalars, key=lambda name: curves[name][i]) for i in range(len(ks))]
-        best = np.stack([policies[name].best_at_k[..., i] for i, name in enumerate(strongest)], axis=-1)
-        results["strongest"] = {"names": strongest, **difference(policies[last].best_at_k, best)}
+    trained_ones = [name for name in others if not name.startswith(BASE)]
+    mine = compared.policies[last]
+    claims: list[tuple[str, float, dict[str, Any]]] = []
+    if "grpo" in others:
+        claims.append((f"{last} is ahead of grpo at best@{ks[-1]}", 0, _last(compared.ahead(last, "grpo"))))
+        if set_ks:
+            ahead = _first(compared.ahead(last, "grpo", lambda m: m.best_at_k_sets))
+            claims.append((f"{last} is ahead of grpo at best@{set_ks[0]}, whole sets", 0, ahead))
+    if scalars := [name for name in trained_ones if name not in NO_BASELINES]:
+        names, best = _strongest(compared, scalars, lambda m: m.best_at_k)
+        results["strongest"] = {"names": names, **difference(mine.best_at_k, best)}
+        level = "matches or beats the strongest scalar baseline"
+        claims.append((f"{last} {level} ({names[-1]}) at best@{ks[-1]}", -LEVEL, _last(results["strongest"])))
+        by_pass, passed = _strongest(compared, scalars, lambda m: m.pass_at_k)
+        gap = _last(difference(mine.pass_at_k, passed))
+        claims.append((f"{last} {level} ({by_pass[-1]}) at pass@{ks[-1]}", -LEVEL, gap))
+        growth = difference(grown(mine.best_at_k), grown(best))
+        claims.append((f"{last}'s lead over the strongest grows from best@{ks[one_set]} to best@{ks[-1]}", 0, growth))
+    if fixed := [name for name in trained_ones if name not in RANDOM_WEIGHTS]:
+        [name], worth = _strongest(compared, fixed, lambda m: m.expected_set_reward[..., None])
+        gap = difference(mine.expected_set_reward, worth[..., 0])
+        claims.append((f"over all weightings {last} is ahead of every method of fixed weights ({name})", 0, gap))
+    results["verdicts"] = [
+        {"claim": claim, "verdict": verdict(figure, above), **figure} for claim, above, figure in claims
+    ]
     return results
+
+
+def verdict(figure: Mapping[str, float], above: float = 0.0) -> str:
+    """Whether a difference is above a bar: its interval lies above, below, or on both sides."""
+    return "holds" if figure["low"] > above else "does not hold" if figure["high"] < above else "cannot be told"
+
+
+def at_their_best(compared: Mapping[float, Comparison]) -> dict[str, float]:
+    """The temperature, of those that are compared, at which each policy's best@k of the whole budget is best."""
+    names = next(iter(compared.values())).policies
+    worth = {
+        (name, t): float(of.policies[name].best_at_k[..., -1].mean()) for t, of in compared.items() for name in names
+    }
+    return {name: max(compared, key=lambda t: worth[name, t]) for name in names}
+
+
+def _strongest(compared: Comparison, names: Sequence[str], values: Values) -> tuple[list[str], Floats]:
+    """The policy whose mean is highest, at each budget, and its values, (seeds, prompts, budgets)."""
+    of = {name: values(compared.policies[name]) for name in names}
+    number = of[names[0]].shape[-1]
+    best = [max(names, key=lambda name: of[name][..., i].mean()) for i in range(number)]
+    return best, np.stack([of[name][..., i] for i, name in enumerate(best)], axis=-1)
+
+
+def _first(curve: Mapping[str, Any]) -> dict[str, Any]:
+    return {part: curve[part][0] for part in ("mean", "low", "high")}
+
+
+def _last(curve: Mapping[str, Any]) -> dict[str, Any]:
+    return {part: curve[part][-1] for part in ("mean", "low", "high")}
 
 
 def pack_array(array: np.ndarray) -> str:
