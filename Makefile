@@ -10,13 +10,18 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements.sha256
 TORCH := $(shell sed -n 's/^torch==//p' requirements/cpu.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+# Tests that start engines run one after the other, the others beside them: tests/conftest.py.
+PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 HOST ?= 0.11.1
 
-.PHONY: setup demo test test-slow test-host lint sandbox browser clean
+.PHONY: environment setup demo test test-slow test-host lint sandbox browser clean
 
-setup:
-	@sha256sum requirements/cpu.txt pyproject.toml | sha256sum > .requirements.new; \
+# Not compiled: most of the modules are never imported, the others are compiled when they are.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile
+
+environment:
+	@sha256sum requirements/cpu.txt > .requirements.new; \
 	if cmp -s .requirements.new $(STAMP); then rm .requirements.new; exit 0; fi; \
 	set -e; \
 	trap 'rm -f .requirements.new' EXIT; \
@@ -24,26 +29,28 @@ setup:
 	rm -rf $(VENV); \
 	$(PYTHON) -m venv $(VENV); \
 	grep -v '^torch==' requirements/cpu.txt > $(VENV)/requirements.txt; \
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'torch==$(TORCH)' 2>$(VENV)/torch.log \
-	  || $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --index-url $(TORCH_CPU_INDEX) 'torch==$(TORCH)' \
+	$(PIP) 'torch==$(TORCH)' 2>$(VENV)/torch.log \
+	  || $(PIP) --index-url $(TORCH_CPU_INDEX) 'torch==$(TORCH)' \
 	  || { cat $(VENV)/torch.log; exit 1; }; \
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r $(VENV)/requirements.txt 2>$(VENV)/pip.log \
-	  || { cat $(VENV)/pip.log; exit 1; }; \
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	$(PIP) -r $(VENV)/requirements.txt 2>$(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }; \
 	mv .requirements.new $(STAMP)
+
+setup: environment
+	@test $(VENV)/project -nt pyproject.toml \
+	  || { $(PIP) --no-build-isolation --editable . && touch $(VENV)/project; }
 
 demo: setup
 	$(BIN)/python -m flows.demo
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'slow or not slow'
 
 test-host: setup  # HOST: another release of OpenRLHF, put before the installed one
 	rm -rf $(VENV)/host
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/host openrlhf==$(HOST)
+	$(PIP) --target $(VENV)/host openrlhf==$(HOST)
 	PYTHONPATH=$(VENV)/host $(BIN)/python -m pytest \
 	  tests/test_experience.py tests/test_launcher.py tests/test_cpu_runtime.py tests/test_train_ppo_ray.py
 

@@ -23,8 +23,22 @@ ROOT = Path(__file__).parent.parent
 SPEC = "maze_small"
 MARK = "VPO_TEST_RUN"
 
+ENGINES = {
+    *("test_cpu_runtime", "test_deployments", "test_experiment", "test_flows", "test_personas", "test_pool"),
+    *("test_ray_jobs", "test_resume", "test_retrain", "test_search", "test_specs_end_to_end", "test_stopping"),
+    *("test_train_ppo_ray", "test_two_nodes"),
+}
+"""The files that start Ray, vLLM, a training or Prefect: one worker runs them, the longest part of a parallel run."""
+
 # What a shell starts in the background is deaf to Ctrl-C, and so are its children: the tests send it to theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("engines" if item.path.stem in ENGINES else item.path.stem))
+    items.sort(key=lambda item: item.path.stem not in ENGINES)
 
 
 def python_lines() -> dict[str, int]:
