@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements.sha256
 TORCH := $(shell sed -n 's/^torch==//p' requirements/cpu.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
-# Tests that start engines run one after the other, the others beside them: tests/conftest.py.
-PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
+# Tests that start engines run one after the other, the others beside them (tests/conftest.py), with one thread each.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 HOST ?= 0.11.1
 
@@ -43,10 +43,10 @@ demo: setup
 	$(BIN)/python -m flows.demo
 
 test: setup lint
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(PARALLEL)
 
 test-slow: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m 'slow or not slow'
+	$(PARALLEL) -m 'slow or not slow'
 
 test-host: setup  # HOST: another release of OpenRLHF, put before the installed one
 	rm -rf $(VENV)/host
