@@ -40,7 +40,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vpo_plugin.rewards import sandbox_worker
+import vpo_plugin.rewards.sandbox_worker as sandbox_worker
 
 UNSAFE = "VPO_UNSAFE_NO_SANDBOX"
 TMP_BYTES = 64 << 20

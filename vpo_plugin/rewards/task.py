@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vpo_plugin.rewards import drawing
+from vpo_plugin.rewards.drawing import draw as read_drawing
 from vpo_plugin.rewards.scoring import columns_of, read_label
 from vpo_plugin.rewards.spec import RewardSpec, load_entry_point
 
@@ -68,8 +68,8 @@ def best_reward(spec: RewardSpec, label: object) -> float | None:
 
 
 def draw(spec: RewardSpec, label: object, candidates: Iterable[str]) -> dict[str, Any] | None:
-    """A prompt with its candidates as `drawing.draw` returns it; None where the task draws nothing.
+    """A prompt with its candidates as `vpo_plugin.rewards.drawing.draw` returns it; None where the task draws nothing.
 
     Raises ValueError if what the task's function returns is no drawing; what it raises propagates.
     """
-    return drawing.draw(load_entry_point(spec.drawing), read_label(label), candidates) if spec.drawing else None
+    return read_drawing(load_entry_point(spec.drawing), read_label(label), candidates) if spec.drawing else None
