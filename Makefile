@@ -2,6 +2,7 @@
 # make test    set up, then lint, type-check and test
 # make test-slow   the long tests as well
 # make test-host   the adapter's tests with an older release of the host
+# make docs    the documentation as a site, in site/
 # make sandbox     install bubblewrap, for reward specifications that run programs
 # make browser     install Chromium, for the tests of the report in a browser
 PYTHON ?= python3.11
@@ -15,7 +16,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no
 
 HOST ?= 0.11.1
 
-.PHONY: environment setup demo test test-slow test-host lint sandbox browser clean
+.PHONY: environment setup demo test test-slow test-host lint docs sandbox browser clean
 
 # Not compiled: most of the modules are never imported, the others are compiled when they are.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile
@@ -59,6 +60,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup
+	$(BIN)/mkdocs build --strict --site-dir site
+
 sandbox:  # what scoring programs needs: bubblewrap, from Debian's packages, as root
 	command -v bwrap > /dev/null || { apt-get update -qq && apt-get install -y -qq bubblewrap; }
 
@@ -66,4 +70,4 @@ browser:  # what the tests of the report in a browser need: Chromium, from Debia
 	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
 
 clean:
-	rm -rf $(VENV) runs .requirements.new
+	rm -rf $(VENV) runs site .requirements.new
