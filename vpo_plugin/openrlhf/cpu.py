@@ -18,6 +18,7 @@ symbol                                              why
 ``ActorPPOTrainer._init_vllm_sync_group``           weight sync over NCCL: replaced by one hand-over of the weights
 ``ActorPPOTrainer.broadcast_to_vllm``               through Ray's object store
 ``RolloutRayActor``                                 gains ``load_state``, which receives them
+``cpu_speed``                                       two more, that only save time, with a table of their own
 =================================================== ==================================================================
 """
 
@@ -37,12 +38,17 @@ from typing import Any, NoReturn
 import psutil
 import wrapt
 
+from vpo_plugin.openrlhf import cpu_speed
+
 LOOPBACK = "127.0.0.1"
 
 # What the engines, Ray and the tokenizers read at start-up; a value that the user set wins.
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
-    "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),  # generation and training take turns
+    "OMP_NUM_THREADS": str(
+        os.cpu_count() or 1
+    ),  # all for whoever's turn it is: generation, log-probabilities, training
+    "OMP_WAIT_POLICY": "passive",  # a thread that waits leaves its core to others
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -140,6 +146,8 @@ def install() -> None:
         ("openrlhf.utils.deepspeed.deepspeed", _patch_strategy),
         ("openrlhf.trainer.ppo_utils.replay_buffer", _patch_replay_buffer),
         ("openrlhf.trainer.ray.ppo_actor", _patch_weight_sender),
+        ("openrlhf.trainer.ray.ppo_actor", cpu_speed.patch_loader),
+        ("openrlhf.models.actor", cpu_speed.patch_actor),
         ("openrlhf.trainer.ray.vllm_engine", _patch_weight_receiver),
     ):
         wrapt.register_post_import_hook(patch, module)
@@ -205,7 +213,7 @@ def _patch_strategy(module: Any) -> None:
 
     def with_torch_adam(self: Any, optim_dict: dict[str, Any] | None = None, **more: Any) -> Any:
         if optim_dict is not None and optim_dict["type"] == "AdamW":
-            optim_dict["params"]["torch_adam"] = True
+            optim_dict["params"] |= {"torch_adam": True, "fused": True}
         return get_ds_train_config(self, optim_dict=optim_dict, **more)
 
     module.DeepspeedStrategy.get_ds_train_config = with_torch_adam
