@@ -19,9 +19,7 @@ from vpo_plugin.models import resolve_policy
 
 PHASES = ("generation", "make_experience", "ppo_train", "broadcast")
 PROMPTS, ROLLOUTS, PROMPT_WORDS, RESPONSE = 8, 4, 100, 75
-WORDS = ("river", "mountain", "letter", "window", "garden", "music", "winter", "teacher", "story", "bridge", "paper")
-    ["river", "mountain", "letter", "window", "garden", "music", "winter", "teacher", "story", "bridge", "yellow", "silent", "market", "simple", "paper"]
-)
+WORDS = ("river", "mountain", "letter", "window", "garden", "music", "winter", "teacher", "story", "bridge")
 
 SPEC = """\
 name: cpu_step
