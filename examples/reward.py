@@ -1,0 +1,24 @@
+"""A reward function of one's own, as OpenRLHF takes it, that returns a vector in the place of a number.
+
+    examples/train.sh --reward.remote_url examples/reward.py --vpo.candidates 1
+
+The specification names the objectives, their order and their ranges: here protein, price and greens of examples/menu.
+A value is the reward itself, so higher is better: where the specification says `minimize`, it is one minus the price.
+"""
+
+import json
+import re
+
+import torch
+
+from examples.menu.menu import score
+
+
+def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> dict[str, torch.Tensor]:
+    """The rewards of responses, shape (queries, objectives); a query is a prompt with its response."""
+    rewards = []
+    for query, prompt, label in zip(queries, prompts, labels, strict=True):
+        orders = re.findall(r"<order_1>(.*?)</order_1>", query.removeprefix(prompt), re.DOTALL)
+        protein, price, greens = score(orders[-1] if orders else "", json.loads(label))
+        rewards.append([protein, 1 - price, greens])
+    return {"rewards": torch.tensor(rewards)}

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# A launch script of OpenRLHF for one node of 8 GPUs, with the two lines that change: the module, and the estimator with its
+# specification. Before, they read
+#   python -m openrlhf.cli.train_ppo_ray \
+#     --algo.advantage.estimator group_norm --reward.remote_url my_reward.py \
+# Other flags, and other values of those below, follow on the command line: examples/train.sh --rollout.temperature 0.8
+set -euo pipefail
+model=${MODEL:-Qwen/Qwen3-1.7B} spec=${SPEC:-examples/menu} prompts=${PROMPTS:-examples/menu/rows.jsonl}
+
+exec python -m vpo_plugin.train_ppo_ray \
+  --advantage vpo --vpo.spec "$spec" --vpo.candidates 3 \
+  --actor.model_name_or_path "$model" \
+  --data.prompt_dataset "$prompts" --data.input_key text --data.label_key menu --data.apply_chat_template \
+  --data.max_len 1024 --rollout.max_new_tokens 512 \
+  --rollout.batch_size 128 --rollout.n_samples_per_prompt 8 --rollout.temperature 1 \
+  --train.batch_size 1024 --actor.adam.lr 1e-6 \
+  --algo.kl.use_loss --algo.kl.estimator k3 --algo.kl.init_coef 1e-3 \
+  --ckpt.output_dir runs/menu \
+  "$@"

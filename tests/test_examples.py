@@ -1,0 +1,99 @@
+"""What people copy runs as it stands."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import Training
+from prefect.utilities.importtools import import_object
+
+from examples.reward import reward_func
+from flows.settings import SETTINGS
+from vpo_plugin.cli import main
+from vpo_plugin.openrlhf.log import read_steps
+from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.formats import render_prompt, write_response
+from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.task import pareto_front, read_rows
+
+ROOT = Path(__file__).parent.parent
+MENU = ROOT / "examples" / "menu"
+
+
+def launch(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The launch script, in the folder of the clone."""
+    command = [str(ROOT / "examples" / "train.sh"), *flags]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_the_specification_is_sound(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["spec", "check", str(MENU)]) == 0
+    assert "The spec 'menu' is sound." in capsys.readouterr().out
+
+
+def test_the_objectives_pull_apart() -> None:
+    """No order is best at everything, so that a set of orders is worth having."""
+    spec = load_spec(MENU)
+    fronts = [pareto_front(spec, row["label"]) for row in read_rows(spec, "train", 20, seed=0)]
+    assert all(len(front) > 1 for front in fronts)
+    assert all((front < front.max(0)).any(1).all() for front in fronts)
+
+
+@pytest.mark.parametrize("junk", ["", "lentils", "rice, rice, rice", "x" * 10_000, "no, such, dish", ", ,"])
+def test_what_is_no_order_is_worth_nothing(junk: str) -> None:
+    spec = load_spec(MENU)
+    label = next(iter(read_rows(spec, "train", 1, seed=0)))["label"]
+    matrix = score_response(spec, write_response(spec, [junk]), label, 1).matrix
+    assert matrix.tolist() == [[0, 0, 0]]
+
+
+def test_the_reward_function_gives_what_the_specification_does() -> None:
+    spec = load_spec(MENU)
+    queries, prompts, labels, expected = [], [], [], []
+    for row in read_rows(spec, "train", 20, seed=0):
+        order = ", ".join(list(json.loads(row["label"]))[:3])
+        prompt, response = render_prompt(spec, row["prompt"], 1), write_response(spec, [order])
+        queries.append(prompt + response)
+        prompts.append(prompt)
+        labels.append(row["label"])
+        expected.append(score_response(spec, response, row["label"], 1).matrix[0])
+    rewards = reward_func(queries, prompts, labels)["rewards"]
+    torch.testing.assert_close(rewards, torch.tensor(np.array(expected)).to(rewards))
+    assert rewards.std(0).min() > 0
+
+
+def test_the_launch_script_is_right_but_for_what_is_broken() -> None:
+    """All of its flags are read and checked: the one mistake that is added is the only one that is said."""
+    done = launch("--vpo.alpha", "-1")
+    assert done.returncode == 2
+    assert "--vpo.alpha" in done.stderr and "mistakes:" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_launch_script_trains(training: Training, tmp_path: Path) -> None:
+    """On what the tests train on: the shipped policy, which reads mazes, with a chat template that adds nothing."""
+    policy = shutil.copytree(training.policy, tmp_path / "chat")
+    config = json.loads((policy / "tokenizer_config.json").read_text())
+    template = {"chat_template": "{{ messages[0]['content'] }}"}
+    (policy / "tokenizer_config.json").write_text(json.dumps(config | template))
+    command = training.command("--actor.model_name_or_path", str(policy))
+    flags = command[command.index("--data.prompt_dataset") :]
+    done = launch(*flags, SPEC="maze_small", PROMPTS=str(training.prompts))
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert len(read_steps(training.output / "vpo")) == 2
+
+
+def test_the_deployment_names_a_flow_and_its_parameters() -> None:
+    content = yaml.safe_load((ROOT / "examples" / "prefect.yaml").read_text())
+    for deployment in content["deployments"]:
+        file, name = deployment["entrypoint"].split(":")
+        flow = import_object(f"{ROOT / file}:{name}")
+        settings = SETTINGS[flow.name](**deployment["parameters"])
+        assert load_spec(ROOT / settings.spec).name == "menu"
