@@ -40,7 +40,7 @@ def test_no_circles() -> None:
         for path in (ROOT / folder).rglob("*.py"):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             nodes = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom))
-            edges[module] |= {node.module for node in nodes if node.module in edges} - {module}
+            edges.setdefault(module, set()).update({node.module for node in nodes if node.module in edges} - {module})
     try:
         TopologicalSorter(edges).prepare()
     except CycleError as error:
