@@ -41,7 +41,7 @@ setup: environment
 	  || { $(PIP) --no-build-isolation --editable . && touch $(VENV)/project; }
 
 demo: setup
-	$(BIN)/python -m flows.demo
+	$(BIN)/vpo run pipeline
 
 test: setup lint
 	$(PARALLEL)

@@ -4,9 +4,7 @@
 pool, and writes results.json, summary.md and the plots. A cell that has finished is kept, so a killed run continues.
 """
 
-import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,14 +13,14 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import CliApp
+from pydantic import Field, field_validator
 
 from flows.pipeline import check_settings, evaluate, prepare_data, prepare_policy, train, trains_sets
 from flows.process import exit_on_sigterm, stopping_threads
 from flows.server import check_server
 from flows.settings import PipelineSettings
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
+from vpo_plugin.cli.settings import flags, read
 from vpo_plugin.openrlhf.log import read_steps
 from vpo_plugin.provenance import provenance
 from vpo_plugin.report.experiment import write_experiment
@@ -198,11 +196,9 @@ def compare(
         best = {(name, seed): pools[chosen[name]][name, seed] for name, seed in folders}
         figures = analyse(Comparison(best, spec, rows, match=settings.match), candidates=m)
         at.append({"temperature": chosen, **figures})
-    given = settings.model_dump(mode="json", exclude_defaults=True)
-    flags = [f"--{key}={','.join(map(str, v)) if isinstance(v, list) else v}" for key, v in given.items()]
     results = {
         "title": f"{settings.name}: {', '.join(settings.methods)} on {spec.name}",
-        **provenance(shlex.join(["vpo", "experiment", *flags])),
+        **provenance(shlex.join(["vpo", "experiment", *flags(settings)])),
         "spec": spec.name,
         "objectives": list(spec.objective_keys),
         "prompts": len(rows),
@@ -220,22 +216,12 @@ def compare(
 
 
 def main(arguments: list[str]) -> int:
-    """``vpo experiment``: the flags are the fields of ``ExperimentSettings``, with ``_`` or ``-``."""
+    """Run the experiment that the flags describe."""
+    settings = read(ExperimentSettings, arguments, "vpo experiment")
     exit_on_sigterm()
-    try:
-        given = [re.sub(r"^--\w+", lambda flag: flag[0].replace("_", "-"), word) for word in arguments]
-        settings = CliApp.run(ExperimentSettings, cli_args=given)
-        check_server()
-        check_experiment(settings)
-        vpo_experiment(settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        print(f"vpo experiment: --{where} {first.get('input')!r}: {first['msg']}.", file=sys.stderr)
-        return 2
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"\nvpo experiment: {error}", file=sys.stderr)
-        return 1
+    check_server()
+    check_experiment(settings)
+    vpo_experiment(settings)
     return 0
 
 
@@ -255,7 +241,3 @@ def check_experiment(settings: ExperimentSettings) -> None:
     for method in settings.methods:
         get_advantage_estimator(method)
     check_settings(settings, spec)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -10,18 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 from prefect import task
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from flows import stage
 from flows.hooks import explain_failure, show_results
 from flows.parameters import settings_flow
-from flows.process import exit_on_sigterm, run_logged
-from flows.server import check_server
+from flows.process import run_logged
 from flows.settings import PipelineSettings, RunSettings
 from flows.stage import (
     code_version,
@@ -36,6 +33,7 @@ from flows.stage import (
 )
 from flows.train import tells_weights, train
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
+from vpo_plugin.cli.settings import flags
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import provenance
@@ -162,7 +160,7 @@ def evaluate(
 @task(task_run_name="report")
 def report(settings: PipelineSettings, pools: dict[str, Path], data: Path) -> str:
     """Compare the pools and write report.json, report.html and best_at_k.png; returns what came out, in a sentence."""
-    command = ["python", "-m", "flows.pipeline", json.dumps(settings.model_dump(mode="json", exclude_defaults=True))]
+    command = ["vpo", "run", "pipeline", *flags(settings)]
     training = {
         method: training_curve(settings.folder / "train" / method / "policy" / "vpo") for method in settings.methods
     }
@@ -257,20 +255,16 @@ def write_prompts(rows: list[dict[str, Any]], folder: Path) -> str:
     return digest(prompts)
 
 
-def run(settings: PipelineSettings) -> None:
-    """Run the pipeline for a person at a terminal: what is wrong is said in one last sentence, with exit code 1."""
-    stage.command_started = psutil.Process().create_time()
-    exit_on_sigterm()
-    try:
-        check_server()
-        check_settings(settings, load_spec(settings.spec))
-        pipeline(**dict(settings))
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"\n{error}")
-    except KeyboardInterrupt:
-        print("\nInterrupted; finished stages are kept.", file=sys.stderr)
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    run(PipelineSettings(**json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}))
+    from vpo_plugin.cli import main
+
+    settings = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
+    sys.exit(
+        main(
+            [
+                "run",
+                "pipeline",
+                *(f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in settings.items()),
+            ]
+        )
+    )

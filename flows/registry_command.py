@@ -1,46 +1,48 @@
-"""``vpo registry``: the policies that retraining made, and which of them is deployed."""
+"""`vpo registry`."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from flows.registry import RegistryError, champion, history, read_version, repair, rollback, version_ids
+from vpo_plugin.cli.settings import Command, choose, columns, read
+
+
+class Registry(Command):
+    """List the versions of a registry; the champion is marked."""
+
+    registry: Path = Field(Path("runs/registry"), description="Folder of the registry.")
+
+
+class Show(Registry):
+    """Show a version as JSON, with its comparison and its history."""
+
+    version: CliPositionalArg[str | None] = Field(None, description="The champion if none is named.")
+
+
+class Rollback(Registry):
+    """Make an earlier version champion again."""
+
+    version: CliPositionalArg[str | None] = Field(None, description="The champion before, if none is named.")
+
 
 def main(arguments: list[str]) -> int:
-    """Run the command; what is wrong is said in one sentence on stderr, with exit code 1."""
-    parser = argparse.ArgumentParser(prog="vpo registry", description=__doc__.split(":", 1)[1].strip().capitalize())
-    parser.add_argument(
-        "--registry", type=Path, default=Path("runs/registry"), metavar="FOLDER", help="default: runs/registry"
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("list", help="all versions, the champion marked").set_defaults(run=run_list)
-    show = commands.add_parser("show", help="one version as JSON; the champion unless another is named")
-    show.add_argument("version", nargs="?", metavar="VERSION")
-    show.set_defaults(run=run_show)
-    back = commands.add_parser("rollback", help="make an earlier version champion again")
-    back.add_argument("version", nargs="?", metavar="VERSION", help="default: the one before the present champion")
-    back.set_defaults(run=run_rollback)
-    args = parser.parse_args(arguments)
-    try:
-        if not args.registry.is_dir():
-            raise FileNotFoundError(f"There is no registry in {args.registry}; a retraining makes one.")
-        args.run(args)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"vpo: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Run the command that is named."""
+    return choose({"list": show_all, "show": show, "rollback": roll_back}, arguments, "vpo registry")
 
 
-def run_list(args: argparse.Namespace) -> None:
-    from flows.registry import RegistryError, champion, history, read_version, version_ids
-
-    mend(args.registry)
-    current = champion(args.registry)
-    champions = {change.champion for change in history(args.registry)}
+def show_all(arguments: list[str]) -> int:
+    """all versions, the champion marked"""
+    folder = mended(read(Registry, arguments, "vpo registry list").registry)
+    current = champion(folder)
+    champions = {change.champion for change in history(folder)}
     lines = [("", "version", "parent", "prompts", "outcome", "created", "policy")]
-    for name in version_ids(args.registry):
+    for name in version_ids(folder):
         try:
-            version = read_version(args.registry, name)
+            version = read_version(folder, name)
         except RegistryError as error:
             lines.append(("!", name, "", "", "", "", str(error)))
             continue
@@ -49,39 +51,46 @@ def run_list(args: argparse.Namespace) -> None:
         outcome = gain + ("promoted" if name in champions else "kept aside")
         prompts = str(len(version.prompts))
         lines.append((mark, name, version.parent or "", prompts, outcome, version.created, version.policy))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        print("".join(character if character.isprintable() else "?" for character in text))
+    text = "\n".join(columns(lines))
+    print("".join(character if character.isprintable() or character == "\n" else "?" for character in text))
+    return 0
 
 
-def run_show(args: argparse.Namespace) -> None:
-    from flows.registry import champion, history, read_version
-
-    mend(args.registry)
-    version = read_version(args.registry, args.version) if args.version else champion(args.registry)
+def show(arguments: list[str]) -> int:
+    """one version as JSON; the champion unless another is named"""
+    settings = read(Show, arguments, "vpo registry show")
+    folder = mended(settings.registry)
+    version = read_version(folder, settings.version) if settings.version else champion(folder)
     if version is None:
-        raise ValueError(f"The registry {args.registry} has no champion yet.")
+        raise ValueError(f"The registry {folder} has no champion yet.")
     shown = version.model_dump() | {"prompts": len(version.prompts)}
-    changes = [change for change in history(args.registry) if version.version in (change.champion, change.previous)]
+    changes = [change for change in history(folder) if version.version in (change.champion, change.previous)]
     shown["history"] = [change.model_dump() for change in changes]
     print(json.dumps(shown, indent=2))
+    return 0
 
 
-def run_rollback(args: argparse.Namespace) -> None:
+def roll_back(arguments: list[str]) -> int:
+    """make an earlier version champion again, the one before if none is named"""
+    settings = read(Rollback, arguments, "vpo registry rollback")
     from flows.mlflow_mirror import check_mlflow, mirror
-    from flows.registry import rollback
 
     check_mlflow()
-    change = rollback(args.registry, args.version)
+    change = rollback(settings.registry, settings.version)
     print(f"{change.champion} is champion in the place of {change.previous}.")
-    if mirrored := mirror(args.registry):
+    if mirrored := mirror(settings.registry):
         print(mirrored)
+    return 0
 
 
-def mend(registry: Path) -> None:
-    """Rebuild a damaged champion pointer, and say so."""
-    from flows.registry import repair
+def mended(folder: Path) -> Path:
+    """The registry's folder, its champion pointer rebuilt if it is damaged, which is said.
 
-    if done := repair(registry):
+    Raises:
+        FileNotFoundError: there is no registry.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no registry in {folder}; a retraining makes one.")
+    if done := repair(folder):
         print(f"vpo: {done}", file=sys.stderr)
+    return folder

@@ -1,58 +1,60 @@
-"""``vpo run CONFIG [KEY=VALUE …]``: run a flow from a YAML file of settings.
+"""`vpo run`."""
 
-CONFIG is a YAML file, or the name of one that ships (`vpo run --list`). Its keys are the settings of the flow, all with
-defaults; the key `flow` names one of pipeline (the default), prepare-data, train, search-eval and retrain. The run is
-recorded by the Prefect server that PREFECT_API_URL names, or by a temporary one where it names none.
-"""
-
-import argparse
 import importlib.resources
-import sys
-from difflib import get_close_matches
+import json
+import re
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from pydantic import BaseModel, Field, create_model
+from pydantic_settings import CliPositionalArg
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
+from flows.settings import SETTINGS
+from vpo_plugin.cli import UsageError
+from vpo_plugin.cli.settings import Command, read, read_yaml
 
 FLOW = "flow"
+DRY_RUN = (bool, Field(False, description="Print the stages and the host's exact commands, and run nothing."))
+
+
+class Run(Command):
+    """Run a flow: from a YAML file, a configuration that ships, or with a flow's defaults.
+
+    vpo run WHAT [KEY=VALUE | --KEY VALUE …] [--dry_run]
+
+    WHAT is a YAML file, the name of one that ships (--list), or a flow: pipeline, prepare-data, train, search-eval,
+    retrain. Keys are the settings of the flow: `vpo run WHAT --help` shows them. In a file, the key `flow` names the
+    flow, pipeline if there is none. The run is recorded by the Prefect server that PREFECT_API_URL names, or by a
+    temporary one where it names none.
+    """
+
+    what: CliPositionalArg[str | None] = Field(None, description="A YAML file, a configuration that ships, or a flow.")
+    list: bool = Field(False, description="Print the configurations that ship.")
+    dry_run: bool = DRY_RUN[1]
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; what is wrong is said in one sentence on stderr, with exit code 1."""
-    parser = argparse.ArgumentParser(
-        prog="vpo run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file, or the name of one that ships")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that win over the file's")
-    parser.add_argument("--dry-run", action="store_true", help="print the stages and the host's commands, run nothing")
-    parser.add_argument("--list", action="store_true", help="print the configurations that ship")
-    args = parser.parse_intermixed_args(arguments)
-    if args.list:
+    """Run the flow, or print what it would do."""
+    what = next((word for word in arguments if not word.startswith("-")), None)
+    if what is None:
+        if not read(Run, arguments, "vpo run", given={}).list:
+            raise UsageError("name what to run, or --list; see vpo run --help.")
         print("\n".join(f"{name:24}{first_comment(file)}" for name, file in shipped().items()))
         return 0
-    if args.config is None:
-        parser.error("name a CONFIG, or --list")
-    try:
-        flow, settings = load_config(args.config, args.overrides)
-        if args.dry_run:
-            from flows.plan import plan
+    arguments.remove(what)
+    flow, settings, dry_run = load_config(what, arguments)
+    if dry_run:
+        from flows.plan import plan
 
-            print(plan(flow, settings))
-        else:
-            start(flow, settings)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"vpo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("vpo: interrupted; finished stages are kept", file=sys.stderr)
-        return 130
+        print(plan(flow, settings))
+    else:
+        start(flow, settings)
     return 0
 
 
-def start(flow: str, settings: "BaseModel") -> None:
+def start(flow: str, settings: BaseModel) -> None:
     """Run a flow in this process.
 
     Raises:
@@ -86,71 +88,57 @@ def first_comment(file: Path) -> str:
     return line.removeprefix("#").strip() if line.startswith("#") else ""
 
 
-def load_config(config: str, overrides: list[str]) -> tuple[str, "BaseModel"]:
-    """The flow that a configuration names, and its settings, which are checked.
+def load_config(what: str, words: list[str]) -> tuple[str, BaseModel, bool]:
+    """The flow to run, its settings, which are checked, and whether it is a dry run.
+
+    Args:
+        what: a YAML file, the name of one that ships, or a flow.
+        words: ``KEY=VALUE``, where the value is YAML, or flags; they win over the file.
 
     Raises:
-        ValueError: what is wrong with the file or an override, one line each.
+        ValueError: what is wrong with the file or a setting, one line each.
         FileNotFoundError: there is no such configuration.
     """
-    from pydantic import ValidationError
-
-    from flows.settings import SETTINGS
-
-    file = shipped().get(config, Path(config))
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no configuration '{config}': no such file, and {', '.join(shipped())} ship.")
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{file} is no configuration: it must be a mapping of settings to values.")
-    data |= {key: value for key, value in map(_override, overrides) if key == FLOW}
-    flow = data.pop(FLOW, "pipeline")
+    flags = as_flags(words)
+    file = shipped().get(what, Path(what))
+    if file.is_file():
+        given = read_yaml(file)
+    elif what in SETTINGS:
+        given = {FLOW: what}
+    else:
+        known = ", ".join([*shipped(), *SETTINGS])
+        raise FileNotFoundError(f"There is no configuration '{what}': no such file, and {known} are known.")
+    named = [flag.removeprefix(f"--{FLOW}=") for flag in flags if flag.startswith(f"--{FLOW}=")]
+    flow = [given.pop(FLOW, "pipeline"), *named][-1]
     if flow not in SETTINGS:
         raise ValueError(f"{file}: the flow is {flow!r}, and there are {', '.join(SETTINGS)}.")
-    model = SETTINGS[flow]
-    data |= {
-        key: text if _is_text(model, key) else _value(key, text)
-        for key, text in map(_override, overrides)
-        if key != FLOW
-    }
+    flags = [flag for flag in flags if not flag.startswith(f"--{FLOW}=")]
+    model = create_model("Run", __base__=SETTINGS[flow], __doc__=SETTINGS[flow].__doc__, dry_run=DRY_RUN)
+    told = dict(read(model, flags, f"vpo run {what}", given=given, file=str(file)))
+    dry_run = told.pop("dry_run")
+    return flow, SETTINGS[flow](**told), dry_run
+
+
+def as_flags(words: list[str]) -> list[str]:
+    """The words with each ``KEY=VALUE`` as a flag; lists and mappings of YAML become JSON, which flags take."""
+    flags = []
+    for before, word in pairwise(["", *words]):
+        is_value = before.startswith("--") and "=" not in before and before.replace("-", "_") != "__dry_run"
+        if word.startswith("-") or is_value:
+            flags.append(word)
+            continue
+        key, equals, text = word.partition("=")
+        if not (key.isidentifier() and equals):
+            raise ValueError(f"A setting on the command line reads KEY=VALUE, not {word!r}.")
+        flags.append(f"--{key}={_as_json(key, text)}")
+    return flags
+
+
+def _as_json(key: str, text: str) -> str:
+    if not re.match(r"\s*[\[{]", text):
+        return text
     try:
-        return flow, model.model_validate(data)
-    except ValidationError as error:
-        given = {key for key, _ in map(_override, overrides)}
-        complaints = [
-            f"{'command line' if set(one['loc'][:1]) & given else file}: {_complaint(dict(one), model)}"
-            for one in error.errors()
-        ]
-        raise ValueError("\n".join(complaints)) from error
-
-
-def _override(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not (separator and key):
-        raise ValueError(f"A setting on the command line reads KEY=VALUE, not {text!r}.")
-    return key, value
-
-
-def _is_text(model: type["BaseModel"], key: str) -> bool:
-    field = model.model_fields.get(key)
-    return field is not None and field.annotation in (str, Path)
-
-
-def _value(key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
+        value: Any = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"The value of {key} is not YAML: {text!r}.") from error
-
-
-def _complaint(error: dict[str, Any], model: type["BaseModel"]) -> str:
-    where = ".".join(str(step) for step in error["loc"])
-    if error["type"] == "extra_forbidden":
-        near = get_close_matches(where, model.model_fields, n=1)
-        return f"the key '{where}' is unknown" + (f"; is it '{near[0]}'?" if near else ".")
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"{where}: {error['msg']}, not {error['input']!r:.80}."
+    return json.dumps(value)

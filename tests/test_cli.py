@@ -142,7 +142,7 @@ def test_the_way_around_the_sandbox_reaches_every_process(tmp_path: Path) -> Non
     spec = write_scorer(tmp_path / "around", "return [float(os.environ.get('VPO_UNSAFE_NO_SANDBOX', '0')), 0, 0, 0]")
     source = write_lines(tmp_path / "in.jsonl", GOOD)
     environment = {key: value for key, value in os.environ.items() if key != "VPO_UNSAFE_NO_SANDBOX"}
-    for flags, reward in (([], 0), (["--unsafe-no-sandbox"], 1)):
+    for flags, reward in (([], 0), (["--unsafe_no_sandbox"], 1)):
         arguments = ["--spec", spec, "--input", source, "--output", tmp_path / "out.jsonl", "--workers", "2", *flags]
         assert vpo("score", *arguments, env=environment).returncode == 0
         assert read_lines(tmp_path / "out.jsonl")[0]["matrix"][0] == [reward, 0, 0, 0]
@@ -172,7 +172,10 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     for arguments, sentence in [
         (("--spec", "maize", "--input", source, "--output", out), "vpo: There is no spec 'maize'"),
         (("--spec", "maze", "--input", tmp_path / "none", "--output", out), "No such file"),
-        (("--spec", "maze", "--input", source, "--output", out, "--workers", "0"), "at least 1 process"),
+        (
+            ("--spec", "maze", "--input", source, "--output", out, "--workers", "0"),
+            "--workers is 0: it must be greater",
+        ),
         (("--spec", "maze", "--input", source, "--output", tmp_path / "no" / "out"), "No such file"),
     ]:
         done = vpo("score", *arguments)

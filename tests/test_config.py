@@ -88,7 +88,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text(text)
-    assert main(["run", "config.yaml", *overrides, "--dry-run"]) == 1
+    assert main(["run", "config.yaml", *overrides, "--dry_run"]) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith("vpo: ") and sentence in printed.err and printed.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
@@ -107,7 +107,7 @@ def commands(printed: str) -> list[list[str]]:
 
 
 def test_a_dry_run_prints_the_commands_and_leaves_nothing(tmp_path: Path) -> None:
-    done = vpo_run(tmp_path, "maze-cpu", "steps=3", "--dry-run")
+    done = vpo_run(tmp_path, "maze-cpu", "steps=3", "--dry_run")
     assert done.returncode == 0, done.stderr
     stages = [line.split()[1] for line in done.stdout.splitlines() if line[:3].strip().isdigit()]
     assert stages == [
@@ -125,7 +125,7 @@ def test_a_dry_run_prints_the_commands_and_leaves_nothing(tmp_path: Path) -> Non
 @pytest.mark.parametrize("config", [name for name in shipped() if "gpu" in name])
 def test_the_commands_for_gpus_are_ones_that_the_host_reads(tmp_path: Path, config: str) -> None:
     """With another model, whose tokenizer needs no hub, and fewer prompts; the flags are those of the file."""
-    done = vpo_run(tmp_path, config, "model=tiny-maze", "steps=1", "prompts_per_step=8", "--dry-run")
+    done = vpo_run(tmp_path, config, "model=tiny-maze", "steps=1", "prompts_per_step=8", "--dry_run")
     assert done.returncode == 0, done.stderr
     with importable_host():
         for command in commands(done.stdout):
@@ -139,12 +139,12 @@ def test_the_commands_for_gpus_are_ones_that_the_host_reads(tmp_path: Path, conf
 
 
 def test_other_flows_can_be_planned(tmp_path: Path) -> None:
-    data = vpo_run(tmp_path, "maze-cpu", "flow=train", "--dry-run").stdout
+    data = vpo_run(tmp_path, "maze-cpu", "flow=train", "--dry_run").stdout
     assert "train-vpo" in data and "evaluate" not in data
-    retraining = vpo_run(tmp_path, "maze-retrain-cpu", "--dry-run").stdout
+    retraining = vpo_run(tmp_path, "maze-retrain-cpu", "--dry_run").stdout
     assert "choose-prompts" in retraining and "compare" in retraining and len(commands(retraining)) == 1
     (tmp_path / "search.yaml").write_text("flow: search-eval\npolicies: [{name: a, model: tiny-maze, candidates: 3}]\n")
-    assert "evaluate-a" in vpo_run(tmp_path, "search.yaml", "--dry-run").stdout
+    assert "evaluate-a" in vpo_run(tmp_path, "search.yaml", "--dry_run").stdout
 
 
 def test_a_server_that_does_not_answer_is_said_and_nothing_is_started(tmp_path: Path) -> None:

@@ -245,8 +245,8 @@ def test_every_rollout_of_a_search_is_told_weights_of_its_own() -> None:
     ("flags", "said"),
     [
         (["--methods", "vpo,grpoo"], "no advantage estimator named 'grpoo'"),
-        (["--seeds", "1,1"], "--seeds [1, 1]: Value error, names something twice"),
-        (["--steps", "many"], "--steps 'many'"),
+        (["--seeds", "1,1"], "--seeds: names something twice"),
+        (["--steps", "many"], "--steps is many: it must be a valid integer"),
         (["--spec", "code"], "differ in number from prompt to prompt"),
         (["--eval_candidates", "31"], "a multiple of 3"),
         (["--eval_temperatures", "0.7,0"], "--eval_temperatures.1 0"),

@@ -83,4 +83,4 @@ def test_the_wheel_holds_what_a_user_needs(tmp_path: Path) -> None:
     assert found.stdout.count(str(target)) == 3, found
     assert "maze_small" in vpo("spec", "list")
     assert "'maze_small' is sound" in vpo("spec", "check", "maze_small")
-    assert str(target / "reward_specs" / "maze_small" / "policy") in vpo("run", "maze-cpu", "--dry-run")
+    assert str(target / "reward_specs" / "maze_small" / "policy") in vpo("run", "maze-cpu", "--dry_run")

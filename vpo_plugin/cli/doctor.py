@@ -4,7 +4,6 @@ Nothing is taken on trust: the host and vLLM are imported, Ray is started or joi
 sandbox runs a program, the Prefect server is asked for its health. Each in a process of its own where it could hang.
 """
 
-import argparse
 import asyncio
 import importlib.metadata
 import json
@@ -14,10 +13,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from vpo_plugin.cli.settings import Command, read
 
 PROBE_SECONDS = 300
 CONNECT_SECONDS = 10
@@ -34,10 +35,13 @@ class Finding:
     text: str
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the findings; exit code 1 where training would fail."""
-    parser = argparse.ArgumentParser(prog="vpo doctor", description=__doc__)
-    parser.parse_args(argv)
+class Doctor(Command):
+    """Say what is installed and running here, and what would fail. Exit code 1 where training would fail."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print the findings."""
+    read(Doctor, arguments, "vpo doctor")
     failures: list[str] = []
     lacks: list[str] = []
     for title, check in CHECKS.items():
@@ -313,7 +317,3 @@ def gib(size: float) -> str:
 def last_line(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1] if lines else "it printed nothing."
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,17 +5,17 @@ answer, or a set of three. Its expected policy gradient is a sum over all of the
 rewards, so what it converges to is what the estimator wants.
 """
 
-import argparse
 import itertools
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from vpo_plugin.advantages import RewardBatch, get_advantage_estimator
+from vpo_plugin.cli.settings import Command, read
 
 ANSWERS = {
     "fast": (1.0, 0.0),
@@ -179,17 +179,17 @@ def plot(policies: dict[str, Policy], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+class Explain(Command):
+    """Show what vpo does, on an exact example in seconds."""
+
+    output: Path = Field(Path("runs/explain"), description="Folder of explain.png.")
+
+
+def main(arguments: list[str]) -> int:
     """Run the example: words and tables on the terminal, one plot in a file."""
-    parser = argparse.ArgumentParser(prog="vpo explain", description="What vpo does, on an exact example in seconds.")
-    parser.add_argument("--output", type=Path, default=Path("runs/explain"), help="folder of explain.png")
-    args = parser.parse_args(argv)
+    settings = read(Explain, arguments, "vpo explain")
     policies = {method: train(method) for method in METHODS}
-    path = args.output / "explain.png"
+    path = settings.output / "explain.png"
     plot(policies, path)
     print(f"{explain(policies)}\n\nPlot: {path}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

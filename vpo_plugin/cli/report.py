@@ -1,11 +1,13 @@
-"""``vpo report``: compare stored pools and searches, and write report.html, report.json and best_at_k.png."""
+"""`vpo report`."""
 
-import argparse
 import shlex
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import Field
+from pydantic_settings import CliVariadicArg
+
+from vpo_plugin.cli.settings import Command, read
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import provenance
 from vpo_plugin.report.tables import format_searches, format_table
@@ -16,19 +18,23 @@ from vpo_plugin.search.pool import load_pool, shared_prompts
 from vpo_plugin.search.searches import load_searches
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; prints the headline table."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="vpo report", description=__doc__.replace("``", "`"))
-    parser.add_argument("--pools", nargs="+", required=True, metavar="NAME=FOLDER", help="pools of `vpo evaluate`")
-    parser.add_argument("--searches", nargs="+", default=[], metavar="NAME=FOLDER", help="outputs of `vpo search`")
-    parser.add_argument("--run", type=Path, metavar="FOLDER", help="a run of the pipeline, for its training curves")
-    parser.add_argument("--match", choices=["candidates", "tokens"], default="candidates", help="(candidates)")
-    parser.add_argument("--spec", help="reward specification (the one that the pools were scored with)")
-    parser.add_argument("--title", help="(the specification and the policies)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    args = parser.parse_args(arguments)
+class Report(Command):
+    """Compare pools and searches, and write report.html, report.json and best_at_k.png."""
 
+    pools: CliVariadicArg[list[str]] = Field(
+        min_length=1, description="Pools of `vpo evaluate`: FOLDER or NAME=FOLDER."
+    )
+    searches: CliVariadicArg[list[str]] = Field([], description="Outputs of `vpo search`: FOLDER or NAME=FOLDER.")
+    run: Path | None = Field(None, description="A run of the pipeline, for its training curves.")
+    match: Literal["candidates", "tokens"] = Field("candidates", description="What the policies get as much of.")
+    spec: str | None = Field(None, description="Reward specification; the one that scored the pools if none.")
+    title: str | None = Field(None, description="Title; the specification and the policies if none.")
+    output: Path = Field(description="Folder of the report.")
+
+
+def main(arguments: list[str]) -> int:
+    """Write the report; prints the headline table."""
+    args = read(Report, arguments, "vpo report")
     loaded = {name: load_pool(folder) for name, folder in named(args.pools).items()}
     specs = {pool.made["spec_digest"] for pool in loaded.values()}
     if len(specs) > 1:
@@ -78,7 +84,3 @@ def _training(run: Path) -> list[dict[str, Any]]:
     if not logs:
         raise FileNotFoundError(f"{run} is no run of the pipeline: it has no train/*/policy/vpo.")
     return [{"name": name, "steps": training_curve(place)} for name, place in logs.items()]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -49,7 +49,7 @@ NOBODY = 65534
 _HOW = (
     "Install bubblewrap 0.8 or newer (Debian, Ubuntu: apt-get install bubblewrap) where unprivileged user namespaces "
     "are allowed; Docker allows them with --security-opt seccomp=unconfined --security-opt apparmor=unconfined. "
-    f"{UNSAFE}=1 (or --unsafe-no-sandbox) runs programs without a boundary, with all that your user may do: only for "
+    f"{UNSAFE}=1 (or --unsafe_no_sandbox) runs programs without a boundary, with all that your user may do: only for "
     "programs that you trust."
 )
 

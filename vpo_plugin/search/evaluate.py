@@ -1,6 +1,5 @@
 """``vpo evaluate``: sample a pool of candidates for each held-out prompt of a specification, score it, and store it."""
 
-import argparse
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from vpo_plugin.rewards.scoring import score_all
 from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.policy import Endpoint, Engine, Policy, Request, as_chat, fingerprint, prepare_environment
 from vpo_plugin.search.pool import (
+    Pool,
     batch_file,
     claim_folder,
     load_pool,
@@ -27,30 +27,25 @@ from vpo_plugin.search.pool import (
     random_goals,
     write_rows,
 )
+from vpo_plugin.search.settings import PolicySettings
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; prints the pool's measures."""
-    parser = argparse.ArgumentParser(prog="vpo evaluate", description=__doc__)
-    add_policy_flags(parser)
-    parser.add_argument("--rollouts", type=int, required=True, metavar="N", help="responses for each prompt")
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="prompts sampled and stored at a time (32)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the pool; gone on with if begun")
-    args = parser.parse_args(arguments)
-    if args.rollouts < 1 or args.batch < 1:
-        raise ValueError(f"--rollouts ({args.rollouts}) and --batch ({args.batch}) must be at least 1.")
-    spec, rows, settings = read_task(args)
-    settings |= {"rollouts": args.rollouts, "batch": args.batch}
-    claim_folder(args.output, settings)
-    if any(not batch_file(args.output, n).exists() for n in range(-(-len(rows) // args.batch))):
-        policy = make_policy(args, spec, rows, settings)
-        sample_pool(policy, spec, rows, settings, args.output)
+def evaluate(
+    settings: PolicySettings, rollouts: int, batch: int, folder: Path
+) -> tuple[Pool, RewardSpec, list[dict[str, Any]]]:
+    """Sample what a pool lacks; returns the pool, its specification and its prompts.
 
-    from vpo_plugin.report.tables import format_table
-    from vpo_plugin.search.comparison import compare_pools
-
-    print(format_table(compare_pools({(args.output.name, 0): load_pool(args.output)}, spec, rows)))
-    return 0
+    Args:
+        rollouts: responses for each prompt.
+        batch: prompts that are sampled and stored at a time.
+        folder: the pool's; resumed if it exists.
+    """
+    spec, rows, made = read_task(settings)
+    made |= {"rollouts": rollouts, "batch": batch}
+    claim_folder(folder, made)
+    if any(not batch_file(folder, n).exists() for n in range(-(-len(rows) // batch))):
+        sample_pool(make_policy(settings, spec, rows, made), spec, rows, made, folder)
+    return load_pool(folder), spec, rows
 
 
 def sample_pool(
@@ -114,118 +109,84 @@ def batch_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
-# ------------------------------------------------------------------------------------------------ flags
-
-
-def add_policy_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which policy is asked for what: shared by `vpo evaluate` and `vpo search`."""
-    parser.add_argument(
-        "--model", required=True, help="model folder or Hugging Face id; with --url the model's name there"
-    )
-    parser.add_argument("--spec", required=True, help="reward specification, by name or path")
-    parser.add_argument(
-        "--candidates", type=int, metavar="M", help="candidates in one response (the specification's m)"
-    )
-    parser.add_argument("--prompts", type=int, metavar="N", help="held-out prompts (100, or all of --data)")
-    parser.add_argument(
-        "--data", type=Path, metavar="FOLDER", help="dataset on disk with the columns input and label, for the prompts"
-    )
-    parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest response (the specification's budget)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="sampling temperature (1.0)")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts' choice and of the sampling (0)")
-    parser.add_argument(
-        "--tell_weights", action="store_true", help="tell each prompt random objective weights (goal_conditioned)"
-    )
-    parser.add_argument(
-        "--url", help="OpenAI-compatible endpoint, such as http://localhost:8000/v1; else vLLM in process"
-    )
-    parser.add_argument(
-        "--api", choices=["chat", "completions"], default="chat", help="the endpoint's interface (chat)"
-    )
-    parser.add_argument(
-        "--unsafe-no-sandbox", action="store_true", help="run programs that are scored without a boundary"
-    )
-    parser.add_argument("--at_once", type=int, default=32, metavar="N", help="requests to the endpoint at a time (32)")
-    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds for one request to it (600)")
-
-
 def read_task(
-    args: argparse.Namespace, rows: list[dict[str, Any]] | None = None
+    settings: PolicySettings, rows: list[dict[str, Any]] | None = None
 ) -> tuple[RewardSpec, list[dict[str, Any]], dict[str, Any]]:
     """The specification, the prompts (input, label as JSON), and the settings that decide what is sampled.
 
     Args:
-        rows: the prompts, where they are not those that the flags name.
+        rows: the prompts, where they are not those that the settings name.
 
     Raises:
         ValueError: settings that cannot work.
         FileNotFoundError: no such dataset or model.
     """
-    if args.unsafe_no_sandbox:
+    if settings.unsafe_no_sandbox:
         os.environ[UNSAFE] = "1"
-    spec = load_spec(args.spec)
-    candidates = spec.candidates if args.candidates is None else args.candidates
-    if candidates < 1 or (args.prompts is not None and args.prompts < 1):
-        raise ValueError("--candidates and --prompts must be at least 1.")
-    if args.temperature < 0 or args.seed < 0 or args.at_once < 1:
-        raise ValueError("--temperature and --seed cannot be negative, and --at_once must be at least 1.")
+    spec = load_spec(settings.spec)
+    candidates = spec.candidates if settings.candidates is None else settings.candidates
     budget = candidates * spec.limits.tokens_per_candidate
-    max_new_tokens = budget if args.max_new_tokens is None else args.max_new_tokens
+    max_new_tokens = budget if settings.max_new_tokens is None else settings.max_new_tokens
     if max_new_tokens < budget:
         raise ValueError(
             f"--max_new_tokens is {max_new_tokens}, {candidates} candidates of {spec.name!r} take {budget}."
         )
     if rows is not None:
         pass
-    elif args.data is not None:
-        rows = [{"input": row["input"], "label": row["label"]} for row in load_prompts(args.data)][: args.prompts]
+    elif settings.data is not None:
+        rows = [{"input": row["input"], "label": row["label"]} for row in load_prompts(settings.data)][
+            : settings.prompts
+        ]
     else:
-        drawn = read_rows(spec, "test", args.prompts or 100, args.seed)
+        drawn = read_rows(spec, "test", settings.prompts or 100, settings.seed)
         rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in drawn]
-    if args.tell_weights and spec.ragged:
+    if settings.tell_weights and spec.ragged:
         raise ValueError(
             f"--tell_weights names the objectives, and those of {spec.name!r} differ from prompt to prompt."
         )
     if not rows:
-        raise ValueError(f"There are no prompts: {args.data or spec.name} is empty.")
+        raise ValueError(f"There are no prompts: {settings.data or spec.name} is empty.")
     return (
         spec,
         rows,
         {
-            "model": args.model,
-            "fingerprint": None if args.url else fingerprint(args.model),
-            "url": args.url,
-            "api": args.api if args.url else None,
-            "spec": args.spec,
+            "model": settings.model,
+            "fingerprint": None if settings.url else fingerprint(settings.model),
+            "url": settings.url,
+            "api": settings.api if settings.url else None,
+            "spec": settings.spec,
             "spec_digest": files.digest(spec.model_dump(mode="json")),
             "prompts": len(rows),
             "prompts_digest": files.digest(rows),
             "candidates": candidates,
             "max_new_tokens": max_new_tokens,
-            "temperature": args.temperature,
-            "seed": args.seed,
-            "tell_weights": args.tell_weights,
+            "temperature": settings.temperature,
+            "seed": settings.seed,
+            "tell_weights": settings.tell_weights,
             "versions": versions(),
         },
     )
 
 
 def make_policy(
-    args: argparse.Namespace, spec: RewardSpec, rows: Sequence[dict[str, Any]], settings: dict[str, Any], more: int = 0
+    settings: PolicySettings, spec: RewardSpec, rows: Sequence[dict[str, Any]], made: dict[str, Any], more: int = 0
 ) -> Policy:
-    """The policy that the flags name; prompts may be `more` tokens longer than those of the task."""
-    sampling = {"max_new_tokens": settings["max_new_tokens"], "temperature": settings["temperature"]}
-    if args.url:
-        return Endpoint(args.url, args.model, api=args.api, at_once=args.at_once, timeout=args.timeout, **sampling)
+    """The policy that the settings name; prompts may be `more` tokens longer than those of the task."""
+    sampling = {"max_new_tokens": made["max_new_tokens"], "temperature": made["temperature"]}
+    if settings.url:
+        return Endpoint(
+            settings.url,
+            settings.model,
+            api=settings.api,
+            at_once=settings.at_once,
+            timeout=settings.timeout,
+            **sampling,
+        )
     prepare_environment()
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(args.model)
-    goal = [0.25] * len(spec.objective_keys) if args.tell_weights else None  # all goals are as long
-    texts = as_chat([prompt_text(spec, row["input"], settings["candidates"], goal) for row in rows], tokenizer)
+    tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
+    goal = [0.25] * len(spec.objective_keys) if settings.tell_weights else None  # all goals are as long
+    texts = as_chat([prompt_text(spec, row["input"], made["candidates"], goal) for row in rows], tokenizer)
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
-    return Engine(args.model, longest=longest + more, **sampling)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return Engine(settings.model, longest=longest + more, **sampling)

@@ -3,10 +3,8 @@
 A resumed search replays its stored rounds (`searches.py`), so nothing is sampled or scored twice.
 """
 
-import argparse
 import asyncio
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from tqdm import tqdm
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.scoring import score_all
 from vpo_plugin.search.evaluate import (
-    add_policy_flags,
     as_columns,
     batch_seed,
     make_policy,
@@ -34,59 +31,51 @@ from vpo_plugin.search.procedures import (
     Refinement,
 )
 from vpo_plugin.search.searches import (
-    PROCEDURES,
     RESULT,
     RESULT_SCHEMA,
     SCHEMA,
     SETTINGS,
+    Search,
     load_search,
     read_table,
     round_file,
     round_files,
 )
+from vpo_plugin.search.settings import PolicySettings
 from vpo_plugin.search.targets import read_targets
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; prints the share of solved prompts against the budget."""
-    parser = argparse.ArgumentParser(prog="vpo search", description=__doc__.partition("\n")[0].replace("``", "`"))
-    add_policy_flags(parser)
-    parser.add_argument("--procedure", nargs="+", choices=PROCEDURES, default=list(PROCEDURES), help="(all)")
-    parser.add_argument("--budget", type=int, required=True, metavar="N", help="candidates for each prompt, at most")
-    parser.add_argument(
-        "--unsolved_in",
-        type=Path,
-        nargs="+",
-        metavar="POOL",
-        help="search the prompts of these pools that none of them solves",
-    )
-    parser.add_argument("--openevolve", type=Path, metavar="FILE", help="configuration of OpenEvolve for the evolution")
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="a folder for each procedure in it"
-    )
-    args = parser.parse_args(arguments)
-    if args.budget < 1:
-        raise ValueError(f"--budget is {args.budget}: a search tries at least 1 candidate.")
-    rows = unsolved_prompts(load_spec(args.spec), args.unsolved_in)[: args.prompts] if args.unsolved_in else None
-    spec, rows, settings = read_task(args, rows)
-    settings |= {"budget": args.budget}
-    procedures = {name: make_procedure(name, args.openevolve) for name in dict.fromkeys(args.procedure)}
-    if "evolution" in procedures and args.openevolve:
-        settings |= {"openevolve": args.openevolve.read_text()}
-    policy = None
-    for name, procedure in procedures.items():
-        folder = args.output / name
-        made = settings | {"procedure": name}
-        claim_folder(folder, made, SETTINGS)
-        if not (folder / RESULT).exists():
-            if policy is None:
-                policy = make_policy(args, spec, rows, settings, more=4 * settings["max_new_tokens"] + 256)
-            search_all(policy, spec, rows, procedure, made, folder)
-    searches = {name: load_search(args.output / name) for name in procedures}
-    from vpo_plugin.report.tables import format_searches
+def run_searches(
+    settings: PolicySettings,
+    procedures: Iterable[str],
+    budget: int,
+    unsolved_in: Sequence[Path],
+    openevolve: Path | None,
+    folder: Path,
+) -> dict[str, Search]:
+    """Run what is not done of each procedure; returns the searches by procedure.
 
-    print(format_searches([(args.output.name, name, search) for name, search in searches.items()]))
-    return 0
+    Args:
+        budget: candidates for each prompt, at most.
+        unsolved_in: pools; the prompts are those that none of them solves.
+        openevolve: configuration of OpenEvolve for the evolution.
+        folder: gets a folder for each procedure; resumed if it exists.
+    """
+    open_prompts = unsolved_prompts(load_spec(settings.spec), unsolved_in)[: settings.prompts] if unsolved_in else None
+    spec, rows, made = read_task(settings, open_prompts)
+    made |= {"budget": budget}
+    made_procedures = {name: make_procedure(name, openevolve) for name in procedures}
+    if "evolution" in made_procedures and openevolve:
+        made |= {"openevolve": openevolve.read_text()}
+    policy = None
+    for name, procedure in made_procedures.items():
+        place = folder / name
+        claim_folder(place, made | {"procedure": name}, SETTINGS)
+        if not (place / RESULT).exists():
+            if policy is None:
+                policy = make_policy(settings, spec, rows, made, more=4 * made["max_new_tokens"] + 256)
+            search_all(policy, spec, rows, procedure, made | {"procedure": name}, place)
+    return {name: load_search(folder / name) for name in made_procedures}
 
 
 def make_procedure(name: str, openevolve: Path | None = None) -> Procedure:
@@ -241,7 +230,3 @@ class Rounds:
 def _proposal(problem: Problem, row: Mapping[str, Any]) -> Proposal:
     pairs = list(zip(row["candidates"], row["rewards"], strict=True))[row["known"] :]
     return Proposal(row["response"], [problem.candidate(text, rewards) for text, rewards in pairs])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,13 +8,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vpo_plugin.search.pool import read_settings
+from vpo_plugin.search.settings import Procedure
 
 SETTINGS = "search.json"
 SCHEMA = pa.schema(
@@ -46,7 +47,7 @@ RESULT_SCHEMA = pa.schema(
         ("reward", pa.float64()),  # of the best, under the deployment weights
     ]
 )
-PROCEDURES = ("best_of_k", "refinement", "evolution")
+PROCEDURES = get_args(Procedure)
 
 
 @dataclass(frozen=True)

@@ -1,44 +1,16 @@
 """``vpo select``: the best candidate of a pool for each prompt, under weights of the user's own."""
 
-import argparse
-import json
 import math
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vpo_plugin import files
-from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.task import pareto_front
 from vpo_plugin.search.metrics import Floats, figure
-from vpo_plugin.search.pool import Pool, load_pool
+from vpo_plugin.search.pool import Pool
 from vpo_plugin.search.targets import read_targets
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command; candidates go to stdout or a file, what the pool gives up to stderr."""
-    parser = argparse.ArgumentParser(prog="vpo select", description=__doc__.replace("``", "`"))
-    parser.add_argument("--pool", type=Path, required=True, metavar="FOLDER", help="a pool of `vpo evaluate`")
-    parser.add_argument("--weights", required=True, help='such as "gold=2,avoid_lava=1"; an objective left out has 0')
-    parser.add_argument("--spec", help="reward specification (the one that the pool was scored with)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines, one for each prompt (default: stdout)")
-    args = parser.parse_args(arguments)
-    pool = load_pool(args.pool)
-    spec = load_spec(args.spec or pool.made["spec"])
-    weights = parse_weights(args.weights, spec)
-    chosen, values = select(pool, weights)
-    text = "".join(json.dumps(row) + "\n" for row in chosen)
-    if args.output:
-        files.write(args.output, text)
-    else:
-        print(text, end="")
-    print(what_it_gives_up(pool, spec, weights, values), file=sys.stderr)
-    if empty := sum(row["candidate"] is None for row in chosen):
-        print(f"{empty} prompts have no candidate that could be parsed: null.", file=sys.stderr)
-    return 0
 
 
 def parse_weights(text: str, spec: RewardSpec) -> Floats:
@@ -126,7 +98,3 @@ def what_it_gives_up(pool: Pool, spec: RewardSpec, weights: Floats, values: Floa
 def _mean(values: Sequence[float] | Floats) -> str:
     measure = figure(np.asarray(values)[None])
     return f"{measure['mean']:.3f} ({measure['low']:.3f} to {measure['high']:.3f})"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,41 @@
+"""`vpo select`."""
+
+import json
+import sys
+from pathlib import Path
+
+from pydantic import Field
+
+from vpo_plugin.cli.settings import Command, read
+
+
+class Select(Command):
+    """Choose the best candidate of a pool for each prompt, under weights of your own."""
+
+    pool: Path = Field(description="Folder of a pool of `vpo evaluate`.")
+    weights: str = Field(description='Such as "gold=2,avoid_lava=1"; an objective that is left out has 0.')
+    spec: str | None = Field(None, description="Reward specification; the one that scored the pool if none.")
+    output: Path | None = Field(None, description="File of JSON lines, one for each prompt; printed if none.")
+
+
+def main(arguments: list[str]) -> int:
+    """Candidates go to stdout or a file, what the pool gives up to stderr."""
+    settings = read(Select, arguments, "vpo select")
+    from vpo_plugin.files import write
+    from vpo_plugin.rewards import load_spec
+    from vpo_plugin.search.pool import load_pool
+    from vpo_plugin.search.select import parse_weights, select, what_it_gives_up
+
+    pool = load_pool(settings.pool)
+    spec = load_spec(settings.spec or pool.made["spec"])
+    weights = parse_weights(settings.weights, spec)
+    chosen, values = select(pool, weights)
+    text = "".join(json.dumps(row) + "\n" for row in chosen)
+    if settings.output:
+        write(settings.output, text)
+    else:
+        print(text, end="")
+    print(what_it_gives_up(pool, spec, weights, values), file=sys.stderr)
+    if empty := sum(row["candidate"] is None for row in chosen):
+        print(f"{empty} prompts have no candidate that could be parsed: null.", file=sys.stderr)
+    return 0

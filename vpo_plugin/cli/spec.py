@@ -1,0 +1,135 @@
+"""`vpo spec`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from vpo_plugin.cli.settings import Command, choose, columns, read
+
+if TYPE_CHECKING:
+    from vpo_plugin.rewards import RewardSpec
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command that the first argument names."""
+    return choose({"list": show_all, "check": check, "new": new, "schema": schema}, arguments, "vpo spec")
+
+
+class List(Command):
+    """The specifications that are known by name."""
+
+
+class Check(Command):
+    """Check a specification on its own data, and measure it."""
+
+    spec: CliPositionalArg[str] = Field(description="Name, folder or YAML file of the specification.")
+    data: str | None = Field(
+        None, description="File, folder, URL or hub id in the place of the specification's own dataset."
+    )
+    scores: Path | None = Field(None, description="Matrices that `vpo score` wrote: measure whether VPO can help.")
+    tokenizer: str | None = Field(None, description="Model folder or hub id whose tokenizer counts the tokens.")
+    unsafe_no_sandbox: bool = Field(False, description="Run programs that are scored without a boundary.")
+
+
+class New(Command):
+    """Write a small specification that works, to be changed into your own."""
+
+    name: CliPositionalArg[str] = Field(description="Name of the specification, of its folder and its module.")
+    folder: Path = Field(Path(), description="Where the new folder goes.")
+
+
+class Schema(Command):
+    """Print the JSON schema of spec.yaml."""
+
+
+def show_all(arguments: list[str]) -> int:
+    """the specifications that are known by name"""
+    read(List, arguments, "vpo spec list")
+    from vpo_plugin.rewards.files import SpecError, load_spec, spec_files
+
+    lines = [("name", "k", "m", "format", "description")]
+    for name, file in spec_files().items():
+        try:
+            spec = load_spec(file)
+        except SpecError as error:
+            lines.append((name, "-", "-", "-", str(error).splitlines()[0]))
+            continue
+        k = f"1-{spec.ragged.max}" if spec.ragged else str(len(spec.objective_keys))
+        form = "tags" if spec.tag else "code blocks" if spec.fence else "separator"
+        lines.append((name, k, str(spec.candidates), form, " ".join(spec.description.split())))
+    for line in columns(lines):
+        print(line if len(line) <= 98 else line[:97] + "…")
+    return 0
+
+
+def check(arguments: list[str]) -> int:
+    """check a specification on its own data, and measure it"""
+    settings = read(Check, arguments, "vpo spec check")
+    from vpo_plugin.rewards.check import check_spec, measure_spec
+    from vpo_plugin.rewards.collinear import measure_disagreement, read_matrices
+    from vpo_plugin.rewards.data import SAMPLE, DatasetError
+    from vpo_plugin.rewards.files import load_spec, spec_file
+
+    spec = load_spec(settings.spec)
+    if settings.data is not None:
+        spec = _with_source(spec, settings.data)
+    tokens = None
+    if settings.tokenizer:
+        from transformers import AutoTokenizer
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(settings.tokenizer)
+
+        def tokens(text: str) -> int:
+            return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    try:
+        findings = check_spec(spec)
+    except DatasetError as error:
+        sample = spec_file(settings.spec).parent / SAMPLE
+        if settings.data is not None or not sample.is_file():
+            raise
+        print(f"NOT CHECKED on its dataset but on the few rows of {sample}: {error}")
+        spec = _with_source(spec, str(sample))
+        findings = check_spec(spec)
+    for finding in [*findings, *measure_spec(spec, tokens)]:
+        print(finding)
+    if settings.scores is not None:
+        for finding in measure_disagreement(spec, list(read_matrices(settings.scores, spec))):
+            print(finding)
+    print(f"The spec '{spec.name}' is sound.")
+    return 0
+
+
+def new(arguments: list[str]) -> int:
+    """write a small specification that works, to be changed into your own"""
+    settings = read(New, arguments, "vpo spec new")
+    from vpo_plugin.rewards.files import spec_home
+    from vpo_plugin.rewards.skeleton import new_spec
+
+    files = new_spec(settings.name, settings.folder, str(spec_home() / "schema.json"))
+    print("\n".join(["Written:", *map(str, files), "", f"Next: vpo spec check {files[0].parent}"]))
+    return 0
+
+
+def schema(arguments: list[str]) -> int:
+    """print the JSON schema of spec.yaml"""
+    read(Schema, arguments, "vpo spec schema")
+    from vpo_plugin.rewards.spec import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return 0
+
+
+def _with_source(spec: "RewardSpec", source: str) -> "RewardSpec":
+    import inspect
+
+    from vpo_plugin.rewards.spec import load_entry_point
+
+    loader = spec.dataset.loader
+    if "source" not in inspect.signature(load_entry_point(loader)).parameters:
+        raise ValueError(f"--data names a source, and the loader {loader} of the spec '{spec.name}' takes none.")
+    dataset = spec.dataset.model_copy(update={"args": {**spec.dataset.args, "source": source}})
+    return spec.model_copy(update={"dataset": dataset})

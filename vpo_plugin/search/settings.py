@@ -1,0 +1,38 @@
+"""What `vpo evaluate` and `vpo search` are told of the policy, the prompts and the sampling."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Procedure = Literal["best_of_k", "refinement", "evolution"]
+"""How a search proposes candidates."""
+
+
+class PolicySettings(BaseModel):
+    """Which policy is asked for what."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(description="Model folder or Hugging Face id; with --url the model's name there.")
+    spec: str = Field(description="Reward specification, by name or path.")
+    candidates: int | None = Field(None, ge=1, description="Candidates in one response; the specification's m if none.")
+    prompts: int | None = Field(None, ge=1, description="Held-out prompts; 100, or all of --data, if none.")
+    data: Path | None = Field(
+        None, description="Dataset on disk, columns input and label, in the place of held-out ones."
+    )
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="Longest response, in tokens; the specification's budget if none."
+    )
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature.")
+    seed: int = Field(0, ge=0, description="Seed of the choice of prompts and of the sampling.")
+    tell_weights: bool = Field(
+        False, description="Tell each prompt random objective weights, as goal_conditioned was trained."
+    )
+    url: str | None = Field(
+        None, description="OpenAI-compatible endpoint, such as http://localhost:8000/v1; vLLM in this process if none."
+    )
+    api: Literal["chat", "completions"] = Field("chat", description="The endpoint's interface.")
+    at_once: int = Field(32, ge=1, description="Requests to the endpoint at a time.")
+    timeout: float = Field(600.0, gt=0, description="Seconds for one request to the endpoint.")
+    unsafe_no_sandbox: bool = Field(False, description="Run programs that are scored without a boundary.")
