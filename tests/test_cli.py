@@ -294,8 +294,38 @@ def test_without_its_dataset_a_spec_is_checked_on_its_sample_and_says_so(tmp_pat
     assert "3 rows of the split 'train'" in done.stdout and "dgslibisey/MuSiQue cannot be read" in done.stdout
 
 
-@pytest.mark.parametrize("program", ["explain"])
-def test_programs_have_their_own_help(program: str) -> None:
-    result = vpo(program, "--help")
-    assert result.returncode == 0
-    assert f"usage: vpo {program}" in result.stdout
+@pytest.mark.parametrize(
+    "command", ["evaluate", "search", "report", "select", "score", "spec check", "run", "experiment"]
+)
+def test_help_says_how_the_command_is_called_and_what_its_flags_are(command: str) -> None:
+    result = vpo(*command.split(), "--help", env={**os.environ, "COLUMNS": "100"})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"usage: vpo {command} ") and max(map(len, result.stdout.splitlines())) <= 115
+    flags = re.findall(r"^  (--\S+)", result.stdout, re.MULTILINE)
+    assert len(flags) >= 2 and not [flag for flag in flags if "-" in flag[2:]]
+
+
+def test_a_flag_that_is_unknown_missing_or_spelt_as_it_was(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", GOOD)
+    given = ["--spec", "maze_small", "--input", source]
+    wrong = vpo("score", *given, "--outptu", tmp_path / "out.jsonl")
+    assert (wrong.returncode, wrong.stderr) == (2, "vpo: There is no flag --outptu; is it '--output'?\n")
+    assert vpo("score", *given).stderr == "vpo: --output is missing.\n"
+    old = vpo("score", *given, "--output", tmp_path / "out.jsonl", "--unsafe-no-sandbox")
+    assert old.returncode == 0 and "--unsafe-no-sandbox is written --unsafe_no_sandbox now." in old.stderr
+    assert "is it 'score'?" in vpo("scor").stderr and "is it" not in vpo("zzz").stderr
+    assert re.fullmatch(r"vpo-plugin \d+\.\d+\.\d+\n", vpo("--version").stdout)
+
+
+def test_settings_of_a_file_and_flags_that_win(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", GOOD)
+    config = tmp_path / "score.yaml"
+    config.write_text(f"spec: maze_small\ninput: {source}\noutput: {tmp_path / 'a.jsonl'}\nworkers: 1\n")
+    assert vpo("score", "--config", config, "--output", tmp_path / "b.jsonl").returncode == 0
+    assert read_lines(tmp_path / "b.jsonl") == [SCORED] and not (tmp_path / "a.jsonl").exists()
+    config.write_text("spec: maze_small\nimput: x\nworkers: none\n")
+    wrong = vpo("score", "--config", config).stderr
+    assert (
+        f"{config}: the key 'imput' is unknown; is it 'input'?" in wrong
+        and f"{config}: workers is none: it must" in wrong
+    )

@@ -22,7 +22,7 @@ def vpo_run(cwd: Path, *arguments: str, **environment: str) -> subprocess.Comple
 
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_configurations_are_settings(name: str) -> None:
-    flow, settings = load_config(name, [])
+    flow, settings, _ = load_config(name, [])
     assert settings.name == name  # type: ignore[attr-defined]
     assert flow == ("retrain" if "retrain" in name else "pipeline")
 
@@ -37,8 +37,8 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("name: mine\nsteps: 3\nlearning_rate: 1e-6\n")
     overrides = ["steps=2", "methods=[grpo, vpo, maxrl]", "candidates=null", "name=2024", "runs=out", "kl_loss=1e-3"]
-    flow, settings = load_config(str(config), [*overrides, "host_flags=[--ds.zero_stage=3]"])
-    assert flow == "pipeline"
+    flow, settings, dry_run = load_config(str(config), [*overrides, "host_flags=[--ds.zero_stage=3]", "--seed", "4"])
+    assert flow == "pipeline" and not dry_run
     changed = settings.model_dump(mode="json", exclude_defaults=True)
     assert changed == {
         "name": "2024",
@@ -48,6 +48,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         "kl_loss": 1e-3,
         "methods": ["grpo", "vpo", "maxrl"],
         "host_flags": ["--ds.zero_stage=3"],
+        "seed": 4,
     }
     assert load_config(str(config), ["flow=train"])[0] == "train"
 
@@ -55,12 +56,12 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "overrides", "sentence"),
     [
-        ("name: x", ["steps=two"], "vpo: command line: steps: Input should be a valid integer"),
-        ("name: x", ["steps=0"], "vpo: command line: steps: Input should be greater than or equal to 1, not 0."),
-        ("steps: two", [], "config.yaml: steps: Input should be a valid integer"),
+        ("name: x", ["steps=two"], "vpo: --steps is two: it must be a valid integer"),
+        ("name: x", ["steps=0"], "vpo: --steps is 0: it must be greater than or equal to 1."),
+        ("steps: two", [], "config.yaml: steps is two: it must be a valid integer"),
         ("stepz: 2", [], "config.yaml: the key 'stepz' is unknown; is it 'steps'?"),
-        ("name: ../x", [], "config.yaml: name: String should match pattern"),
-        ("flow: retrain\ndeployment_k: 40", [], "config.yaml: deployment_k is 40, and only 30 candidates"),
+        ("name: ../x", [], "config.yaml: name is ../x: String should match pattern"),
+        ("flow: retrain\ndeployment_k: 40", [], "vpo: deployment_k is 40, and only 30 candidates"),
         (
             "flow: nothing",
             [],

@@ -136,10 +136,10 @@ def _checked(model: type[Settings], given: dict[str, Any], said: dict[str, Any],
         return model.model_validate(given | said)
     except ValidationError as error:
         found = error.errors()
-        lines = [
-            complaint(one, model, f"{file}: " if set(one["loc"][:1]) & set(given) - set(said) else "--")
-            for one in found
-        ]
+        lines = []
+        for one in found:
+            from_file = file and one["loc"] and one["loc"][0] not in said
+            lines.append(complaint(one, model, f"{file}: " if from_file else "--"))
         missing = all(one["type"] == "missing" for one in found)
         raise (UsageError if missing else ValueError)("\n".join(lines)) from error
 
