@@ -71,7 +71,7 @@ def test_pipeline(tmp_path: Path) -> None:
 def test_bad_settings_end_in_a_sentence(tmp_path: Path, settings: dict[str, object], sentence: str) -> None:
     result = run_pipeline(tmp_path, **SMALL | settings)
     assert result.returncode == 1
-    assert any(line.startswith(sentence) for line in result.stderr.splitlines())
+    assert any(line.startswith(f"vpo: {sentence}") for line in result.stderr.splitlines()), result.stderr
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_unknown_method_is_the_hosts_error(tmp_path: Path) -> None:
     """The training command refuses it and lists what there is; the stages before it are kept."""
     result = run_pipeline(tmp_path, **SMALL | {"methods": ["no_such_method"]})
     assert result.returncode == 1
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Training with no_such_method failed")]
+    (line,) = [line for line in result.stderr.splitlines() if "Training with no_such_method failed" in line]
     assert "invalid choice: 'no_such_method'" in line
     assert "group_norm" in line
     assert (tmp_path / "small" / "data" / "stage.json").exists()
