@@ -18,7 +18,15 @@ from vpo_plugin.cli import UsageError, is_it
 
 Settings = TypeVar("Settings", bound=BaseModel)
 NULL = "null"
-VALUES = {"str": "TEXT", "int": "N", "float": "X", "Path": "PATH", "list[str]": "A,B,…", "list[int]": "N,N,…"}
+VALUES = {
+    "str": "TEXT",
+    "int": "N",
+    "float": "X",
+    "Path": "PATH",
+    "list[str]": "A,B,…",
+    "list[int]": "N,N,…",
+    "list[float]": "X,X,…",
+}
 """What stands in the help for a value of each type."""
 
 
