@@ -1,24 +1,25 @@
 """Run programs that a model wrote, behind a boundary made by bubblewrap.
 
-A box is a process tree in its own user, PID, network, IPC, UTS, cgroup and mount namespaces, without capabilities, with
-an empty environment and a read-only file system that holds a Python, its standard library, the C libraries, four
-devices and an empty `/tmp` in memory: no `/proc`, no `/etc`, no shell, nothing of the host's own files. In it,
-`sandbox_worker.py` runs each test in a child of its own that may make threads but no processes, execute nothing, open
-no socket and trace nobody (seccomp), within limits of CPU time, memory, open files, file size and output. A box serves
-one program and is killed after it; boxes are started ahead of time, so that a program finds one ready.
+A box is a process tree in its own user, PID, network, IPC, UTS, cgroup and mount namespaces, with an empty environment
+and a read-only file system that holds a Python, its standard library, the C libraries and four devices: no `/proc`, no
+`/etc`, no shell, nothing of the host's own files. In it, `sandbox_worker.py` keeps a Python ready. Each program gets
+from it PID and mount namespaces of its own, an empty `/tmp` in memory and no capabilities, and all that ends with it.
+Each test runs in a child of its own that may make threads but no processes, execute nothing, open no socket and trace
+nobody (seccomp), within limits of CPU time, wall clock, memory, open files, file size and output.
 
 **A verdict cannot be forged from inside.** Printed output and returned values are compared outside the box, and what is
 expected never enters it. A test that is code of its own (`CodeTest`) runs in the box, but in another process than the
-program, which only sees the arguments of each call and answers with a plain value.
+program, which only sees the arguments of each call and answers with plain values.
 
 **A verdict does not depend on the load of the machine**, as far as programs are deterministic: the limit that slow
 programs meet is CPU time; the wall clock is there for those that wait, and is generous. Hash seeds and the seed of
-`random` are fixed.
+`random` are fixed. Reading what a program returned takes linear time; a box that is late is killed as a whole.
 
 What it does not do: the kernel is shared, so a hole in it is a hole in the box. One test of a program may leave files
 in `/tmp` for the next test of the same program. Where the scorer is root, boxes run as nobody if nobody may read this
 Python; if not (a Python under `/root`), and on Linux before 5.14, no limit counts threads: CPU time and address space
-alone bound them. Processes cannot be made in any case.
+alone bound them. Processes cannot be made in any case. Where a box may not make namespaces (AppArmor's profile for
+bubblewrap), it serves one program and a new one is started for the next, which is slower.
 """
 
 import contextlib
@@ -26,7 +27,6 @@ import functools
 import json
 import os
 import platform
-import queue
 import select
 import shutil
 import signal
@@ -36,6 +36,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,6 @@ from typing import Any
 import vpo_plugin.rewards.sandbox_worker as sandbox_worker
 
 UNSAFE = "VPO_UNSAFE_NO_SANDBOX"
-TMP_BYTES = 64 << 20
 START_SECONDS = 60.0
 NOBODY = 65534
 _HOW = (
@@ -69,7 +69,8 @@ class Limits:
     """Address space of each process."""
     output_bytes: int = 4 << 20
     program_cpu_seconds: float = 30.0
-    """Once a program's tests have used this, its remaining tests are not run."""
+    program_wall_seconds: float = 180.0
+    """Once a program's tests have used one of these, its remaining tests are not run."""
 
 
 @dataclass(frozen=True)
@@ -114,21 +115,13 @@ class Outcome:
 
 
 def returned(outcome: Outcome) -> Any:
-    """The value that a `CallTest` returned, tuples as lists. ValueError if it returned none."""
+    """The value that a `CallTest` returned, as JSON has it, with lists for tuples. ValueError if it returned none."""
     if outcome.status != "ok":
         raise ValueError(f"The call returned nothing: {outcome.status}.")
     try:
-        return _tuples_as_lists(sandbox_worker.decode(json.loads(outcome.output)))
-    except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        return sandbox_worker.decode_json(json.loads(outcome.output))
+    except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"The call returned nothing that can be read: {error}.") from error
-
-
-def _tuples_as_lists(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_tuples_as_lists(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _tuples_as_lists(item) for key, item in value.items()}
-    return value
 
 
 def run_program(
@@ -149,11 +142,13 @@ def run_program(
             box = boxes.take()
             try:
                 _run_in(box, program, tests, preamble, limits, outcomes)
+                boxes.give_back(box)
                 break
-            except _Closed:
-                outcomes.append(Outcome("error"))
-            finally:
+            except BaseException as error:
                 box.kill()
+                if not isinstance(error, _Closed):
+                    raise
+                outcomes.append(Outcome("error"))
     return outcomes + [Outcome("skipped")] * (len(tests) - len(outcomes))
 
 
@@ -172,6 +167,9 @@ class _Closed(Exception):
 
 class _Box:
     """A started box: frames go in and come out, until it is killed."""
+
+    once = False
+    """It serves one program."""
 
     def __init__(self, command: list[str], user: int | None = None) -> None:
         self.process = subprocess.Popen(
@@ -192,7 +190,7 @@ class _Box:
         assert self.process.stdin is not None
         try:
             sandbox_worker.write_frame(self.process.stdin.fileno(), content)
-        except BrokenPipeError as error:
+        except OSError as error:
             raise _Closed from error
 
     def receive(self, seconds: float) -> bytes:
@@ -227,57 +225,69 @@ def _run_in(
     box: _Box, program: str, tests: Sequence[Test], preamble: str, limits: Limits, outcomes: list[Outcome]
 ) -> None:
     """Adds the outcome of each test that is run to `outcomes`. Raises _Closed if the box is gone before the last."""
-    seconds_left = limits.program_cpu_seconds
+    cpu_left, deadline = limits.program_cpu_seconds, time.monotonic() + limits.program_wall_seconds
     box.send(json.dumps({"program": program, "preamble": preamble, "limits": asdict(limits)}).encode())
     for test in tests:
-        if seconds_left <= 0 or (outcomes and outcomes[-1].status == "wall"):
+        if cpu_left <= 0 or time.monotonic() > deadline or (outcomes and outcomes[-1].status == "wall"):
             break
         content = {"kind": _KINDS[type(test)], **asdict(test)}
         code = content.pop("code", None)
         box.send(json.dumps(content).encode())
         if code is not None:
             box.send(code.encode("utf-8", "surrogatepass"))
-        reply = json.loads(box.receive(2 * limits.wall_seconds + START_SECONDS))
+        reply = json.loads(box.receive(limits.wall_seconds + START_SECONDS))
         outcomes.append(Outcome(reply["status"], box.receive(START_SECONDS), reply["cpu_seconds"]))
-        seconds_left -= reply["cpu_seconds"]
+        cpu_left -= reply["cpu_seconds"]
+    box.send(b"")
 
 
 # ------------------------------------------------------------------------------------------------ starting boxes
 
 
 class _Boxes:
-    """Boxes started ahead of time by one thread, which lives as long as this process: a box dies with the thread that
-    started it.
+    """The boxes of a process: as many as programs run at once, started when they are needed.
+
+    One thread starts them, which lives as long as this process: a box dies with the thread that started it.
     """
 
     def __init__(self, unsafe: bool) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        self.slots = threading.BoundedSemaphore(cores)
+        self.slots = threading.BoundedSemaphore(_cores())
         self._command = _unsafe_command() if unsafe else _command()
         self._user = None if unsafe else _user(self._command)
-        self._started: queue.Queue[_Box | OSError] = queue.Queue(maxsize=cores)
-        threading.Thread(target=self._keep_starting, name="sandbox-boxes", daemon=True).start()
+        self._starter = ThreadPoolExecutor(1, "sandbox-boxes")
+        self._ready: list[_Box] = []
 
     def take(self) -> _Box:
-        """A box that is ready. Raises SandboxError if boxes cannot be started."""
-        box = self._started.get()
-        if isinstance(box, OSError):
-            raise SandboxError(f"No box can be started here: {box}. {_HOW}")
+        """A box that waits for a program. Raises SandboxError if boxes cannot be started."""
+        with contextlib.suppress(IndexError):
+            while True:
+                box = self._ready.pop()
+                if box.process.poll() is None:
+                    return box
+                box.kill()
+        try:
+            box = self._starter.submit(_Box, self._command, self._user).result()
+        except OSError as error:
+            raise SandboxError(f"No box can be started here: {error}. {_HOW}") from error
         try:
             answer = box.receive(START_SECONDS)
         except _Closed:
             raise SandboxError(f"No box can be started here: {box.kill() or 'it did not answer'}. {_HOW}") from None
-        if answer != b"ready":
+        if not answer.startswith(b"ready"):
             box.kill()
             raise SandboxError(f"No process can be confined here: {answer.decode(errors='replace')}. {_HOW}")
+        box.once = answer == b"ready once"
         return box
 
-    def _keep_starting(self) -> None:
-        while True:
-            try:
-                self._started.put(_Box(self._command, self._user))
-            except OSError as error:
-                self._started.put(error)
+    def give_back(self, box: _Box) -> None:
+        if box.once:
+            box.kill()
+        else:
+            self._ready.append(box)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 _starting = threading.Lock()
@@ -304,7 +314,7 @@ def _user(command: list[str]) -> int | None:
     except OSError:
         return None
     try:
-        return NOBODY if box.receive(START_SECONDS) == b"ready" else None
+        return NOBODY if box.receive(START_SECONDS).startswith(b"ready") else None
     except _Closed:
         return None
     finally:
@@ -326,20 +336,23 @@ def _command() -> list[str]:
     return [
         bwrap,
         *("--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
-        *("--unshare-cgroup-try", "--hostname", "sandbox", "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL"),
+        *("--unshare-cgroup-try", "--hostname", "sandbox", "--uid", "1000", "--gid", "1000"),
+        *("--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"),  # for the namespaces of programs, which have none
+        *("--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"),
         *(
-            "--die-with-parent",
-            "--new-session",
-            "--as-pid-1",
-            "--clearenv",
             "--setenv",
             "LD_LIBRARY_PATH",
             "/python/lib",
+            "--setenv",
+            "PYTHONHASHSEED",
+            "0",
+            "--setenv",
+            "PYTHONUTF8",
+            "1",
         ),
-        *("--setenv", "PYTHONHASHSEED", "0", "--setenv", "PYTHONUTF8", "1"),
         *_file_system(),
-        *("--size", str(TMP_BYTES), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/", "--"),
-        *("/python/bin/python3", "-s", "-S", "/worker.py", json.dumps(asdict(Limits()))),
+        *("--size", str(sandbox_worker.TMP_BYTES), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/", "--"),
+        *("/python/bin/python3", "-s", "-S", "/worker.py", json.dumps(asdict(Limits())), "boxed"),
     ]
 
 

@@ -1,8 +1,9 @@
-"""What runs inside the box: process 1 of its own PID namespace, which runs one program on its tests and is then killed.
+"""What runs inside the box: process 1 of its PID namespace, which keeps Python and its modules ready for programs.
 
-`sandbox.py` starts this file in a box and talks to it in frames (four bytes of length, then bytes). Every test runs in
-children forked from here, each confined before anything untrusted is read: resource limits, no new processes, no
-`exec`, no sockets. Three kinds of test:
+`sandbox.py` starts this file in a box and talks to it in frames (four bytes of length, then bytes). For each program a
+process is forked into PID and mount namespaces of its own, with an empty `/tmp`, and gives up its capabilities. It runs
+the program's tests, each in children forked from it, which are confined before anything untrusted is read: resource
+limits, no new processes, no `exec`, no sockets. Three kinds of test:
 
 - `stdin`: the program runs as a script; what it prints goes back.
 - `call`: the program is loaded, one of its functions is called; the value it returns goes back as JSON.
@@ -17,6 +18,7 @@ import builtins
 import contextlib
 import ctypes
 import functools
+import gc
 import json
 import os
 import random
@@ -29,15 +31,32 @@ import sys
 import threading
 import time
 import types
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, NoReturn
 
 PRELOADED = "bisect collections copy datetime functools heapq itertools math operator re string typing"
+WARM_UP = """\
+import sys
+from collections import Counter
+class Solution:
+    def twice(self, numbers: list[int]) -> list[int]:
+        return sorted(2 * n for n in numbers if n >= 0)
+for line in sys.stdin:
+    pass
+try:
+    print(*map(int, input().split()), f"{0.5:.2f}", end="")
+except EOFError:
+    print(Counter("aab").most_common(1), {n: str(n) for n in Solution().twice([*range(9)])}, flush=True)
+"""  # what nearly every program uses is made ready once, not in each child
 THREADS = 64
 OPEN_FILES = 64
 FILE_BYTES = 32 << 20
 FILES = 10_000  # in /tmp: they take the kernel's memory, even if empty
 STACK_BYTES = 64 << 20
+TMP_BYTES = 64 << 20
 REQUESTS, REPLIES, NOTHING = 10, 11, 12  # files of process 1; its children keep none of them unless told
 
 # ------------------------------------------------------------------------------------------------ system calls
@@ -78,39 +97,112 @@ _REFUSED_EVERYWHERE = [*range(425, 435), 438, 440, 442, 443, 447]
 
 @functools.cache
 def system_call_filter(architecture: int) -> bytes:
-    """A classic BPF program for seccomp(2): threads may be made, processes may not; the calls listed above fail."""
+    """A classic BPF program for seccomp(2): threads may be made, processes may not; the calls listed above fail.
+
+    It looks a call up by bisection: the kernel tries every number when a process takes the filter on.
+    """
     load, jump_equal, jump_at_least, jump_set, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, kill, refuse, absent = 0x7FFF0000, 0x80000000, 0x00050000 | 1, 0x00050000 | 38  # EPERM, ENOSYS
     number, arch, first_argument = 0, 4, 16  # offsets in struct seccomp_data, little-endian
+    Lines = list[tuple[int, int, int, int]]
 
-    lines = [(load, 0, 0, arch), (jump_equal, 1, 0, architecture), (give, 0, 0, kill), (load, 0, 0, number)]
-    lines += [(jump_at_least, 0, 1, 0x40000000), (give, 0, 0, absent)]  # the x32 numbers
-    lines += [(jump_equal, 0, 1, _CLONE3), (give, 0, 0, absent)]  # glibc then falls back to clone, whose flags show
-    for call in (*_REFUSED[architecture], *_REFUSED_EVERYWHERE):
-        lines += [(jump_equal, 0, 1, call), (give, 0, 0, refuse)]
-    lines += [(jump_equal, 0, 3, _CLONE[architecture]), (load, 0, 0, first_argument)]
-    lines += [(jump_set, 1, 0, _CLONE_THREAD), (give, 0, 0, refuse), (give, 0, 0, allow)]
-    return b"".join(struct.pack("=HBBI", *line) for line in lines)
+    thread_or_refuse: Lines = [(load, 0, 0, first_argument), (jump_set, 0, 1, _CLONE_THREAD), (give, 0, 0, allow)]
+    actions: dict[int, Lines] = {call: [(give, 0, 0, refuse)] for call in _REFUSED[architecture] + _REFUSED_EVERYWHERE}
+    actions[_CLONE3] = [(give, 0, 0, absent)]  # glibc then falls back to clone, whose flags show
+    actions[_CLONE[architecture]] = [*thread_or_refuse, (give, 0, 0, refuse)]
+    allowed: Lines = [(give, 0, 0, allow)]
+    ranges: list[tuple[int, Lines]] = [(0, allowed)]  # from each number on
+    for call in sorted(actions):
+        for start, lines in ((call, actions[call]), (call + 1, allowed)):
+            ranges = [one for one in ranges if one[0] != start]
+            if ranges[-1][1] != lines:
+                ranges.append((start, lines))
+    ranges.append((0x40000000, [(give, 0, 0, absent)]))  # the x32 numbers
+
+    def bisect(part: list[tuple[int, Lines]]) -> Lines:
+        if len(part) == 1:
+            return part[0][1]
+        lower, upper = part[: len(part) // 2], part[len(part) // 2 :]
+        lines = bisect(lower)
+        return [(jump_at_least, len(lines), 0, upper[0][0]), *lines, *bisect(upper)]
+
+    checked: Lines = [(load, 0, 0, arch), (jump_equal, 1, 0, architecture), (give, 0, 0, kill), (load, 0, 0, number)]
+    return b"".join(struct.pack("=HBBI", *line) for line in checked + bisect(ranges))
 
 
-def _install(program: bytes) -> None:
+class _Filter(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("lines", ctypes.c_char_p))
+
+
+NEW_MOUNTS, NEW_PIDS = 0x00020000, 0x20000000
+_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = _libc.prctl
+_prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+_new_process = ctypes.PyDLL(None).fork
+"""Without Python's own preparations of a child, which take most of its time: they are for other threads, and for a
+`random` that differs from child to child. There are no other threads here, and `random` is not to differ."""
+
+
+def _system_call(name: str, *arguments: object) -> None:
+    if getattr(_libc, name)(*arguments):
+        raise OSError(ctypes.get_errno(), f"{name} is refused")
+
+
+@functools.cache
+def _filter() -> _Filter:
+    program = system_call_filter(_architecture())
+    return _Filter(len(program) // 8, program)
+
+
+def _install(program: _Filter) -> None:
     """Put this process under a system call filter, for good."""
-
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("lines", ctypes.c_char_p))
-
-    libc = ctypes.CDLL(None, use_errno=True)
     no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
-    argument = Program(len(program) // 8, program)
-    zero = ctypes.c_ulong(0)
-    if libc.prctl(no_new_privileges, ctypes.c_ulong(1), zero, zero, zero) or libc.prctl(
-        set_seccomp, ctypes.c_ulong(filter_mode), ctypes.byref(argument), zero, zero
-    ):
+    if _prctl(no_new_privileges, 1, 0, 0, 0) or _prctl(set_seccomp, filter_mode, ctypes.addressof(program), 0, 0):
         raise OSError(ctypes.get_errno(), "The system call filter could not be installed")
+
+
+def _isolate() -> None:
+    """Namespaces of its own for the next child of this process, an empty /tmp, and no capabilities from here on."""
+    no_suid, no_devices = 2, 4
+    _system_call("unshare", NEW_MOUNTS | NEW_PIDS)
+    options = f"size={TMP_BYTES},mode=0755".encode()
+    _system_call("mount", b"tmpfs", b"/tmp", b"tmpfs", ctypes.c_ulong(no_suid | no_devices), options)
+    os.chdir("/tmp")
+    _drop_capabilities()
+
+
+def _protect_devices() -> None:
+    """Read-only mounts, which let a device be written to: where the host's user is root, the program owns the devices.
+
+    Raises OSError if they could still be changed.
+    """
+    remount, bind, read_only, kept = 32, 4096, 1, 2 | 4 | 8
+    with contextlib.suppress(OSError):
+        _system_call("unshare", NEW_MOUNTS)
+    for name in os.listdir("/dev"):
+        device = f"/dev/{name}"
+        with contextlib.suppress(OSError):
+            flags = ctypes.c_ulong(remount | bind | read_only | os.statvfs(device).f_flag & kept)
+            _system_call("mount", b"none", device.encode(), None, flags, None)
+        try:
+            os.chmod(device, os.stat(device).st_mode & 0o7777)  # as it is
+        except OSError:
+            continue
+        raise OSError(f"A program could change {device}: let the scorer run as another user than root")
+
+
+def _drop_capabilities() -> None:
+    version_3, this_process = 0x20080522, 0
+    _system_call("capset", struct.pack("=Ii", version_3, this_process), bytes(24))
 
 
 def _architecture() -> int:
     return {"x86_64": X86_64, "aarch64": AARCH64}[os.uname().machine]
+
+
+@functools.cache
+def _release() -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
 
 
 def _at_most(value: int, hard: int) -> int:
@@ -124,24 +216,24 @@ def _confine(limits: dict[str, Any], files: list[int]) -> None:
     for number, copy in enumerate(copies):
         os.dup2(copy, number)
     os.closerange(len(files), OPEN_FILES)
-    sys.stdin = sys.__stdin__ = os.fdopen(0, encoding="utf-8", closefd=False)  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", closefd=False)  # type: ignore[misc]
     most = {
         resource.RLIMIT_CPU: limits["cpu_seconds"],
         resource.RLIMIT_AS: limits["memory_bytes"],
         resource.RLIMIT_FSIZE: FILE_BYTES,
         resource.RLIMIT_CORE: 0,
     }
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    if release and (int(release[1]), int(release[2])) >= (5, 14):  # before, processes outside the box counted too
+    if _release() >= (5, 14):  # before, processes outside the box counted too
         most[resource.RLIMIT_NPROC] = THREADS
     for limit, value in most.items():
         value = _at_most(value, resource.getrlimit(limit)[1])
         resource.setrlimit(limit, (value, value))
-    _install(system_call_filter(_architecture()))
+    _install(_filter())
 
 
 # ------------------------------------------------------------------------------------------------ values and frames
+
+
+LONG = 1 << 63  # larger integers travel in hexadecimal: decimal digits take quadratic time, and Python limits them
 
 
 def encode(value: object) -> Any:
@@ -149,36 +241,83 @@ def encode(value: object) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
-        return int(value)
+        return int(value) if -LONG < value < LONG else {"int": hex(value)}
     if isinstance(value, float):
         return float(value)
     if isinstance(value, list):
         return [encode(item) for item in value]
-    if isinstance(value, tuple | set | frozenset):
-        return {"tuple" if isinstance(value, tuple) else "set": [encode(item) for item in value]}
     if isinstance(value, dict):
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
-    if isinstance(value, bytes):
-        return {"bytes": value.hex()}
+    if isinstance(value, bytes | bytearray):
+        return {type(value).__name__: value.hex()}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
+    if isinstance(value, Decimal):
+        return {"Decimal": str(value)}
+    if isinstance(value, Fraction):
+        return {"Fraction": [encode(value.numerator), encode(value.denominator)]}
+    if isinstance(value, range):
+        return {"range": [encode(value.start), encode(value.stop), encode(value.step)]}
+    if isinstance(value, deque):
+        return {"deque": [encode(list(value)), value.maxlen]}
+    for kind in (tuple, set, frozenset):
+        if isinstance(value, kind):
+            return {kind.__name__: [encode(item) for item in value]}
     raise TypeError(f"A value of the type {type(value).__name__} cannot leave the program.")
 
 
+_KINDS: dict[str, Callable[[Any], object]] = {
+    "int": lambda content: int(content, 16),
+    "dict": lambda content: {decode(key): decode(item) for key, item in content},
+    "bytes": bytes.fromhex,
+    "bytearray": bytearray.fromhex,
+    "complex": lambda content: complex(*content),
+    "Decimal": Decimal,
+    "Fraction": lambda content: Fraction(*decode(content)),
+    "range": lambda content: range(*decode(content)),
+    "deque": lambda content: deque(decode(content[0]), content[1]),
+    "tuple": lambda content: tuple(decode(content)),
+    "set": lambda content: set(decode(content)),
+    "frozenset": lambda content: frozenset(decode(content)),
+}
+
+
 def decode(value: Any) -> Any:
-    """What `encode` was given. Raises ValueError, TypeError or RecursionError on what it did not write."""
+    """What `encode` was given. Raises ValueError, TypeError, KeyError or RecursionError on what it did not write.
+
+    For the box alone: what a program writes, such as a set of integers with one hash, may take quadratic time.
+    """
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):
         return value
     [(kind, content)] = value.items()
-    if kind == "dict":
-        return {decode(key): decode(item) for key, item in content}
-    if kind == "bytes":
-        return bytes.fromhex(content)
-    if kind == "complex":
-        return complex(*content)
-    return {"tuple": tuple, "set": set}[kind](decode(item) for item in content)
+    return _KINDS[kind](content)
+
+
+def encode_json(value: object) -> Any:
+    """What a call returned as JSON has it: tuples, deques and ranges as lists. TypeError for what JSON cannot hold."""
+    if value is None or isinstance(value, bool | str | float | int):
+        return encode(value)
+    if isinstance(value, list | tuple | deque | range):
+        return [encode_json(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: encode_json(item) for key, item in value.items()}}
+    raise TypeError(f"A value of the type {type(value).__name__} is nothing that JSON can hold.")
+
+
+def decode_json(value: Any) -> Any:
+    """What `encode_json` was given, in linear time. ValueError or RecursionError on what it did not write."""
+    if isinstance(value, list):
+        return [decode_json(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    match list(value.items()):
+        case [("int", str(digits))]:
+            return int(digits, 16)
+        case [("dict", dict(items))]:
+            return {key: decode_json(item) for key, item in items.items()}
+    raise ValueError("This is no value that a call returned.")
 
 
 def _read_exactly(file: int, length: int) -> bytes:
@@ -238,15 +377,32 @@ def _run_script(job: dict[str, Any]) -> None:
 
 def _call(job: dict[str, Any], test: dict[str, Any]) -> None:
     value = _function(_load(job, "program"), test["function"])(*test["arguments"])
-    _write_all(3, json.dumps(encode(value)).encode())
+    _write_all(3, json.dumps(encode_json(value)).encode())
 
 
 def _serve_calls(job: dict[str, Any], test: dict[str, Any]) -> None:
     """The program's side of a `code` test: requests come on file 3, answers leave on file 4."""
     function = _function(_load(job, "program"), test["function"])
     while True:
-        arguments, keywords = decode(json.loads(read_frame(3)))
-        write_frame(4, json.dumps(encode(function(*arguments, **keywords))).encode())
+        request = read_frame(3)
+        arguments, keywords = decode(json.loads(request))
+        answer: dict[str, object] = {}
+        try:
+            answer["value"] = function(*arguments, **keywords)
+        except Exception as error:
+            answer["raised"] = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+            answer["with"] = [argument if _plain(argument) else str(argument) for argument in error.args]
+        if _plain((arguments, keywords)) not in (request, None):
+            answer["arguments"] = arguments, keywords
+        write_frame(4, json.dumps(encode(answer)).encode())
+
+
+def _plain(value: object) -> bytes | None:
+    """A value as it crosses, or None if it cannot."""
+    try:
+        return json.dumps(encode(value)).encode()
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def _run_test_code(job: dict[str, Any], test: dict[str, Any]) -> None:
@@ -259,7 +415,12 @@ def _run_test_code(job: dict[str, Any], test: dict[str, Any]) -> None:
         length = int.from_bytes(_read_exactly(4, 4), "big")
         if length > job["limits"]["output_bytes"]:
             raise ValueError("The program returned more than the output limit allows.")
-        return decode(json.loads(_read_exactly(4, length)))
+        answer = decode(json.loads(_read_exactly(4, length)))
+        if "arguments" in answer:
+            _change((arguments, keywords), answer["arguments"])
+        if "raised" in answer:
+            _raise(answer["raised"], answer["with"])
+        return answer["value"]
 
     namespace: dict[str, Any] = {"__name__": "test"}
     exec(compile(job["preamble"], "<preamble>", "exec"), namespace)
@@ -267,15 +428,51 @@ def _run_test_code(job: dict[str, Any], test: dict[str, Any]) -> None:
     exec(compile(code.decode(), "<test>", "exec"), namespace)
 
 
+def _change(old: Any, new: Any) -> Any:
+    """Make a value what the program made of it, in place where it is of a kind that can be changed."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        items = {key: _change(old[key], item) if key in old else item for key, item in new.items()}
+        old.clear()
+        old.update(items)
+        return old
+    for kind in (set, bytearray):
+        if isinstance(old, kind) and isinstance(new, kind):
+            old.clear()
+            (old.update if isinstance(old, set) else old.extend)(new)
+            return old
+    for kind in (list, deque, tuple):
+        if isinstance(old, kind) and isinstance(new, kind):
+            parts = [_change(a, b) for a, b in zip(old, new, strict=False)] + [*new][len(old) :]
+            if isinstance(old, tuple):
+                return tuple(parts)
+            old.clear()
+            old.extend(parts)
+            return old
+    return new
+
+
+def _raise(names: list[str], arguments: list[object]) -> NoReturn:
+    """Raise what the program did, by the first name that an exception of Python's has. Those that could end a test or a
+    loop without a word are not let through."""
+    for name in names:
+        kind = vars(builtins).get(name)
+        if isinstance(kind, type) and issubclass(kind, Exception) and kind not in (StopIteration, StopAsyncIteration):
+            try:
+                error = kind(*arguments)
+            except Exception:
+                break
+            raise error
+    raise RuntimeError(f"The program raised {names[:1]}.")
+
+
 def _fork(limits: dict[str, Any], files: list[int], work: Callable[[], object]) -> int:
     """A confined child that does this work and exits with 0, or with 1 after an exception."""
-    pid = os.fork()
+    pid = _new_process()
     if pid:
         return pid
     code = 1
     try:
         _confine(limits, files)
-        random.seed(0)
         work()
         code = 0
     except SystemExit as leave:
@@ -307,7 +504,7 @@ def run(job: dict[str, Any], test: dict[str, Any]) -> None:
     else:
         program, child = _fork_pair(job, test, to_answers)
     os.close(to_answers)
-    output, stopped = _collect(answers, limits)
+    output, stopped = _collect(answers, child, limits)
     os.close(answers)
     status, cpu_seconds, killed = _reap(child, stopped)
     if program is not None:
@@ -340,24 +537,33 @@ def _fork_pair(job: dict[str, Any], test: dict[str, Any], done: int) -> tuple[in
     return program, child
 
 
-def _collect(answers: int, limits: dict[str, Any]) -> tuple[bytes, str]:
-    """What the child writes until it ends, and what stopped it before: '', 'wall' or 'output'."""
+def _collect(answers: int, child: int, limits: dict[str, Any]) -> tuple[bytes, str]:
+    """What the child writes until it has ended, and what stopped it before: '', 'wall' or 'output'."""
     deadline = time.monotonic() + limits["wall_seconds"]
+    ended = os.pidfd_open(child)
     poll = select.poll()
-    poll.register(answers, select.POLLIN)
+    waiting = [answers, ended]  # a child may close its output and live on
+    for file in waiting:
+        poll.register(file, select.POLLIN)
     parts: list[bytes] = []
     size = 0
-    while True:
-        seconds = deadline - time.monotonic()
-        if seconds <= 0:
-            return b"", "wall"
-        part = os.read(answers, 1 << 16) if poll.poll(min(seconds, 0.5) * 1000) else None
-        if part == b"":
-            return b"".join(parts), ""
-        parts.append(part or b"")
-        size += len(parts[-1])
-        if size > limits["output_bytes"] or _files_in_tmp() > FILES:
-            return b"", "output"
+    try:
+        while waiting:
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                return b"", "wall"
+            for file, _ in poll.poll(min(seconds, 0.5) * 1000):
+                part = os.read(answers, 1 << 16) if file == answers else b""
+                if not part:
+                    waiting.remove(file)
+                    poll.unregister(file)
+                parts.append(part)
+                size += len(part)
+            if size > limits["output_bytes"] or _files_in_tmp() > FILES:
+                return b"", "output"
+        return b"".join(parts), ""
+    finally:
+        os.close(ended)
 
 
 def _files_in_tmp() -> int:
@@ -376,7 +582,43 @@ def _reap(pid: int, stopped: str) -> tuple[str, float, bool]:
     return stopped or ("ok" if code == 0 else "error"), usage.ru_utime + usage.ru_stime, code < 0
 
 
+def _serve() -> None:
+    """Run one program on its tests, up to an empty frame."""
+    job = json.loads(read_frame(REQUESTS))
+    while test := read_frame(REQUESTS):
+        run(job, json.loads(test))
+
+
+def _in_child(isolated: bool, work: Callable[[], object]) -> int:
+    """Do this work in a child, process 1 of namespaces of its own or not; its exit status: 0 if all went well."""
+    pid = _new_process()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    code = 1
+    try:
+        if isolated:
+            _isolate()
+            code = min(_in_child(False, work), 1)
+        else:
+            work()
+            code = 0
+    finally:
+        os._exit(code)
+
+
+def _try_to_confine() -> None:
+    replies = REPLIES
+    try:
+        os.pidfd_open(os.getpid())
+        replies = 3
+        _confine(json.loads(sys.argv[1]), [NOTHING, NOTHING, NOTHING, REPLIES])
+    except BaseException as error:
+        write_frame(replies, f"{type(error).__name__}: {error}".encode())
+        raise
+
+
 def main() -> None:
+    boxed = sys.argv[2:] == ["boxed"]
     for number, file in ((REQUESTS, 0), (REPLIES, 1), (NOTHING, os.open("/dev/null", os.O_RDWR))):
         os.dup2(file, number)
     for number in range(3):
@@ -389,23 +631,35 @@ def main() -> None:
     hard_stack = resource.getrlimit(resource.RLIMIT_STACK)[1]
     resource.setrlimit(resource.RLIMIT_STACK, (_at_most(STACK_BYTES, hard_stack), hard_stack))
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
-    system_call_filter(_architecture())  # made once, for all children
-    probe = os.fork()
-    if not probe:  # can a child be confined here?
+    # What every child needs is made before there are children, which then copy fewer pages of memory.
+    sys.stdin = sys.__stdin__ = os.fdopen(0, encoding="utf-8", closefd=False)  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", closefd=False)  # type: ignore[misc]
+    _load({"preamble": "", "program": WARM_UP}, "warm_up")
+    del sys.modules["warm_up"]
+    _filter()
+    _release()
+    random.seed(0)
+    gc.collect()
+    gc.freeze()
+    if boxed:
         try:
-            _confine(json.loads(sys.argv[1]), [NOTHING, NOTHING, NOTHING, REPLIES])
-        except BaseException as error:
-            write_frame(3, str(error).encode())
-            os._exit(1)
-        os._exit(0)
-    if os.waitpid(probe, 0)[1]:
+            _protect_devices()
+        except OSError as error:
+            write_frame(REPLIES, str(error).encode())
+            return
+    isolated = boxed and not _in_child(True, lambda: None)
+    if boxed and not isolated:
+        _drop_capabilities()
+    if _in_child(isolated, _try_to_confine):
         return
     sys.argv[:] = ["program"]
+    if boxed and not isolated:  # the machine gives a box no namespaces: it serves one program
+        write_frame(REPLIES, b"ready once")
+        _serve()
+        return
     write_frame(REPLIES, b"ready")
-    with contextlib.suppress(EOFError):
-        job = json.loads(read_frame(REQUESTS))
-        while True:
-            run(job, json.loads(read_frame(REQUESTS)))
+    while not _in_child(isolated, _serve):
+        pass
 
 
 if __name__ == "__main__":
