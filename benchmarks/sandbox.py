@@ -1,7 +1,7 @@
 """How fast programs are tested: python -m benchmarks.sandbox
 
-Each program is run on 1, 4 and 16 tests, as many programs at once as there are cores, in boxes that stand ready; and
-for comparison each test by a Python of its own in a box of its own, started for it.
+Each program is run on 1, 4 and 16 tests, as many programs at once as there are cores; and for comparison each test by a
+Python of its own in a box of its own, started for it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     for tests in (1, 4, 16):
         seconds = _time(_warm, programs, tests)
         rate = programs / seconds
-        print(f"ready boxes: {rate:6.1f} programs/s with {tests:2} tests each, {rate * tests:6.1f} tests/s")
+        print(f"the sandbox: {rate:6.1f} programs/s with {tests:2} tests each, {rate * tests:6.1f} tests/s")
     seconds = _time(_cold, programs, 1)
     print(f"a start for each test: {programs / seconds:6.1f} tests/s")
 

@@ -6,7 +6,6 @@ import gzip
 import json
 import pickle
 import shutil
-import time
 import zlib
 from pathlib import Path
 
@@ -79,9 +78,45 @@ def test_any_text_is_scored_within_limits() -> None:
         scored = score_response(spec, f"```python\n{text}\n```", SUMS, 2)
         assert scored.matrix.shape == (2, 3) and not scored.matrix.any()
     megabyte = "```python\nprint(3)\n```\n" * 40_000
-    started = time.perf_counter()
     assert score_response(spec, megabyte, SUMS, 3).unique == 1
-    assert time.perf_counter() - started < 20
+
+
+SIX = {"tests": [{"stdin": "", "stdout": "6\n"}]}
+
+
+@needs_bwrap
+@pytest.mark.parametrize(
+    "response",
+    [
+        "Here: ```python\nprint(6)\n```\nIt prints.\n",
+        "````python\nprint(6)\n````",
+        "~~~python\nprint(6)\n~~~",
+        "```py\nprint(6)\n```",
+        "```Python3:main.py\r\nprint(6)\r\n```\r\n",
+        "1. Do:\n   ```python\n   print(6)\n   ```",
+        "```bash\npip install x\n```\n```python\nprint(6)\n```",
+        "Output:\n```\n7\n```\n```python\nprint(6)\n```\nOutput:\n```\n6\n```",
+        "<think>\n```python\nprint(7)\n```\n</think>\n```python\nprint(6)\n```",
+    ],
+)
+def test_programs_are_found_as_models_write_them(response: str) -> None:
+    scored = score_response(load_spec("code"), response, SIX, 2)
+    assert scored.matrix.tolist() == [[1], [0]] and scored.parsed == 1
+
+
+@needs_bwrap
+def test_values_that_functions_return() -> None:
+    def one(program: str, returns: object) -> list[float]:
+        return score(program, {"tests": [{"arguments": [], "returns": returns}], "function": "f"})
+
+    assert one("def f(): return 2**20000", 10**4000) == [0]
+    assert (
+        one("def f(): return 10**4000", 10**4000)
+        == one("from collections import deque\ndef f(): return deque([1])", [1])
+        == [1]
+    )
+    assert one("def f(): return range(3)", [0, 1, 2]) == one("def f(): return {'a': (1,)}", {"a": [1]}) == [1]
+    assert one("def f(): return {1}", [1]) == one("def f(): return {1: 2}", {"1": 2}) == one("def f(): pass", 0) == [0]
 
 
 @pytest.mark.parametrize(

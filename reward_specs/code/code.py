@@ -15,7 +15,7 @@ from vpo_plugin.rewards.sandbox import CallTest, CodeTest, Limits, Outcome, Stdi
 
 MAX_TESTS = 16
 PARSED_CHARS = 20_000  # a longer program is compared as text: a deeply nested one can end an older Python's parser
-LIMITS = Limits(cpu_seconds=4, wall_seconds=30.0, program_cpu_seconds=16.0)
+LIMITS = Limits(cpu_seconds=4, wall_seconds=30.0, program_cpu_seconds=16.0, program_wall_seconds=90.0)
 KINDS = ({"stdin", "stdout"}, {"arguments", "returns"}, {"code"})
 
 
@@ -41,7 +41,7 @@ def count(label: dict[str, Any]) -> int:
 
 
 def score(candidate: str, label: dict[str, Any]) -> list[float]:
-    """1 for each test that a program passes, else 0 (scorer entry point)."""
+    """1 for each test that a program passes, else 0."""
     tests = [_test(test, label) for test in label["tests"]]
     outcomes = run_program(candidate, tests, preamble=label.get("preamble", ""), limits=LIMITS)
     return [float(_passed(outcome, test)) for outcome, test in zip(outcomes, label["tests"], strict=True)]
@@ -87,7 +87,7 @@ def _same_numbers(printed: str, expected: str) -> bool:
 
 
 def answers(label: dict[str, Any]) -> list[tuple[str, list[float]]]:
-    """The solution, where there is one, passes every test (answers entry point)."""
+    """The solution, where there is one, passes every test."""
     solution = label.get("solution")
     return [(solution, [1.0] * count(label))] if solution else []
 

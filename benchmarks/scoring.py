@@ -1,0 +1,80 @@
+"""How fast responses are scored, in this process, on one core: python -m benchmarks.scoring
+
+Each task's responses hold three candidates, with a few words before them. Programs: python -m benchmarks.sandbox.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from vpo_plugin.rewards.files import load_spec
+from vpo_plugin.rewards.formats import write_response
+from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.spec import RewardSpec
+from vpo_plugin.rewards.task import known_answers, read_rows
+
+BEFORE = "Let me look at this first.\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long each task is scored, five times over")
+    args = parser.parse_args()
+    for name, pairs in (("maze", mazes), ("musique", questions), ("eureqa", chains), ("toolrl", turns)):
+        spec = load_spec(name)
+        seconds = min(measure(spec, list(pairs(spec)), args.seconds) for _ in range(5))
+        print(f"{name:8} {1 / seconds:8.0f} responses/s, {seconds * 1e6:5.0f} µs each")
+
+
+def measure(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) -> float:
+    """CPU seconds that a response takes."""
+    started, scored = time.process_time(), 0
+    while time.process_time() - started < seconds:
+        for response, label in pairs:
+            score_response(spec, response, label, 3)
+        scored += len(pairs)
+    return (time.process_time() - started) / scored
+
+
+def mazes(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
+    """Eight responses to each of 32 mazes, with routes from the solver and ones that are cut."""
+    for row in read_rows(spec, "train", 32, 0):
+        routes = [route for route, _ in known_answers(spec, row["label"])]
+        routes += [route.rsplit(maxsplit=1)[0] for route in routes]
+        for turn in range(8):
+            three = itertools.islice(itertools.cycle(routes), turn, turn + 3)
+            yield BEFORE + write_response(spec, list(three)), row["label"]
+
+
+def questions(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
+    label = {"support": [3, 11], "answers": ["The Eiffel Tower", "la tour Eiffel"]}
+    for number in range(32):
+        answers = ["The Eiffel Tower", f"the tower of Eiffel in Paris {number}", "Notre Dame"]
+        texts = [f"<support>{number}, 11</support> <answer>{answer}</answer>" for answer in answers]
+        yield BEFORE + write_response(spec, texts), label
+
+
+def chains(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
+    names = ["Robert_Rodriguez", "From_Dusk_till_Dawn:_The_Series", "32nd_European_Film_Awards", "The_The", "São_Paulo"]
+    for number in range(32):
+        sets = (names, [*names[:3], f"Oscar {number}", "Rio de Janeiro"], names[::-1])
+        texts = [" ".join(f"<entity_{x}>{name}</entity_{x}>" for x, name in zip("ABCDE", s, strict=True)) for s in sets]
+        yield BEFORE + write_response(spec, texts), {"entities": names}
+
+
+def turns(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
+    def turn(**parameters: object) -> str:
+        call = json.dumps({"name": "weather", "parameters": parameters})
+        return f"<think> I need the weather. </think>\n<tool_call>\n{call}\n</tool_call>"
+
+    gold = turn(city="New York City", days=3, metric=True)
+    for number in range(32):
+        texts = [gold, turn(city="York", days=number), turn(place=f"New York {number}", metric=False)]
+        yield write_response(spec, texts), {"gold": gold}
+
+
+if __name__ == "__main__":
+    main()
