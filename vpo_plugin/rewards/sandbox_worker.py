@@ -430,25 +430,19 @@ def _run_test_code(job: dict[str, Any], test: dict[str, Any]) -> None:
 
 def _change(old: Any, new: Any) -> Any:
     """Make a value what the program made of it, in place where it is of a kind that can be changed."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        items = {key: _change(old[key], item) if key in old else item for key, item in new.items()}
-        old.clear()
-        old.update(items)
-        return old
-    for kind in (set, bytearray):
-        if isinstance(old, kind) and isinstance(new, kind):
-            old.clear()
-            (old.update if isinstance(old, set) else old.extend)(new)
-            return old
-    for kind in (list, deque, tuple):
-        if isinstance(old, kind) and isinstance(new, kind):
-            parts = [_change(a, b) for a, b in zip(old, new, strict=False)] + [*new][len(old) :]
-            if isinstance(old, tuple):
-                return tuple(parts)
-            old.clear()
-            old.extend(parts)
-            return old
-    return new
+    kinds = (dict, set, bytearray, list, deque, tuple)
+    kind = next((kind for kind in kinds if isinstance(old, kind) and isinstance(new, kind)), None)
+    if kind is None:
+        return new
+    if kind is dict:
+        new = {key: _change(old[key], item) if key in old else item for key, item in new.items()}
+    elif kind in (list, deque, tuple):
+        new = [_change(a, b) for a, b in zip(old, new, strict=False)] + [*new][len(old) :]
+    if kind is tuple:
+        return tuple(new)
+    old.clear()
+    (old.update if kind in (dict, set) else old.extend)(new)
+    return old
 
 
 def _raise(names: list[str], arguments: list[object]) -> NoReturn:
