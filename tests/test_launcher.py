@@ -315,6 +315,12 @@ def test_what_needs_cuda(training: Training, refusal: Callable[..., str], flags:
     check(training, *flags, on_cpu=False)
 
 
+@pytest.mark.parametrize("flags", [["--ds.zero_stage", "3"], ["--ds.tensor_parallel_size", "2"], ["--ds.load_in_4bit"]])
+def test_lora_that_cannot_be_merged(refusal: Callable[..., str], flags: list[str]) -> None:
+    assert f"{flags[0]} " in (sentence := refusal("--ds.lora.rank", "8", *flags, on_cpu=False))
+    assert "with --ds.lora.rank" in sentence
+
+
 def test_spec_that_is_no_yaml(refusal: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text("objectives: [")
     assert "This is not YAML" in refusal("--vpo.spec", str(tmp_path))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import Training, marked, write_prompts
 from host import OLDER
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -110,6 +111,33 @@ def test_two_steps(trained: Trained) -> None:
     tokenizer = AutoTokenizer.from_pretrained(training.output)
     assert model.generate(**tokenizer("a1=start", return_tensors="pt"), max_new_tokens=2).shape[1] >= 2
     assert trained.processes_left == []
+
+
+def test_lora(training: Training) -> None:
+    """The engine follows the adapter from step to step, and the saved model is a whole one, the adapter beside it."""
+    code, output = training.run(
+        *("--ds.lora.rank", "8", "--actor.adam.lr", "2e-2", "--actor.lr_scheduler", "constant"),
+        *(["--algo.advantage.is_correction_enable"] if OLDER else ["--algo.advantage.is_correction_level", "token"]),
+    )
+    assert code == 0, output[-3000:]
+    first, second = read_steps(training.output / "vpo")
+    assert abs(first["vllm_kl"]) < 0.01
+    assert abs(second["vllm_kl"]) < 0.01, "the engine has the merged weights"
+    before = load_file(Path(training.policy) / "model.safetensors")
+    after = load_file(training.output / "model.safetensors")
+    assert after.keys() == before.keys(), "what vLLM and transformers load"
+    moved = [name for name in after if (before[name].float() - after[name].float()).abs().max() > 1e-3]
+    assert moved
+    adapter = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(training.policy, dtype="bfloat16"), training.output / "adapter"
+    )
+    merged = adapter.merge_and_unload().state_dict()
+    for name in moved:
+        torch.testing.assert_close(merged[name], after[name], rtol=1e-2, atol=1e-3)
+    model = AutoModelForCausalLM.from_pretrained(training.output)
+    tokenizer = AutoTokenizer.from_pretrained(training.output)
+    assert model.generate(**tokenizer("a1=start", return_tensors="pt"), max_new_tokens=2).shape[1] >= 2
+    assert training.processes_left() == []
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])

@@ -188,6 +188,18 @@ def find_remarks(given: Flags) -> Iterator[str]:
         )
 
 
+def check_lora(given: Flags, spec: RewardSpec) -> Iterator[str]:
+    """LoRA where its weights can be merged, see ``lora``."""
+    if not given["ds.lora.rank"]:
+        return
+    for flag, most in (("ds.zero_stage", 2), ("ds.tensor_parallel_size", 1), ("ds.load_in_4bit", False)):
+        if given[flag] > most:
+            yield (
+                f"--{flag} {given[flag]} with --ds.lora.rank: the engines are handed merged weights, which a rank must "
+                f"hold whole. Leave --{flag} out, or set it to {most:d}."
+            )
+
+
 def check_data(given: Flags, spec: RewardSpec) -> Iterator[str]:
     if not given["data.prompt_dataset"]:
         yield "--data.prompt_dataset is missing."
@@ -245,6 +257,7 @@ CHECKS: tuple[Callable[[Flags, RewardSpec], Iterator[str]], ...] = (
     check_estimator,
     check_budget,
     check_updates,
+    check_lora,
     check_model,
     check_data,
     check_output,

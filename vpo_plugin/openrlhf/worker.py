@@ -14,6 +14,8 @@ symbol                                                  why
 ``BasePPOTrainer.save_best_checkpoint``                 has those of an evaluation
 ``BasePPOTrainer.init_checkpoint_states``               says from which step on the run goes, and the log with it
 ``ActorPPOTrainer.ppo_train``                           does not say how many optimizer steps it took
+``ActorPPOTrainer.broadcast_to_vllm``,                  send and save LoRA's own parameters: here the merged weights
+``DeepspeedStrategy.save_model``
 ``SamplesGenerator._generate_vllm``,                    filter prompts by their mean reward: here by whether the
 ``._process_response_into_experience``                  estimator tells their rollouts apart
 ``DeepspeedStrategy.save_ckpt``                         fails with a DeepSpeed error that does not say what to do
@@ -41,9 +43,9 @@ def setup() -> None:
         wrapt.register_post_import_hook(_patch_prompts, "openrlhf.datasets.prompts_dataset")
         wrapt.register_post_import_hook(_patch_experience_maker, "openrlhf.trainer.ppo_utils.experience_maker")
         wrapt.register_post_import_hook(_patch_trainer, "openrlhf.trainer.ppo_trainer")
-        wrapt.register_post_import_hook(_patch_actor, "openrlhf.trainer.ray.ppo_actor")
         wrapt.register_post_import_hook(_patch_filter, "openrlhf.trainer.ppo_utils.samples_generator")
-    wrapt.register_post_import_hook(_patch_save_ckpt, "openrlhf.utils.deepspeed.deepspeed")
+    wrapt.register_post_import_hook(_patch_actor, "openrlhf.trainer.ray.ppo_actor")
+    wrapt.register_post_import_hook(_patch_strategy, "openrlhf.utils.deepspeed.deepspeed")
 
 
 def _patch_prompts(module: Any) -> None:
@@ -71,9 +73,10 @@ def _patch_trainer(module: Any) -> None:
 
 
 def _patch_actor(module: Any) -> None:
-    from vpo_plugin.openrlhf.trainer import patch_actor
+    from vpo_plugin.openrlhf import lora, trainer
 
-    patch_actor(module.ActorPPOTrainer)
+    lora.patch_actor(module.ActorPPOTrainer)
+    trainer.patch_actor(module.ActorPPOTrainer)
 
 
 def _patch_filter(module: Any) -> None:
@@ -82,8 +85,11 @@ def _patch_filter(module: Any) -> None:
     patch_generator(module.SamplesGenerator)
 
 
-def _patch_save_ckpt(module: Any) -> None:
+def _patch_strategy(module: Any) -> None:
+    from vpo_plugin.openrlhf import lora
     from vpo_plugin.openrlhf.checkpoints import why_not_saved
+
+    lora.patch_strategy(module.DeepspeedStrategy, module.torch_dist_barrier_and_cuda_sync)
 
     original = module.DeepspeedStrategy.save_ckpt
 
