@@ -293,8 +293,6 @@ def start_engine(model: str, max_length: int, ray: Any) -> Any:
     from transformers import AutoTokenizer
     from vllm import SamplingParams
 
-    from vpo_plugin.openrlhf.launcher import AGENT
-
     base = RolloutRayActor.__ray_metadata__.modified_class
 
     class MeasuredEngine(base):  # type: ignore[misc, valid-type]
@@ -330,7 +328,7 @@ def start_engine(model: str, max_length: int, ray: Any) -> Any:
         .options(num_gpus=1)
         .remote(
             model=model,
-            agent_func_path=str(AGENT),
+            agent_func_path=str(Path(cpu.__file__).with_name("agent.py")),
             num_gpus=1,
             distributed_executor_backend="uni",
             worker_extension_cls="openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap",

@@ -8,9 +8,10 @@ from typing import Any
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from vpo_plugin.openrlhf import matrices
+from vpo_plugin.openrlhf import given_rewards
 from vpo_plugin.openrlhf.scorer import start_scorer
 from vpo_plugin.openrlhf.settings import current_settings
+from vpo_plugin.rewards import load_spec
 
 
 class _Listener:
@@ -31,7 +32,9 @@ class AgentExecutor(SingleTurnAgentExecutor):
 
     def __init__(self) -> None:
         super().__init__(remote_rm_url=None)
-        self.scorer = start_scorer(current_settings())
+        run = current_settings()
+        self.spec = load_spec(str(run.spec))
+        self.scorer = start_scorer(run)
 
     async def execute(
         self,
@@ -45,12 +48,8 @@ class AgentExecutor(SingleTurnAgentExecutor):
     ) -> dict[str, Any]:
         engine = _Listener(llm_engine)
         output = await super().execute(prompt, label, sampling_params, max_length, hf_tokenizer, engine, images)
-        scored, failed = await self.scorer.score.remote(prompt, engine.text, label)
-        output["reward"] = output["scores"] = scored.reward
-        output["extra_logs"] = {
-            matrices.INFO_KEY: matrices.pack(scored.matrix),
-            "candidates_parsed": float(scored.parsed),
-            "candidates_unique": float(scored.unique),
-            "scorer_errors": float(failed),
-        }
-        return output
+        return {**output, **await self.score(prompt, engine.text, label)}
+
+    async def score(self, prompt: str, response: str, label: Any) -> dict[str, Any]:
+        """What the host is told of a response's rewards."""
+        return given_rewards.scored(*await self.scorer.score.remote(prompt, response, label))

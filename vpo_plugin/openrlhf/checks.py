@@ -53,8 +53,16 @@ def check_cuda(given: Flags) -> Iterator[str]:
 
 
 def check_rewards(given: Flags, spec: RewardSpec) -> Iterator[str]:
-    if given["train.agent_func_path"] or given["reward.remote_url"]:
-        yield "--vpo.spec scores the responses: drop --train.agent_func_path and --reward.remote_url."
+    """An agent or a reward function of the user's own."""
+    agent, reward = given["train.agent_func_path"], given["reward.remote_url"]
+    if agent and reward:
+        yield "An agent gives its own rewards, or the spec scores its answer: drop --reward.remote_url."
+    if agent and not agent.endswith(".py"):
+        yield f"--train.agent_func_path {agent} is not a Python file."
+    for flag, places in (("train.agent_func_path", [agent]), ("reward.remote_url", (reward or "").split(","))):
+        for place in places:
+            if place and place.endswith(".py") and not Path(place).is_file():
+                yield f"--{flag} {place} is not there."
 
 
 def check_numbers(given: Flags, spec: RewardSpec) -> Iterator[str]:
@@ -101,6 +109,8 @@ def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
 
 def check_budget(given: Flags, spec: RewardSpec) -> Iterator[str]:
     """Whether the candidates fit in a response."""
+    if given["train.agent_func_path"]:  # its turns share --data.max_len as it likes
+        return
     candidates, each = given["vpo.candidates"], spec.limits.tokens_per_candidate
     budget = min(given["rollout.max_new_tokens"] or given["data.max_len"], given["data.max_len"])
     if budget < candidates * each:
@@ -240,7 +250,8 @@ def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterato
     prompts, labels = rows[given["data.input_key"]], rows[given["data.label_key"]]
     for number, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
         try:
-            check_label(spec, label)
+            if not given["reward.remote_url"]:
+                check_label(spec, label)
             if not prompt:
                 raise ValueError("Its prompt is empty.")
             if not (isinstance(prompt, str) or given["data.apply_chat_template"]):

@@ -32,7 +32,6 @@ from vpo_plugin.rewards.files import spec_file
 
 HOST_MODULE = "openrlhf.cli.train_ppo_ray"
 TESTED_HOSTS = ("0.11.1", "0.11.2")
-AGENT = Path(__file__).with_name("agent.py")
 HOST_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "true", "NCCL_DEBUG": "WARN", "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1"}
 """What the host passes to its workers when it starts Ray itself (openrlhf/cli/train_ppo_ray.py, train)."""
 
@@ -129,13 +128,20 @@ def start(
         for remark in find_remarks(given):
             print(f"{REMARK}{remark}", flush=True)
         claim_output(parser, given, spec)
-        changes["train.agent_func_path"] = str(AGENT)
+        changes["train.agent_func_path"] = str(Path(__file__).with_name(executor_file(given)))
         changes["ckpt.load_enable"] = find_checkpoint(given)
     settings = run_settings(given, spec, on_cpu)
     if spec is not None:
         own(settings.log_dir, settings.run)
     start_ray(settings)
     return argparse.Namespace(**given | changes)
+
+
+def executor_file(given: Flags) -> str:
+    """The module with the host's ``AgentExecutor`` of a run with a specification."""
+    if given["train.agent_func_path"]:
+        return "user_agent.py"
+    return "own_reward.py" if given["reward.remote_url"] else "agent.py"
 
 
 def run_settings(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> Settings:
@@ -150,6 +156,8 @@ def run_settings(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> Setting
         on_cpu=on_cpu,
         run=uuid.uuid4().hex,
         chat_template_kwargs=given["vpo.chat_template_kwargs"],
+        own_agent=given["train.agent_func_path"] and str(Path(given["train.agent_func_path"]).resolve()),
+        own_reward=tuple(absolute(url) for url in (given["reward.remote_url"] or "").split(",") if url),
         goal=(given["vpo.alpha"], given["vpo.seed"]) if tells_weights else None,
     )
 
@@ -162,6 +170,11 @@ def runtime_environment(settings: Settings) -> dict[str, Any]:
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
     variables = {name: value for name, value in variables.items() if name not in job}
     return {"worker_process_setup_hook": SETUP, "env_vars": variables | {VARIABLE: settings.dump()}}
+
+
+def absolute(url: str) -> str:
+    """The place of a reward function as workers in other folders find it: an address, or a Python file."""
+    return str(Path(url).resolve()) if url.endswith(".py") else url
 
 
 def start_ray(settings: Settings) -> None:

@@ -33,6 +33,10 @@ class Settings:
     """What this start of a training writes into its log folder, so that one that a later start replaced can tell."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """What the chat template is told beside the messages."""
+    own_agent: str | None = None
+    """File of the user's own agent executor."""
+    own_reward: tuple[str, ...] = ()
+    """File, or addresses of servers, of the user's own reward function."""
     goal: tuple[float, int] | None = None
     """Dirichlet parameter and seed of the objective weights that each prompt is told; None tells none."""
 
@@ -44,8 +48,9 @@ class Settings:
 def load_settings(text: str) -> Settings:
     """The settings that `Settings.dump` wrote."""
     values: dict[str, Any] = json.loads(text)
-    goal = values["goal"]
-    return Settings(**values | {"log_dir": Path(values["log_dir"]), "goal": None if goal is None else tuple(goal)})
+    goal = values["goal"] and tuple(values["goal"])
+    own_reward = tuple(values["own_reward"])
+    return Settings(**values | {"log_dir": Path(values["log_dir"]), "goal": goal, "own_reward": own_reward})
 
 
 def current_settings() -> Settings:

@@ -80,7 +80,7 @@ def score_response(spec: RewardSpec, response: str, label: object, candidates: i
         if key in seen:
             continue
         seen.add(key)
-        rewards = _rewards(scorer(candidate, decoded), columns)
+        rewards = read_rewards(scorer(candidate, decoded), columns)
         if all(column.gate is None or reward >= column.gate for column, reward in zip(columns, rewards, strict=True)):
             matrix[slot] = rewards
     return ScoredResponse(
@@ -92,7 +92,8 @@ def score_response(spec: RewardSpec, response: str, label: object, candidates: i
     )
 
 
-def _rewards(values: Sequence[float], columns: Sequence[Column]) -> list[float]:
+def read_rewards(values: Sequence[float], columns: Sequence[Column]) -> list[float]:
+    """One reward an objective, higher is better. Raises ValueError for another number of them, or one out of range."""
     if len(values) != len(columns):
         raise ValueError(
             f"The scorer gave {len(values)} rewards for the {len(columns)} objectives {[c.key for c in columns]}."

@@ -1,0 +1,230 @@
+"""Agents and reward functions of a user's own: what they return becomes the reward matrix, and what is scored."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from host import importable_host
+
+from vpo_plugin.models import TINY, resolve_policy
+from vpo_plugin.openrlhf import matrices
+from vpo_plugin.openrlhf.settings import VARIABLE, Settings
+from vpo_plugin.rewards import load_spec
+
+SPEC = """
+name: words
+description: rewards for words
+objectives: [{key: a, description: a}, {key: b, description: b}]
+weights: {a: 0.75, b: 0.25}
+candidates: 2
+tag: route
+prompt: {single: "Write <route_1>.", multi: "Write {candidates} in <route_1>."}
+scorer: words_scorer:score
+dataset: {loader: "words_scorer:rows"}
+limits: {response_chars: 1000, tokens_per_candidate: 20}
+"""
+SCORER = """
+def score(candidate, label):
+    return [float("a" in candidate), float("b" in candidate)]
+
+def rows(split, num_rows, seed):
+    return []
+"""
+AGENT = """
+import torch
+from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor
+
+
+class Instance(AgentInstanceBase):
+    def __init__(self, *args, **kwargs):
+        self.turn = 0
+
+    async def step(self, state, **kwargs):
+        self.turn += 1
+        logs = {"turns": float(self.turn)}
+        if state["label"] == "matrix":
+            logs["reward_matrix"] = torch.tensor([[0.5, 0.25], [1.0, 0.0]])
+        if state["label"] == "vector":
+            logs["reward_matrix"] = [0.5, 0.25]
+        if state["label"] == "wrong":
+            logs["reward_matrix"] = torch.ones(3)
+        if state["label"] == "too high":
+            logs["reward_matrix"] = torch.tensor([2.0, 0.0])
+        return {
+            "rewards": torch.tensor(7.0),
+            "environment_feedback": " <route_1> b </route_1> ",
+            "done": self.turn == 2,
+            "extra_logs": logs,
+        }
+
+
+class AgentExecutor(MultiTurnAgentExecutor):
+    def __init__(self):
+        super().__init__(Instance)
+"""
+
+
+class Engine:
+    """Says one thing after the other; its tokens do not spell its text."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+        self.said = 0
+
+    async def generate(self, prompt_token_ids: list[int], sampling_params: Any, multi_modal_data: Any = None) -> Any:
+        self.said += 1
+        said = SimpleNamespace(
+            text=self.texts[self.said - 1], token_ids=[self.said, 2, 3], finish_reason="stop", logprobs=None
+        )
+        return SimpleNamespace(outputs=[said])
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=10**8)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def execute(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """One rollout with an executor of the plugin in a run with these settings."""
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    (tmp_path / "words_scorer.py").write_text(SCORER)
+    with importable_host():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(resolve_policy(TINY, tmp_path))
+        executors: dict[Any, Any] = {}
+
+        def run(module: Any, engine: Engine, label: str, **settings: Any) -> dict[str, Any]:
+            key = (module.__name__, json.dumps(settings))
+            if key not in executors:
+                made = Settings(str(tmp_path), 2, settings.pop("on_scorer_error", "raise"), tmp_path, True, **settings)
+                monkeypatch.setenv(VARIABLE, made.dump())
+                executors[key] = module.AgentExecutor()
+            sampling = SimpleNamespace(max_tokens=20, logprobs=None)
+            return asyncio.run(executors[key].execute("a1=start", label, sampling, 100, tokenizer, engine))
+
+        yield run
+
+
+@pytest.fixture
+def agent(execute: Callable[..., Any], tmp_path: Path) -> Callable[[Engine, str], dict[str, Any]]:
+    """One rollout of the agent, of two turns."""
+    (tmp_path / "agent.py").write_text(AGENT)
+    from vpo_plugin.openrlhf import user_agent
+
+    return lambda engine, label: execute(user_agent, engine, label, own_agent=str(tmp_path / "agent.py"))
+
+
+def matrix_of(output: dict[str, Any]) -> list[list[float]]:
+    return matrices.unpack(torch.tensor(output["extra_logs"][matrices.INFO_KEY])).tolist()
+
+
+def test_last_turn_of_an_agent_is_scored(agent: Callable[..., Any]) -> None:
+    """Not what it said before, nor what the environment said between the turns."""
+    output = agent(Engine("<route_1> b </route_1>", "<route_1> a </route_1>"), "null")
+    assert matrix_of(output) == [[1.0, 0.0], [0.0, 0.0]]
+    assert output["reward"] == output["scores"] == 0.375
+    logs = output["extra_logs"]
+    assert (logs["candidates_parsed"], logs["turns"], logs["scorer_errors"]) == (1.0, 2.0, 0.0)
+    assert len(output["action_ranges"]) == 2
+
+
+def test_matrix_of_an_agent(agent: Callable[..., Any]) -> None:
+    output = agent(Engine("", ""), "matrix")
+    assert matrix_of(output) == [[0.5, 0.25], [1.0, 0.0]]
+    assert output["reward"] == pytest.approx((0.4375 + 0.75) / 2)
+    assert output["extra_logs"]["candidates_parsed"] == 2.0
+    assert matrix_of(agent(Engine("", ""), "vector")) == [[0.5, 0.25]]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("wrong", r"names 2 objectives: give a vector of 2 values"),
+        ("too high", r"'a' 2\.0, which is not within 0\.0 to 1"),
+    ],
+)
+def test_matrix_that_is_none(agent: Callable[..., Any], label: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        agent(Engine("", ""), label)
+
+
+REWARD = """
+import torch
+
+def reward_func(queries, prompts, labels):
+    assert len(queries) == len(prompts) == len(labels) == 1
+    values = {
+        "vector": torch.tensor([[0.5, 0.25]]),
+        "matrix": [[[0.5, 0.25], [1.0, 0.0]]],
+        "flat": [0.5, 0.25],
+        "number": torch.tensor([0.5]),
+    }
+    if labels[0] == "nothing":
+        return None
+    return {"rewards": values[labels[0]], "extra_logs": {"length": torch.tensor([len(queries[0])])}}
+"""
+
+
+@pytest.fixture
+def reward(execute: Callable[..., Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """One rollout with the reward function."""
+    (tmp_path / "reward.py").write_text(REWARD)
+    from vpo_plugin.openrlhf import own_reward
+
+    place = (str(tmp_path / "reward.py"),)
+    return lambda label, **settings: execute(own_reward, Engine("x"), label, own_reward=place, **settings)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("vector", [[0.5, 0.25]]), ("matrix", [[0.5, 0.25], [1.0, 0.0]]), ("flat", [[0.5, 0.25]])],
+)
+def test_own_reward_function(reward: Callable[..., Any], label: str, expected: list[list[float]]) -> None:
+    output = reward(label)
+    assert matrix_of(output) == expected
+    assert output["reward"] == pytest.approx(float((np.array(expected) @ [0.75, 0.25]).mean()))
+    assert output["extra_logs"]["length"] > 0
+
+
+@pytest.mark.parametrize(
+    ("label", "message"), [("number", "names 2 objectives"), ("nothing", "and not"), ("?", "KeyError")]
+)
+def test_own_reward_function_that_fails(reward: Callable[..., Any], tmp_path: Path, label: str, message: str) -> None:
+    """The host swallows it and trains on nothing; here it stops the run, or counts as zero, and is saved."""
+    with pytest.raises(RuntimeError, match=message):
+        reward(label)
+    (file,) = tmp_path.glob("scorer_error_*.txt")
+    assert "Traceback" in file.read_text()
+    output = reward(label, on_scorer_error="zero")
+    assert matrix_of(output) == [[0.0, 0.0], [0.0, 0.0]]
+    assert output["extra_logs"]["scorer_errors"] == 1.0
+
+
+def test_settings_travel_whole(tmp_path: Path) -> None:
+    from vpo_plugin.openrlhf.settings import load_settings
+
+    run = Settings(
+        "maze_small",
+        3,
+        "zero",
+        tmp_path,
+        on_cpu=True,
+        chat_template_kwargs={"enable_thinking": False},
+        own_agent="agent.py",
+        own_reward=("a.py", "http://b"),
+        goal=(1.0, 7),
+    )
+    assert load_settings(run.dump()) == run
+    assert load_spec("maze_small").candidates == 3
