@@ -45,6 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         *(["--algo.advantage.is_correction_enable"] if OLDER else ["--algo.advantage.is_correction_level", "token"]),
         *("--vpo.seed", "5"),
         *("--eval.dataset", str(write_prompts(folder / "held_out", 3)), "--eval.steps", "2"),
+        *("--ckpt.best_metric_key", "eval_default_best_at_6"),
         *("--eval.n_samples_per_prompt", "2", "--ckpt.path", str(folder / "checkpoints")),
     )
     listeners: set[str] = set()
@@ -98,6 +99,12 @@ def test_two_steps(trained: Trained) -> None:
         assert step["timing/step_total"] > step["timing/generation"] > 0
     assert "eval_default_pass1" not in first
     assert 0 <= second["eval_default_pass1"] <= second["eval_default_pass2"] <= 1
+    best = [second[f"eval_default_best_at_{k}"] for k in (1, 2, 4, 6)]
+    assert best == sorted(best)
+    assert second["eval_default_pass1"] == pytest.approx(best[0], abs=1e-5)
+    assert {"eval_default_pass_at_6", "eval_default_expected_set_reward", "eval_default_pairwise_l1"} <= set(second)
+    with_key = (trained.training.output.parent / "checkpoints" / "_actor").glob("best_global_step2")
+    assert list(with_key), "the best checkpoint follows the metric that --ckpt.best_metric_key names"
 
     # The policy moved between the steps, and the engine with it: were its weights the old ones, the log-probabilities
     # of step 2 would differ as much as the two policies do.
@@ -113,16 +120,70 @@ def test_two_steps(trained: Trained) -> None:
     assert trained.processes_left == []
 
 
-def test_lora(training: Training) -> None:
-    """The engine follows the adapter from step to step, and the saved model is a whole one, the adapter beside it."""
+AGENT = """
+import torch
+from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor
+
+
+class Instance(AgentInstanceBase):
+    def __init__(self, *args, **kwargs):
+        self.rows = []
+
+    async def step(self, state, **kwargs):
+        words = state["action_text"].upper().split()
+        self.rows.append([words.count(move) / (len(words) + 1) for move in ("UP", "DOWN", "LEFT", "RIGHT")])
+        return {
+            "rewards": torch.tensor(0.0),
+            "environment_feedback": " UP " * 3,
+            "done": len(self.rows) == 2,
+            "extra_logs": {"reward_matrix": torch.tensor(self.rows), "turns": torch.tensor([len(self.rows)])},
+        }
+
+
+class AgentExecutor(MultiTurnAgentExecutor):
+    def __init__(self):
+        super().__init__(Instance)
+"""
+
+
+@pytest.fixture(scope="module")
+def agent_trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Two steps of an agent of two turns that gives its own reward matrix, with LoRA and TensorBoard."""
+    folder = tmp_path_factory.mktemp("agent")
+    training = Training(folder / "policy", write_prompts(folder / "prompts", 8), resolve_policy(TINY, folder))
+    (folder / "agent.py").write_text(AGENT)
     code, output = training.run(
-        *("--ds.lora.rank", "8", "--actor.adam.lr", "2e-2", "--actor.lr_scheduler", "constant"),
+        *("--train.agent_func_path", str(folder / "agent.py"), "--data.max_len", "220"),
+        *("--ds.lora.rank", "8", "--actor.adam.lr", "2e-2", "--actor.lr_scheduler", "constant", "--vpo.seed", "5"),
         *(["--algo.advantage.is_correction_enable"] if OLDER else ["--algo.advantage.is_correction_level", "token"]),
+        *("--logger.tensorboard_dir", str(folder / "tensorboard")),
     )
     assert code == 0, output[-3000:]
-    first, second = read_steps(training.output / "vpo")
-    assert abs(first["vllm_kl"]) < 0.01
-    assert abs(second["vllm_kl"]) < 0.01, "the engine has the merged weights"
+    return Trained(training, output, set(), training.processes_left())
+
+
+def test_agent_with_a_reward_matrix(agent_trained: Trained) -> None:
+    """One row a turn, as the agent gave it; the advantages are those of the matrices, on both turns' tokens."""
+    for step in (1, 2):
+        with np.load(agent_trained.training.output / "vpo" / "rollouts" / f"step_{step:06d}.npz") as logged:
+            matrices, mask = torch.from_numpy(logged["reward_matrices"]), torch.from_numpy(logged["mask"])
+            assert matrices.shape[:2] == (4, 4) and matrices.shape[2] in (1, 2) and matrices.shape[3] == 4
+            assert ((matrices >= 0) & (matrices < 1)).all() and matrices.any()
+            generator = torch.Generator().manual_seed(5 * 2**20 + step - 1)
+            expected = group_z_norm(RewardBatch(matrices, mask, generator=generator).set_rewards).numpy()
+            np.testing.assert_allclose(logged["advantages"], expected, atol=1e-6)
+            np.testing.assert_allclose(logged["token_advantages"], expected, atol=1e-5)
+    for logs in read_steps(agent_trained.training.output / "vpo"):
+        assert 1 <= logs["turns"] <= 2
+        assert logs["candidates_parsed"] == logs["turns"]
+    assert agent_trained.processes_left == []
+
+
+def test_lora(agent_trained: Trained) -> None:
+    """The engine follows the adapter from step to step, and the saved model is a whole one, the adapter beside it."""
+    training = agent_trained.training
+    for logs in read_steps(training.output / "vpo"):
+        assert abs(logs["vllm_kl"]) < 0.01, "the engine has the merged weights"
     before = load_file(Path(training.policy) / "model.safetensors")
     after = load_file(training.output / "model.safetensors")
     assert after.keys() == before.keys(), "what vLLM and transformers load"
@@ -133,16 +194,42 @@ def test_lora(training: Training) -> None:
     )
     merged = adapter.merge_and_unload().state_dict()
     for name in moved:
-        torch.testing.assert_close(merged[name], after[name], rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(merged[name], after[name], rtol=1e-2, atol=1e-2)
     model = AutoModelForCausalLM.from_pretrained(training.output)
     tokenizer = AutoTokenizer.from_pretrained(training.output)
     assert model.generate(**tokenizer("a1=start", return_tensors="pt"), max_new_tokens=2).shape[1] >= 2
-    assert training.processes_left() == []
+
+
+def test_tensorboard(agent_trained: Trained) -> None:
+    """The host's flag shows the plugin's metrics among its own."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = agent_trained.training.output.parent.glob("tensorboard/**/events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    logs = read_steps(agent_trained.training.output / "vpo")
+    for metric in ("set_reward", "group_diversity", "optimizer_steps", "groups_used", "policy_loss"):
+        shown = accumulator.Scalars(f"train/{metric}")
+        assert [event.step for event in shown] == [1, 2]
+        np.testing.assert_allclose([event.value for event in shown], [step[metric] for step in logs], rtol=1e-5)
+
+
+REWARD = """
+import torch
+
+
+def reward_func(queries, prompts, labels):
+    words = queries[0][len(prompts[0]) :].upper().split()
+    shares = [words.count(move) / (len(words) + 1) for move in ("UP", "DOWN", "LEFT", "RIGHT")]
+    return {"rewards": torch.tensor([shares]), "extra_logs": {"words": torch.tensor([float(len(words))])}}
+"""
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_stopping_leaves_nothing_behind(training: Training, signum: signal.Signals) -> None:
-    process = training.start("--train.num_episodes", "1000")
+def test_stopping_leaves_nothing_behind(training: Training, tmp_path: Path, signum: signal.Signals) -> None:
+    """A training with a reward function of the user's own, which returns a vector for each response."""
+    (tmp_path / "reward.py").write_text(REWARD)
+    process = training.start("--train.num_episodes", "1000", "--reward.remote_url", str(tmp_path / "reward.py"))
     metrics = training.output / "vpo" / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -152,6 +239,14 @@ def test_stopping_leaves_nothing_behind(training: Training, signum: signal.Signa
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert training.processes_left() == []
+
+    with np.load(training.output / "vpo" / "rollouts" / "step_000001.npz") as logged:
+        matrices = torch.from_numpy(logged["reward_matrices"])
+        assert matrices.shape == (4, 4, 1, 4)
+        assert ((matrices >= 0) & (matrices < 1)).all() and matrices.std(1).any()
+        expected = group_z_norm(matrices.mean(-1).squeeze(-1)).numpy()  # one candidate: the mean of its rewards
+        np.testing.assert_allclose(logged["advantages"], expected, atol=1e-4)
+    assert read_steps(training.output / "vpo")[0]["words"] > 1
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 """What the plugin adds to the host's trainers: the log of a step, and the filter of prompts."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from host import host_arguments, importable_host
@@ -12,6 +14,8 @@ from vpo_plugin.openrlhf import matrices, trainer
 from vpo_plugin.openrlhf.dynamic_filter import differ
 from vpo_plugin.openrlhf.log import log_step, read_steps, remark_of
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
+from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.task import pareto_front, read_rows
 
 CANDIDATES, OBJECTIVES, ROLLOUTS = 3, 4, 4
 
@@ -118,6 +122,45 @@ def test_groups_without_any_spread(run: Settings, name: str) -> None:
 
     assert not differ(args, group(0.25, 0.25, 0.25, 0.25))
     assert differ(args, group(0.25, 0.25, 0.25, 0.5))
+
+
+def test_evaluation_of_pools(run: Settings) -> None:
+    """The measures of the search evaluation, of all candidates of a prompt."""
+    from openrlhf.trainer import ppo_trainer
+
+    from vpo_plugin.openrlhf.evaluation import patch_evaluation
+
+    host = SimpleNamespace(compute_eval_metrics=ppo_trainer.compute_eval_metrics)
+    patch_evaluation(host)
+    spec = load_spec("maze_small")
+    labels = [json.dumps(row["label"]) for row in read_rows(spec, "test", 2, seed=1)]
+    routes = np.array(pareto_front(spec, json.loads(labels[0])), dtype=np.float32)
+    best = routes[(routes @ spec.objective_weights).argmax()]
+    nothing = np.zeros((3, OBJECTIVES), dtype=np.float32)
+    solved = np.vstack([best[None], nothing[:2]])
+    samples = [
+        SimpleNamespace(
+            prompts=[f"prompt {number}"],
+            labels=[labels[number]],
+            rewards=torch.tensor([float((matrix @ spec.objective_weights).mean())]),
+            response_length=torch.tensor([5]),
+            truncated=torch.tensor([False]),
+            info={matrices.INFO_KEY: torch.tensor([matrices.pack(matrix)])},
+        )
+        for number, matrix in ((0, solved), (0, nothing), (1, nothing), (1, nothing))
+    ]
+    loader = [(["default"], ["prompt 0"], labels[:1], [None]), (["other"], ["prompt 1"], labels[1:], [None])]
+    logs = host.compute_eval_metrics(loader, samples, 2)
+    worth = float(best @ spec.objective_weights)
+    assert logs["eval_default_best_at_6"] == pytest.approx(worth)
+    assert logs["eval_default_best_at_1"] == pytest.approx(worth / 6)
+    assert logs["eval_default_best_at_2"] == pytest.approx(worth / 3)
+    assert logs["eval_default_pass_at_6"] == 1.0
+    assert logs["eval_default_pass_at_4"] == pytest.approx(4 / 6)
+    assert logs["eval_default_expected_set_reward"] == pytest.approx(best.mean(), abs=1e-3)
+    assert logs["eval_default_pairwise_l1"] == pytest.approx(best.sum() / 3)
+    assert logs["eval_other_best_at_6"] == logs["eval_other_pass_at_6"] == 0.0
+    assert logs["eval_default_pass2"] == pytest.approx(worth / 3), "the host's own are there as well"
 
 
 def sample(parsed: float, text: str = "no route") -> Any:

@@ -1,0 +1,63 @@
+"""Evaluation during training (``--eval.*``): what the pools of the held-out prompts are worth to a search.
+
+The host logs the mean and the best scalar reward of a prompt's responses. For a policy that writes sets, the mean says
+little: it can fall while the best of the set rises. Names and definitions are those of the search evaluation.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vpo_plugin.openrlhf.experience import load_once
+from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
+from vpo_plugin.openrlhf.settings import current_settings
+from vpo_plugin.search.metrics import best_at_k, expected_set_reward, mean_pairwise_l1, pass_at_k
+from vpo_plugin.search.targets import read_targets
+
+
+def patch_evaluation(module: Any) -> None:
+    """Wrap ``compute_eval_metrics`` of the host's ``openrlhf.trainer.ppo_trainer``, which both trainers call."""
+    original = module.compute_eval_metrics
+
+    def compute_eval_metrics(eval_dataloader: Any, samples_list: Sequence[Any], n_samples_per_prompt: int) -> Any:
+        logs = original(eval_dataloader, samples_list, n_samples_per_prompt)
+        sources = {
+            prompt: source
+            for names, prompts, *_ in eval_dataloader
+            for prompt, source in zip(prompts, names, strict=True)
+        }
+        samples: dict[str, list[Any]] = {}
+        for sample in samples_list:  # the responses of a prompt in a row
+            samples.setdefault(sources.get(sample.prompts[0], "unknown"), []).append(sample)
+        for source, of_source in samples.items():
+            logs |= {f"eval_{source}_{key}": v for key, v in pool_metrics(of_source, n_samples_per_prompt).items()}
+        return logs
+
+    module.compute_eval_metrics = compute_eval_metrics
+
+
+def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
+    """Means over prompts of what their pools are worth: all candidates of a prompt's responses.
+
+    ``best_at_<k>`` and ``pass_at_<k>`` for k = 1, 2, 4, … and all candidates, ``expected_set_reward`` and
+    ``pairwise_l1`` of the whole pool.
+    """
+    run = current_settings()
+    spec = load_once(str(run.spec))
+    matrices, _ = stack_groups([unpack(sample.info[INFO_KEY][0]) for sample in samples], responses)
+    pools = matrices.flatten(1, 2).double().numpy()
+    labels = [sample.labels[0] for sample in samples[::responses]]
+    if run.own_reward or run.own_agent:  # a label is what that code makes of it
+        spec, labels = spec.model_copy(update={"front": None}), ["null"] * len(labels)
+    targets = read_targets(spec, [{"label": label} for label in labels])
+    pools = pools[..., : targets.present.shape[1]]
+    rewards, n = targets.rewards(pools), pools.shape[1]
+    ks = sorted({*(2**i for i in range(n.bit_length()) if 2**i <= n), n})
+    best, solved = best_at_k(rewards, ks).mean(0), pass_at_k(targets.solved(rewards), ks).mean(0)
+    metrics = {f"best_at_{k}": float(value) for k, value in zip(ks, best, strict=True)}
+    metrics |= {f"pass_at_{k}": float(value) for k, value in zip(ks, solved, strict=True)}
+    metrics["expected_set_reward"] = float(expected_set_reward(pools, seed=0, present=targets.present).mean())
+    if n > 1:
+        metrics["pairwise_l1"] = float(np.mean(mean_pairwise_l1(pools)))
+    return metrics
