@@ -21,6 +21,7 @@ from torch import Tensor
 from vpo_plugin.advantages import RewardBatch, group_z_norm, register_advantage_estimator, registry
 from vpo_plugin.advantages.set_reward import set_rewards
 from vpo_plugin.openrlhf import cpu, matrices
+from vpo_plugin.openrlhf.log import read_texts
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import load_spec
 
@@ -71,7 +72,7 @@ def make_maker(args: SimpleNamespace, kl_coef: float = 0.0, step: int = 0) -> An
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
     from openrlhf.trainer.ppo_utils.kl_controller import FixedKLController
 
-    tokenizer = SimpleNamespace(pad_token_id=0)
+    tokenizer = SimpleNamespace(pad_token_id=0, decode=lambda tokens, **more: " ".join(map(str, tokens.tolist())))
     strategy = SimpleNamespace(args=args)
     maker = RemoteExperienceMaker(None, None, None, None, FixedKLController(kl_coef), strategy, tokenizer)
     maker.global_step = step  # as the patch of train_step does
@@ -429,6 +430,25 @@ def test_ragged_matrices(args: SimpleNamespace, run_settings: Settings, micro_ba
     with np.load(run_settings.log_dir / "rollouts" / "step_000041.npz") as logged:
         np.testing.assert_array_equal(logged["mask"], mask)
         np.testing.assert_allclose(logged["reward_matrices"], rewards * mask)
+
+
+def test_texts_of_a_step(args: SimpleNamespace, run_settings: Settings) -> None:
+    """Prompts, responses and their rewards stand together, whatever micro-batch the host had them in."""
+    rewards = random_matrices()
+    run(args, rewards)
+    rows = read_texts(run_settings.log_dir, 1)
+    with np.load(run_settings.log_dir / "rollouts" / "step_000001.npz") as logged:
+        for row, text in enumerate(rows):
+            group, rollout = divmod(row, ROLLOUTS)
+            assert text["response"].split()[0] == str(5 + row % 2), "the first token after the prompt's 4 or 5"
+            assert len(text["response"].split()) == response_length(row)
+            np.testing.assert_allclose(text["rewards"], rewards[group, rollout], rtol=1e-6)
+            assert text["advantage"] == pytest.approx(logged["advantages"][group, rollout], abs=1e-6)
+            assert text["rollout_reward"] == pytest.approx(logged["rollout_rewards"][group, rollout], abs=1e-6)
+            assert text["candidates"] == [None] * CANDIDATES
+    assert len(rows) == GROUPS * ROLLOUTS
+    with pytest.raises(FileNotFoundError, match="has no texts of step 9: there are those of steps 1 to"):
+        read_texts(run_settings.log_dir, 9)
 
 
 def test_logged_rollouts_of_a_resumed_run(args: SimpleNamespace, run_settings: Settings) -> None:

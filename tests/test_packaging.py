@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import distribution, requires
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +57,28 @@ def test_the_pins_meet_what_the_project_asks_for() -> None:
             assert requirement.specifier.contains(pins[name].split("+")[0]), (
                 f"{name} {pins[name]} against {requirement}"
             )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_the_gpu_extra_resolves(tmp_path: Path, python: str) -> None:
+    """For each Python that the host has wheels for; flash-attn is compiled before it, against the torch of the set."""
+    override = tmp_path / "override.txt"
+    override.write_text("flash-attn; sys_platform == 'never'\n")
+    command = [
+        *("uv", "pip", "compile", "pyproject.toml", "--extra", "gpu", "--override", str(override)),
+        *("--python-version", python, "--python-platform", "x86_64-manylinux_2_28", "--no-annotate", "--no-header"),
+        *(["--constraint", "requirements/gpu.txt"] if python != "3.10" else []),  # its jaxtyping is an older one
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = dict(line.split("==") for line in done.stdout.split() if "==" in line)
+    assert {"liger-kernel", "ring-flash-attn", "openrlhf", "torch", "vllm"} <= set(found), (
+        "what the host's flags import"
+    )
+    if python == "3.11":
+        pins = dict(line.split("==") for line in (ROOT / "requirements" / "gpu.txt").read_text().split())
+        assert found.items() <= pins.items()
 
 
 def test_the_wheel_holds_what_a_user_needs(tmp_path: Path) -> None:

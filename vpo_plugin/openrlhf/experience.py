@@ -20,10 +20,11 @@ from openrlhf.trainer.ppo_utils.length_penalty import apply_length_penalties
 from torch import Tensor
 
 from vpo_plugin.advantages import RewardBatch, advantage_estimator_names, get_advantage_estimator, goal_weights
-from vpo_plugin.openrlhf.log import log_rollouts
+from vpo_plugin.openrlhf.log import log_rollouts, log_texts
 from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
 from vpo_plugin.openrlhf.settings import current_settings
 from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.formats import parse
 
 load_once = cache(load_spec)
 NO_SPREAD = 1e-6
@@ -86,7 +87,38 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
         token_advantages=batch.token_means("advantages").numpy(),
         prompts=np.array([fingerprint(prompt) for prompt in batch.of_prompts("prompts")]),
     )
+    shown = len(worth) if args.vpo.log_prompts < 0 else args.vpo.log_prompts
+    texts = batch.texts(maker.tokenizer, shown)
+    log_texts(
+        run.log_dir,
+        maker.global_step + 1,
+        [
+            {
+                "prompt": text[0],
+                "response": text[1],
+                "candidates": candidates_of(spec, text[1], len(matrix)),
+                "rewards": matrix.tolist(),
+                "reward": float(reward),
+                "rollout_reward": float(value),
+                "advantage": float(advantage),
+            }
+            for text, matrix, reward, value, advantage in zip(
+                texts,
+                matrices.flatten(0, 1)[: len(texts)],
+                scalars.flatten()[: len(texts)],
+                worth.flatten()[: len(texts)],
+                advantages.flatten()[: len(texts)],
+                strict=True,
+            )
+        ],
+    )
     return experiences
+
+
+def candidates_of(spec: RewardSpec, response: str, rows: int) -> list[str | None]:
+    """The candidates of a response, one a row of its reward matrix; null where the user's own code gave the rewards."""
+    run = current_settings()
+    return [None] * rows if run.own_agent or run.own_reward else parse(spec, response, rows)
 
 
 def reward_batch(
@@ -142,6 +174,21 @@ class Batch:
         """A list that the experiences have, one value a prompt."""
         return self.in_order([one for experience in self.experiences for one in getattr(experience, field)])[
             :: self.rollouts
+        ]
+
+    def texts(self, tokenizer: Any, prompts: int) -> list[tuple[str, str]]:
+        """Prompt and response of each rollout of the first few prompts, in prompt order: what the policy wrote."""
+        rows = [
+            (prompt, tokens[1:][mask.bool()])
+            for experience in self.experiences
+            for prompt, tokens, mask in zip(
+                experience.prompts, experience.sequences, experience.action_mask, strict=True
+            )
+        ]
+        chosen = self.in_order(rows)[: prompts * self.rollouts]
+        end = getattr(tokenizer, "eos_token", None) or ""
+        return [
+            (prompt, tokenizer.decode(tokens, skip_special_tokens=False).removesuffix(end)) for prompt, tokens in chosen
         ]
 
     def gather(self, parts: Sequence[Float[Tensor, "rows *more"]]) -> Float[Tensor, "groups rollouts *more"]:

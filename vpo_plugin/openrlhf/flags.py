@@ -90,6 +90,13 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
         help="a response whose scorer raises: stop the run, or score zeros and count it in the log",
     )
     group.add_argument(
+        "--vpo.log_prompts",
+        type=int,
+        default=4,
+        metavar="N",
+        help="prompts of each step whose responses are kept as text (vpo show); -1 for all",
+    )
+    group.add_argument(
         "--vpo.chat_template_kwargs",
         type=json_object,
         default={},

@@ -1,13 +1,14 @@
 """What a training run leaves for people and programs to read, in ``<--ckpt.output_dir>/vpo/``.
 
 ``metrics.jsonl``: one line a step, all of the host's own metrics with the plugin's among them, and one an evaluation.
-``rollouts/step_000001.npz``: that step's reward matrices, the advantages made of them, and a
-fingerprint of each prompt.
+``rollouts/step_000001.npz``: that step's reward matrices, the advantages made of them, a fingerprint of each prompt.
+``rollouts/step_000001.parquet``: what was written to a few of its prompts, which `vpo show` prints.
 """
 
 import json
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,17 @@ import numpy as np
 
 METRICS = "metrics.jsonl"
 OWNER = "owner"
+TEXTS = {
+    "prompt": "str",
+    "response": "str",
+    "candidates": "texts",
+    "rewards": "matrix",
+    "reward": "float",
+    "rollout_reward": "float",
+    "advantage": "float",
+}
+"""Columns of the texts of a step: a reward vector for each candidate, the host's scalar reward, and what the rollout is
+worth to the estimator. A candidate is null where none could be read, or where the user's own code gave the rewards."""
 REMARK = "vpo: "
 """What a line of a run's output starts with that a person should see."""
 
@@ -70,7 +82,7 @@ def forget_steps_after(log_dir: Path, step: int) -> None:
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text(kept)
         unfinished.replace(path)
-    for file in (log_dir / "rollouts").glob("step_*.npz"):
+    for file in (log_dir / "rollouts").glob("step_*.*"):
         if int(file.stem.removeprefix("step_")) > step:
             file.unlink()
 
@@ -89,6 +101,34 @@ def training_curve(log_dir: Path) -> list[dict[str, float]]:
         }
         for step, start in zip(steps, starts, strict=True)
     ]
+
+
+def log_texts(log_dir: Path, step: int, rows: Sequence[dict[str, Any]]) -> None:
+    """Save what was written in one step (1-based) as a table: one row a rollout, with the columns of `TEXTS`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = log_dir / "rollouts" / f"step_{step:06d}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    types = {"str": pa.string(), "float": pa.float32(), "texts": pa.list_(pa.string())}
+    schema = pa.schema([(name, types.get(kind, pa.list_(pa.list_(pa.float32())))) for name, kind in TEXTS.items()])
+    pq.write_table(pa.Table.from_pylist(list(rows), schema), path, compression="zstd")
+
+
+def read_texts(log_dir: Path, step: int) -> list[dict[str, Any]]:
+    """The rows that `log_texts` saved of a step.
+
+    Raises:
+        FileNotFoundError: there are none; the message names the steps of which there are.
+    """
+    import pyarrow.parquet as pq
+
+    path = log_dir / "rollouts" / f"step_{step:06d}.parquet"
+    if not path.exists():
+        steps = sorted(int(file.stem.removeprefix("step_")) for file in path.parent.glob("step_*.parquet"))
+        there = f"there are those of steps {steps[0]} to {steps[-1]}" if steps else "there are none"
+        raise FileNotFoundError(f"{log_dir} has no texts of step {step}: {there}.")
+    return pq.read_table(path).to_pylist()
 
 
 def log_rollouts(log_dir: Path, step: int, **arrays: np.ndarray) -> None:

@@ -1,0 +1,61 @@
+"""What the policy wrote in a step, as `vpo show` prints it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vpo_plugin.openrlhf.log import log_step, log_texts
+from vpo_plugin.report.rollouts import format_step
+
+
+def rollout(prompt: str, advantage: float, candidates: list[str | None], response: str = "nothing") -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "response": response,
+        "candidates": candidates,
+        "rewards": [[0.5, 0.25]] * len(candidates),
+        "reward": 0.4,
+        "rollout_reward": 0.7,
+        "advantage": advantage,
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    rows = [
+        rollout("Find a way.", -1.0, ["UP", None]),
+        rollout("Find a way.", 1.0, ["DOWN", "LEFT"]),
+        rollout("Another.", 0.5, [None, None], "I cannot [bold]\x1b[31m do it"),
+    ]
+    log_step(tmp_path / "vpo", 2, {"reward": 0.4})
+    log_texts(tmp_path / "vpo", 2, rows)
+    return tmp_path
+
+
+def test_table_of_a_step(run: Path) -> None:
+    """The best rollout first, a line a candidate; the last step if none is named."""
+    lines = [line.split() for line in format_step(run).splitlines() if line.strip()]
+    assert " ".join(lines[0]) == "Step 2, 2 of 2 prompts that were kept"
+    assert lines[1] == ["Prompt", "1:", "Find", "a", "way."]
+    assert lines[4:8] == [
+        ["1", "DOWN", "0.50", "0.25", "0.700", "+1.00"],
+        ["LEFT", "0.50", "0.25"],
+        ["2", "UP", "0.50", "0.25", "0.700", "-1.00"],
+        ["(not", "read)", "0.50", "0.25"],
+    ]
+    assert format_step(run / "vpo", 2, prompts=1).count("Prompt ") == 1
+
+
+def test_what_a_model_wrote_is_text(run: Path) -> None:
+    """Neither markup nor codes for the terminal; where nothing could be read, the response."""
+    shown = format_step(run)
+    assert "I cannot [bold]�[31m do it" in shown
+    assert "\x1b" not in shown
+
+
+def test_what_is_not_there(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="has no texts of step 1: there are those of steps 2 to 2"):
+        format_step(run, 1)
+    with pytest.raises(FileNotFoundError, match="holds no training"):
+        format_step(tmp_path / "elsewhere")
