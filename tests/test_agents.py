@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,14 +106,14 @@ def execute(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         tokenizer = AutoTokenizer.from_pretrained(resolve_policy(TINY, tmp_path))
         executors: dict[Any, Any] = {}
 
-        def run(module: Any, engine: Engine, label: str, **settings: Any) -> dict[str, Any]:
+        def run(module: Any, engine: Engine, label: str, length: int = 100, **settings: Any) -> dict[str, Any]:
             key = (module.__name__, json.dumps(settings))
             if key not in executors:
                 made = Settings(str(tmp_path), 2, settings.pop("on_scorer_error", "raise"), tmp_path, True, **settings)
                 monkeypatch.setenv(VARIABLE, made.dump())
                 executors[key] = module.AgentExecutor()
             sampling = SimpleNamespace(max_tokens=20, logprobs=None)
-            return asyncio.run(executors[key].execute("a1=start", label, sampling, 100, tokenizer, engine))
+            return asyncio.run(executors[key].execute("a1=start", label, sampling, length, tokenizer, engine))
 
         yield run
 
@@ -124,6 +125,42 @@ def agent(execute: Callable[..., Any], tmp_path: Path) -> Callable[[Engine, str]
     from vpo_plugin.openrlhf import user_agent
 
     return lambda engine, label: execute(user_agent, engine, label, own_agent=str(tmp_path / "agent.py"))
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="programs run in bubblewrap")
+def test_program_repair(execute: Callable[..., Any], tmp_path: Path) -> None:
+    """The example: it sees the test that fails and what its program printed, and is paid for each test and attempt."""
+    from vpo_plugin.openrlhf import user_agent
+
+    tests = [{"stdin": "2\n", "stdout": "4\n"}, {"stdin": "3\n", "stdout": "6\n"}]
+    attempts = [f"```python\nprint({body})\n```" for body in ("int(input()) + 2", "2 * int(input())", "never asked")]
+    engine = Engine(attempts[0], "no program", attempts[1], attempts[2])
+    label = json.dumps({"tests": tests, "function": None, "preamble": ""})
+    seen: list[list[int]] = []
+    generate = engine.generate
+
+    async def watch(prompt_token_ids: list[int], *rest: Any, **more: Any) -> Any:
+        seen.append(prompt_token_ids)
+        return await generate(prompt_token_ids, *rest, **more)
+
+    engine.generate = watch  # type: ignore[method-assign]
+    place = str(Path(__file__).parent.parent / "examples" / "program_repair.py")
+    output = execute(user_agent, engine, label, own_agent=place, length=4000)
+    assert matrix_of(output) == [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
+    assert output["extra_logs"]["attempts"] == 3.0
+    assert len(output["action_ranges"]) == 3
+    assert len(seen) == 3
+    assert output["reward"] == pytest.approx((0.75 + 0 + 1) / 3)
+
+
+def test_feedback_of_a_failed_program() -> None:
+    from examples.program_repair import feedback
+
+    label = {"tests": [{"stdin": "2\n", "stdout": "4\n"}, {"stdin": "3\n", "stdout": "6\n"}]}
+    if shutil.which("bwrap"):
+        said = feedback("print(int(input()) + 2)", [1.0, 0.0], label)
+        assert "Test 2 of 2 fails.\nInput:\n3\n\nExpected:\n6\n\nGot:\n5\n" in said
+    assert "There is no program" in feedback(None, [0.0, 0.0], label)
 
 
 def matrix_of(output: dict[str, Any]) -> list[list[float]]:

@@ -97,6 +97,7 @@ def training_curve(log_dir: Path) -> list[dict[str, float]]:
             "reward": step["reward"],
             "set_reward": step["set_reward"],
             "diversity": step["group_diversity"],
+            "parsed": step["candidates_parsed"],
             "seconds": step["time"] - start,
         }
         for step, start in zip(steps, starts, strict=True)
