@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from vpo_plugin.files import write
+
 MODELS = ("_actor", "_critic")
 LAST_FILE = "metric.json"
 UNFINISHED = "it was not finished"
@@ -38,13 +40,13 @@ def rewind(path: Path) -> tuple[int, list[str]]:
         OSError: the folder cannot be read or written.
     """
     models = [path / name for name in MODELS if (path / name).is_dir()]
-    newest = {model: _named(model) for model in models}
+    named = {model: (model / "latest").read_text().strip() if (model / "latest").exists() else "" for model in models}
     said: list[str] = []
     for step, tag in _tags(models):
         folders = [model / tag for model in models]
         size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*.pt"))
         finished = all(
-            (f / LAST_FILE).exists() or step <= newest[model] for model, f in zip(models, folders, strict=True)
+            (f / LAST_FILE).exists() or step <= _step(named[model]) for model, f in zip(models, folders, strict=True)
         )
         problem = _damage(folders, read_through=size <= READ_THROUGH) if finished else UNFINISHED
         if problem is None:
@@ -54,19 +56,17 @@ def rewind(path: Path) -> tuple[int, list[str]]:
                     "their checksums were not compared."
                 )
             for model in models:
-                unfinished = model / "latest.tmp"
-                unfinished.write_text(tag)
-                unfinished.replace(model / "latest")
+                if named[model] != tag:
+                    write(model / "latest", tag)
             return step, said
         aside = ", ".join(_set_aside(folder, path).name for folder in folders if folder.is_dir())
         said.append(f"The checkpoint {tag} in {path} cannot be used: {problem}. It is kept as {aside}.")
     return 0, said
 
 
-def _named(model: Path) -> int:
-    """The step that a model's file ``latest`` names, 0 without one."""
-    latest = model / "latest"
-    match = re.search(r"global_step(\d+)$", latest.read_text().strip()) if latest.exists() else None
+def _step(tag: str) -> int:
+    """The step of a checkpoint's name, 0 for another name."""
+    match = re.fullmatch(r"(?:best_)?global_step(\d+)", tag)
     return int(match[1]) if match else 0
 
 
@@ -102,8 +102,7 @@ def remove_checkpoints(path: Path) -> None:
 def _tags(models: list[Path]) -> list[tuple[int, str]]:
     """Steps and names of the checkpoints there are, newest first."""
     names = {folder.name for model in models for folder in model.glob("*global_step*") if folder.is_dir()}
-    matches = [match for name in names if (match := re.fullmatch(r"(?:best_)?global_step(\d+)", name))]
-    return sorted(((int(match[1]), match[0]) for match in matches), reverse=True)
+    return sorted(((_step(name), name) for name in names if _step(name)), reverse=True)
 
 
 def _damage(folders: Sequence[Path], read_through: bool) -> str | None:

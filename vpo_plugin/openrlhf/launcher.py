@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.checks import Flags, find_mistakes, find_remarks, plugin_estimator
 from vpo_plugin.openrlhf.flags import add_flags, read_flags
-from vpo_plugin.openrlhf.log import REMARK, own
+from vpo_plugin.openrlhf.log import REMARK, own, read_steps
 from vpo_plugin.openrlhf.output import claim_output, find_checkpoint, how_to_resume, log_dir
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.openrlhf.worker import SETUP
@@ -56,6 +56,8 @@ def main() -> None:
     sys.argv[0] = HOST_MODULE
     try:
         runpy.run_module(HOST_MODULE, run_name="__main__")
+        if given["vpo.spec"] and not read_steps(log_dir(given["ckpt.output_dir"])):
+            print(f"{REMARK}No step was taken: there were no prompts, or dynamic filtering dropped them all.")
     except Exception as error:
         if not part_died(error):
             raise
@@ -129,7 +131,7 @@ def start(
             print(f"{REMARK}{remark}", flush=True)
         claim_output(parser, given, spec)
         changes["train.agent_func_path"] = str(Path(__file__).with_name(executor_file(given)))
-        changes["ckpt.load_enable"] = find_checkpoint(given)
+        changes["ckpt.load_enable"] = find_checkpoint(parser, given)
     settings = run_settings(given, spec, on_cpu)
     if spec is not None:
         own(settings.log_dir, settings.run)

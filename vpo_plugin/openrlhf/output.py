@@ -60,14 +60,17 @@ def claim_output(parser: argparse.ArgumentParser, given: Mapping[str, Any], spec
         parser.error(f"--ckpt.output_dir {given['ckpt.output_dir']} cannot be written: {error.strerror}.")
 
 
-def find_checkpoint(given: Mapping[str, Any]) -> bool:
+def find_checkpoint(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> bool:
     """With ``--ckpt.load_enable``, whether there is a whole checkpoint; the newest is made the one to resume from.
 
-    Says which one it is, and why newer ones were passed over.
+    Says which one it is, and why newer ones were passed over. A folder that cannot be used ends the command.
     """
     if not given["ckpt.load_enable"]:
         return False
-    step, passed_over = rewind(Path(given["ckpt.path"]))
+    try:
+        step, passed_over = rewind(Path(given["ckpt.path"]))
+    except OSError as error:
+        parser.error(f"--ckpt.path {given['ckpt.path']} cannot be used: {error.strerror}.")
     for sentence in passed_over:
         print(f"{REMARK}{sentence}", flush=True)
     if step:
