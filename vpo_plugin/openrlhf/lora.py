@@ -33,6 +33,12 @@ class MergedWeight:
             return merged.to(self.dtype)
 
 
+def has_adapter(model: Any) -> bool:
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
 def merged_parameters(model: Any) -> Iterator[tuple[str, Any]]:
     """The parameters of a PEFT model under the names of its base model, adapters merged in."""
     from peft.tuners.lora import LoraLayer
@@ -54,10 +60,8 @@ def patch_actor(actor: Any) -> None:
     original = actor.broadcast_to_vllm
 
     def broadcast_to_vllm(self: Any) -> None:
-        from peft import PeftModel
-
         model = self.actor.model.module
-        if not isinstance(model, PeftModel):
+        if not has_adapter(model):
             original(self)
             return
         model.named_parameters = lambda: merged_parameters(model)
@@ -74,10 +78,8 @@ def patch_strategy(strategy: Any, barrier: Any) -> None:
     original = strategy.save_model
 
     def save_model(self: Any, model: Any, tokenizer: Any, output_dir: str, **more: Any) -> None:
-        from peft import PeftModel
-
         peft_model = self._unwrap_model(model)
-        if not isinstance(peft_model, PeftModel):
+        if not has_adapter(peft_model):
             original(self, model, tokenizer, output_dir, **more)
             return
         original(self, model, tokenizer, os.path.join(output_dir, "adapter"), **more)
