@@ -58,6 +58,8 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("I would give it 4 out of 10, for 3 reasons", 4),
         ("On a scale of 1 to 10 (1-10) it is a 2!", 2),
         ("<think>Score: 3? 4?</think> 5", 5),
+        ("<think>Score: 3", None),
+        ("Score: 4 <think> or 5", 4),
         ("7 ... yes, 7", 7),
         ("Score: 11", None),
         ("Score: 0", None),
@@ -129,20 +131,73 @@ def test_a_reply_without_a_score_is_an_error_or_the_floor() -> None:
         assert judge(server, unreadable="floor")("Why?", "x") == 0.0
 
 
-def test_the_expected_score_is_the_mean_under_the_probabilities() -> None:
-    def token(text: str, **top: float) -> dict:
-        tops = [{"token": key, "logprob": math.log(p), "bytes": None} for key, p in top.items()]
-        return {"token": text, "logprob": -0.1, "bytes": None, "top_logprobs": tops}
+@pytest.mark.parametrize(
+    ("reply", "sentence"),
+    [
+        (says("Score: 9", finish_reason="length"), "a reply that was cut, 'Score: 9'"),
+        (says("<think> Score: 9, I think"), "no score from 1 to 10 but '<think> Score: 9, I think'"),
+        (says(None), "no score from 1 to 10 but None"),
+        (says(""), "no score from 1 to 10 but ''"),
+        (says([{"type": "text", "text": "Score: 9"}]), "no score from 1 to 10"),
+        ((200, {"choices": []}), "no reply but"),
+        ((200, {}), "no reply but"),
+        ((200, ["Score: 9"]), "no reply but|cannot be asked"),
+        ((200, {"choices": [{"index": 0, "message": None}]}), "no score from 1 to 10 but None|no reply but"),
+        ((200, b"Score: 9"), "no reply but|cannot be asked"),
+        ((200, b"{"), "no reply but|cannot be asked"),
+    ],
+)
+def test_a_reply_that_is_none_is_an_error_or_the_floor(reply: tuple[int, Any], sentence: str) -> None:
+    with serving(lambda *_: reply) as server:
+        with pytest.raises(JudgeError, match=sentence):
+            judge(server)("Why?", "x")
+        if "cannot be asked" not in sentence:
+            assert judge(server, unreadable="floor")("Why?", "x") == 0.0
 
-    logprobs = {"content": [token("Score: "), token("9", **{"9": 0.5, "1": 0.25, " x": 0.25})]}
-    with serving(lambda *_: says("Score: 9", logprobs=logprobs)) as server:
+
+def token(text: str, *tops: tuple[Any, Any]) -> dict:
+    return {"token": text, "logprob": -0.1, "top_logprobs": [{"token": key, "logprob": p} for key, p in tops]}
+
+
+def test_the_expected_score_is_the_mean_under_the_probabilities() -> None:
+    half, quarter, eighth = (math.log(p) for p in (0.5, 0.25, 0.125))
+    tops = [("9", half), ("1", eighth), (" 1", eighth), (" x", quarter)]
+    with serving(lambda *_: says("Score: 9", logprobs={"content": [token("Score: "), token("9", *tops)]})) as server:
         assert judge(server, scale=(1, 9), expected=True)("Why?", "x") == pytest.approx((9 * 2 / 3 + 1 / 3 - 1) / 8)
     assert server.requests[0]["logprobs"] is True
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        None,
+        {},
+        {"content": None},
+        {"content": []},
+        {"content": [token("Score: ")]},
+        {"content": [token("9")]},
+        {"content": [token("9", ("x", -0.1))]},
+        {"content": [token("9", ("9", None))]},
+        {"content": [token("9", ("9", 1e6))]},
+        {"content": [token("9", ("9", -1e6))]},
+        {"content": [{"token": "9"}]},
+        {"content": [{"token": None}]},
+        {"content": "9"},
+        "9",
+    ],
+)
+def test_probabilities_that_are_none(logprobs: Any) -> None:
     with (
-        serving(lambda *_: says("Score: 9")) as server,
-        pytest.raises(JudgeError, match="or no probabilities with it"),
+        serving(lambda *_: says("Score: 9", logprobs=logprobs)) as server,
+        pytest.raises(JudgeError, match=r"The judge model gave no probabilities of its score but .*max_tokens"),
     ):
         judge(server, scale=(1, 9), expected=True)("Why?", "x")
+
+
+def test_a_scale_that_is_none() -> None:
+    for settings in ({"scale": (3, 3)}, {"expected": True}):
+        with pytest.raises(ValueError, match="A judge's scale rises, of single digits"):
+            PersonaJudge("A critic.", "model", "http://localhost", **settings)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -229,7 +284,10 @@ def test_a_reward_server_of_the_hosts_kind() -> None:
     assert server.requests[0] == {"query": ["Why?\nSo."], "prompts": ["Why?"], "labels": [None]}
 
 
-@pytest.mark.parametrize("reply", [{}, {"rewards": []}, {"rewards": ["x"]}, {"rewards": None}, [1], b"no JSON"])
+@pytest.mark.parametrize(
+    "reply",
+    [{}, {"rewards": []}, {"rewards": ["x"]}, {"rewards": None}, {"rewards": [10**400]}, [1], b"no JSON", b"[" * 10**5],
+)
 def test_a_reward_server_that_gives_none(reply: Any) -> None:
     with (
         serving(lambda *_: (200, reply)) as server,
@@ -238,6 +296,8 @@ def test_a_reward_server_that_gives_none(reply: Any) -> None:
         RewardServerJudge(server.url)("Why?", "x")
     with serving(lambda *_: (200, b'{"rewards": [NaN]}')) as server, pytest.raises(JudgeError, match="gave nan"):
         RewardServerJudge(server.url)("Why?", "x")
+    with pytest.raises(JudgeError, match="cannot be asked: InvalidURL"):
+        RewardServerJudge("http://\n")("Why?", "x")
 
 
 def test_a_reward_model_in_process(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vpo_plugin.rewards.candidates import answer_of
+
 CACHE = "VPO_JUDGE_CACHE"
 TRIES = 6  # of one request; the waits between them double, from half a second on
 Judge = Callable[[str, str], float]
@@ -77,12 +79,17 @@ class PersonaJudge:
     finer, and a small model that always says the same still tells answers apart. Needs `logprobs` from the endpoint and
     a scale of single digits."""
     unreadable: Literal["error", "floor"] = "error"
-    """What a reply without a score means: an error, or the lowest score."""
+    """What a reply means that holds no score or was cut: an error, or the lowest score."""
     max_tokens: int = 16
     """Room for the reply; models that reason first need more."""
     extra_body: dict[str, Any] = field(default_factory=dict)
     """More of the request, such as vLLM's structured_outputs."""
     timeout: float = field(default=120.0, repr=False)
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not low < high or (self.expected and not 0 <= low < high <= 9):
+            raise ValueError(f"A judge's scale rises, of single digits if the score is expected: not {low} to {high}.")
 
     def __call__(self, question: str, answer: str) -> float:
         import openai
@@ -97,32 +104,48 @@ class PersonaJudge:
                 extra_body=self.extra_body or None,
                 **({"logprobs": True, "top_logprobs": 20} if self.expected else {}),  # type: ignore[arg-type]
             )
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError) as error:
             raise JudgeError(
                 f"The judge {self.model} at {self.url} cannot be asked ({type(error).__name__}: {str(error)[:200]}). "
                 "Is its server running, and does it serve this model?"
             ) from error
-        text = (reply.choices[0].message.content or "") if reply.choices else ""
-        score = parse_score(text, low, high)
-        if score is not None and self.expected:
-            score = _expected_score(reply.choices[0].logprobs, low, high)
-        if score is None and self.unreadable == "error":
+        try:
+            return (_score_of(reply, low, high, self.expected) - low) / (high - low)
+        except JudgeError as error:
+            if self.unreadable == "floor":
+                return 0.0
             raise JudgeError(
-                f"The judge {self.model} gave no score from {low} to {high} but {text[:200]!r}"
-                f"{', or no probabilities with it' if self.expected else ''}. Give it more max_tokens, restrict its "
-                "reply with extra_body, or let such replies count as the lowest score: unreadable='floor'."
-            )
-        return 0.0 if score is None else (score - low) / (high - low)
+                f"The judge {self.model} gave {error}. Give it more max_tokens, restrict its reply with extra_body, or "
+                "let such replies count as the lowest score: unreadable='floor'."
+            ) from None
 
 
-def _expected_score(logprobs: Any, low: int, high: int) -> float | None:
-    """The mean score under the probabilities at the last token of a reply that is a score; None if there is none."""
-    scores = {str(score) for score in range(low, high + 1)}
-    for token in reversed((logprobs and logprobs.content) or []):
-        if token.token.strip() in scores:
-            weights = {int(t.token): math.exp(t.logprob) for t in token.top_logprobs if t.token.strip() in scores}
-            return sum(score * weight for score, weight in weights.items()) / sum(weights.values())
-    return None
+def _score_of(reply: Any, low: int, high: int, expected: bool) -> float:
+    """The score in a chat completion; JudgeError, which says what there is instead, for anything else."""
+    choices = getattr(reply, "choices", None)
+    if not choices:
+        raise JudgeError(f"no reply but {str(reply)[:200]!r}")
+    text = getattr(choices[0].message, "content", None)
+    if choices[0].finish_reason == "length":
+        raise JudgeError(f"a reply that was cut, {str(text)[:200]!r}")
+    score = parse_score(text, low, high) if isinstance(text, str) else None
+    if score is None:
+        raise JudgeError(f"no score from {low} to {high} but {text if text is None else str(text)[:200]!r}")
+    return _expected_score(choices[0].logprobs, low, high) if expected else score
+
+
+def _expected_score(logprobs: Any, low: int, high: int) -> float:
+    """The mean score under the probabilities at the reply's last token that is a score; JudgeError without one."""
+    scores = {str(score): score for score in range(low, high + 1)}
+    try:
+        for token in reversed(logprobs.content):
+            if token.token.strip() in scores:
+                found = [(scores.get(top.token.strip()), math.exp(top.logprob)) for top in token.top_logprobs]
+                weights = [(score, weight) for score, weight in found if score is not None]
+                return sum(score * weight for score, weight in weights) / sum(weight for _, weight in weights)
+    except (AttributeError, TypeError, ValueError, OverflowError, ZeroDivisionError):
+        pass
+    raise JudgeError(f"no probabilities of its score but {str(logprobs)[:200]!r}")
 
 
 @functools.lru_cache(maxsize=16)
@@ -165,11 +188,11 @@ _NUMBER = r"(?<![\w.,])(-?\d{1,9}(?:\.\d{1,9})?)(?!\w|[.,]\d)"
 def parse_score(reply: str, low: float, high: float) -> float | None:
     """The score in a judge's reply, None where it has none or it is not clear which.
 
-    Read after the end of any reasoning: the number behind the last `Score:` (or rating, or grade), else the one before
-    `/high` or `out of high`, else the only number there is. A number outside the scale is no score. Never raises.
+    Read after the end of any reasoning, which must have one: the number behind the last `Score:` (or rating, or grade),
+    else the one before `/high` or `out of high`, else the only number there is. A number outside the scale is no score.
+    Never raises.
     """
-    text = reply.rpartition("</think>")[2]
-    text = re.sub(rf"\b{low:g}\s?(?:[-\u2013]|to|and)\s?{high:g}\b", " ", text)  # the scale itself
+    text = re.sub(rf"\b{low:g}\s?(?:[-\u2013]|to|and)\s?{high:g}\b", " ", answer_of(reply))  # the scale itself
     named = rf"(?:score|rating|grade)\b[^\w\n-]{{0,9}}(?:is\b|of\b)?[^\w\n-]{{0,9}}{_NUMBER}"
     out_of = rf"{_NUMBER}\s?(?:/|out of)\s?{high:g}\b"
     numbers = (
@@ -251,7 +274,7 @@ class RewardServerJudge:
         try:
             [reward] = reply["rewards"]
             return _squashed(float(reward), self.squash, f"The reward server {self.url}")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise JudgeError(f"The reward server {self.url} gave no reward but {str(reply)[:200]!r}.") from error
 
 
@@ -267,6 +290,8 @@ def _post(url: str, content: dict[str, Any], timeout: float) -> Any:
         except httpx.TransportError as error:
             problem = f"{type(error).__name__}: {error}"
             continue
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise JudgeError(f"The reward server {url} cannot be asked: {type(error).__name__}: {error}.") from error
         problem = f"it answers {answer.status_code} {answer.text[:200]!r}"
         if answer.status_code != 429 and answer.status_code < 500:
             break
@@ -276,7 +301,7 @@ def _post(url: str, content: dict[str, Any], timeout: float) -> Any:
         raise JudgeError(f"The reward server {url} refuses the request: {problem}.")
     try:
         return answer.json()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JudgeError(f"The reward server {url} did not answer with JSON but {answer.text[:200]!r}.") from error
 
 
