@@ -24,7 +24,7 @@ WORDS = ("river", "mountain", "letter", "window", "garden", "music", "winter", "
 SPEC = """\
 name: cpu_step
 description: Write at length.
-objectives: [{key: e}, {key: t}]
+objectives: [{key: e, description: number of e}, {key: t, description: number of t}]
 candidates: 1
 tag: text
 prompt: {single: "Write a long story in <text_1> and </text_1>.", multi: "{candidates} stories from <text_1> on."}

@@ -1,0 +1,188 @@
+"""Prompts to train on: a topic and two to five instructions of IFEval's that do not contradict each other.
+
+The manner is that of RLVR-IF (Tulu 3, arXiv 2411.15124): a request, and instructions drawn with their arguments. Unlike
+there, the requests are made of a task and a topic, which no prompt of IFEval is, and there are levels, the easiest for
+models of some hundred million parameters.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+TASKS = (
+    "Describe {topic}.",
+    "Write a short text about {topic}.",
+    "Explain to a child what is special about {topic}.",
+    "Tell a little story about {topic}.",
+    "Write a few lines of praise for {topic}.",
+    "Say why people care about {topic}.",
+)
+TOPICS = [
+    "a river in spring",
+    "an old bridge",
+    "a mountain village",
+    "the night sky",
+    "a small garden",
+    "a rainy morning",
+    "fresh bread",
+    "a lighthouse",
+    "a train journey",
+    "a school library",
+    "the first snow",
+    "a market square",
+    "a fishing boat",
+    "wild bees",
+    "a wooden table",
+    "a street musician",
+    "the sound of a violin",
+    "a desert road",
+    "an apple orchard",
+    "a winter coat",
+    "a family dinner",
+    "a football match",
+    "a quiet lake",
+    "the smell of coffee",
+    "a letter from a friend",
+    "a busy kitchen",
+    "a paper map",
+    "a stone wall",
+    "a bicycle tour",
+    "the autumn leaves",
+    "a clock tower",
+    "a sleeping cat",
+    "a loyal dog",
+    "a farm in summer",
+    "a long walk",
+    "a warm fire",
+    "a village school",
+    "the sea at night",
+    "a sailing ship",
+    "a good book",
+]
+WORDS = [
+    "light",
+    "water",
+    "time",
+    "hand",
+    "road",
+    "house",
+    "green",
+    "voice",
+    "stone",
+    "morning",
+    "heart",
+    "color",
+    "wind",
+    "people",
+    "little",
+    "together",
+    "quiet",
+    "bright",
+    "story",
+    "memory",
+    "season",
+    "gentle",
+    "window",
+    "simple",
+    "silver",
+]
+FORBIDDEN = ["very", "nice", "thing", "good", "really", "great", "beautiful", "always", "never", "amazing"]
+ENDINGS = ("That is all.", "Thank you for reading.", "And so it ends.", "What do you think?")
+FILLER = "this is what people say when they look at it and think of the days that have gone by and of those to come"
+
+LEVELS = (2, 3, 4, 5)
+"""The instructions of a prompt at level 1, 2, 3 and 4."""
+
+CASE = ("change_case:english_lowercase", "change_case:english_capital")
+
+# Each instruction: the first level that has it, and its arguments, drawn for a level. Higher levels ask for more.
+Draw = Callable[[random.Random, int], dict[str, Any]]
+KINDS: dict[str, tuple[int, Draw]] = {
+    "change_case:english_lowercase": (1, lambda rng, level: {}),
+    "punctuation:no_comma": (1, lambda rng, level: {}),
+    "length_constraints:number_words": (1, lambda rng, level: _length(rng, level)),
+    "keywords:existence": (1, lambda rng, level: {"keywords": sorted(rng.sample(WORDS, 1 + level // 2))}),
+    "startend:quotation": (1, lambda rng, level: {}),
+    "startend:end_checker": (1, lambda rng, level: {"end_phrase": rng.choice(ENDINGS)}),
+    "detectable_format:number_bullet_lists": (1, lambda rng, level: {"num_bullets": rng.randint(2, 2 + level)}),
+    "keywords:forbidden_words": (2, lambda rng, level: {"forbidden_words": sorted(rng.sample(FORBIDDEN, level))}),
+    "change_case:english_capital": (2, lambda rng, level: {}),
+    "detectable_format:title": (2, lambda rng, level: {}),
+    "detectable_content:postscript": (3, lambda rng, level: {"postscript_marker": "P.S."}),
+    "detectable_format:number_highlighted_sections": (3, lambda rng, level: {"num_highlights": rng.randint(1, level)}),
+    "length_constraints:number_paragraphs": (3, lambda rng, level: {"num_paragraphs": rng.randint(2, level)}),
+}
+
+
+def _length(rng: random.Random, level: int) -> dict[str, Any]:
+    if rng.random() < 0.5:
+        return {"relation": "at least", "num_words": rng.randrange(20, 30 + 10 * level, 5)}
+    return {"relation": "less than", "num_words": rng.randrange(90 - 10 * level, 110 - 10 * level, 5)}
+
+
+def rows(split: str, num_rows: int, seed: int, *, levels: Sequence[int] = (1, 2)) -> Iterator[dict[str, Any]]:
+    """`num_rows` prompts as `{"prompt", "label"}`, the levels in turns; those of `test` are no prompts of `train`.
+
+    Raises:
+        ValueError: a level that there is not.
+    """
+    from reward_specs.instructions.instructions import registry
+
+    if not levels or not set(levels) <= set(range(1, len(LEVELS) + 1)):
+        raise ValueError(f"The levels are 1 to {len(LEVELS)}; these are {list(levels)}.")
+    rng = random.Random(f"{split} {seed}")
+    held_out = [topic for number, topic in enumerate(TOPICS) if (number % 5 == 0) == (split == "test")]
+    for number in range(num_rows):
+        instructions = draw_instructions(rng, levels[number % len(levels)])
+        described = []
+        for one in instructions:
+            checker = registry("ifeval")[one["id"]](one["id"])
+            described.append(checker.build_description(**one["arguments"]))
+        request = rng.choice(TASKS).format(topic=rng.choice(held_out))
+        prompt = " ".join([request, *described])
+        label = {"benchmark": "ifeval", "instructions": instructions, "prompt": prompt, "generated": True}
+        yield {"prompt": prompt, "label": label}
+
+
+def draw_instructions(rng: random.Random, level: int) -> list[dict[str, Any]]:
+    """The instructions of one prompt of a level, in an order drawn as well."""
+    kinds = [name for name, (first, _) in KINDS.items() if first <= level]
+    while True:
+        chosen = rng.sample(kinds, LEVELS[level - 1])
+        if not set(CASE) <= set(chosen):  # the one pair that contradicts
+            return [{"id": name, "arguments": KINDS[name][1](rng, level)} for name in chosen]
+
+
+def write_gold(instructions: Sequence[dict[str, Any]]) -> str:
+    """A text that keeps instructions of `draw_instructions`: dull, and proof that they can be kept together."""
+    asked = {one["id"]: one["arguments"] for one in instructions}
+
+    def of(name: str, argument: str, default: Any) -> Any:
+        return asked.get(name, {}).get(argument, default)
+
+    body = f"This is a text about {' and '.join(of('keywords:existence', 'keywords', ['it']))}."
+    marks = "".join(f" See *point {n}* here." for n in range(of(HIGHLIGHTS, "num_highlights", 0)))
+    bullets = "".join("\n* Here is one more point" for _ in range(of(BULLETS, "num_bullets", 0)))
+    parts = [body + marks + bullets] + ["There is more to say."] * (of(PARAGRAPHS, "num_paragraphs", 1) - 1)
+    text = "\n***\n".join(parts)
+    if of("length_constraints:number_words", "relation", "") == "at least":
+        missing = of("length_constraints:number_words", "num_words", 0) - len(re.findall(r"\w+", text))
+        filler = (FILLER.split() * (missing // len(FILLER.split()) + 1))[: max(0, missing)]
+        text = f"{' '.join(filler).capitalize()}. {text}" if filler else text
+    if "detectable_format:title" in asked:
+        text = f"<<A short text>>\n{text}"
+    if "detectable_content:postscript" in asked:
+        text += "\nP.S. There is no more."
+    if "startend:end_checker" in asked:
+        text += f"\n{asked['startend:end_checker']['end_phrase']}"
+    if CASE[0] in asked:
+        text = text.lower()
+    if CASE[1] in asked:
+        text = text.upper()
+    return f'"{text}"' if "startend:quotation" in asked else text
+
+
+HIGHLIGHTS = "detectable_format:number_highlighted_sections"
+BULLETS = "detectable_format:number_bullet_lists"
+PARAGRAPHS = "length_constraints:number_paragraphs"
