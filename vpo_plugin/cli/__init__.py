@@ -15,6 +15,7 @@ COMMANDS = {
     "search": "search for solutions: best-of-k, refinement, evolution",
     "select": "the best candidate of a pool for each prompt, under your own weights",
     "spec": "list, check and make reward specifications",
+    "warm_start": "teach a policy the candidate format, with answers of its own",
 }
 """Each is `main` of the module of its name in this package, which is imported when it is called."""
 GROUP = "vpo_plugin.commands"

@@ -1,0 +1,78 @@
+"""Teaching the candidate format: which sets are put together, and the command on the tiny policy."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from vpo_plugin.cli import main
+from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.formats import parse
+from vpo_plugin.search.warm_start import make_sets, readable, single_answer
+
+LABEL = {
+    "benchmark": "ifeval",
+    "instructions": [
+        {"id": "punctuation:no_comma", "arguments": {}},
+        {"id": "keywords:existence", "arguments": {"keywords": ["light"]}},
+    ],
+    "prompt": "",
+}
+ROW = {"prompt": "Write on light.", "label": LABEL}
+BEST, OTHER_BEST, HALF, WORST = "All light.", "More light.", "No comma here.", "Dark, dark."
+
+
+@pytest.fixture(scope="module")
+def spec() -> RewardSpec:
+    return load_spec("instructions")
+
+
+def test_the_best_distinct_answers_make_a_set_that_reads_back(spec: RewardSpec) -> None:
+    answers = [WORST, BEST, f"  {BEST}  ", HALF, OTHER_BEST, ""]
+    (made,) = make_sets(spec, [ROW], [answers], 3, 0)
+    assert set(parse(spec, made["response"], 3)) == {BEST, OTHER_BEST, HALF}
+    assert made["prompt"].startswith("Write on light.\nGive 3 different answers")
+    orders = {next(make_sets(spec, [ROW], [answers], 3, seed))["response"] for seed in range(8)}
+    assert len(orders) > 1, "the order says nothing about which is best"
+
+
+def test_prompts_without_enough_good_answers_make_no_set(spec: RewardSpec) -> None:
+    assert not list(make_sets(spec, [ROW], [[BEST, BEST, HALF]], 3, 0)), "two distinct answers"
+    assert not list(make_sets(spec, [ROW], [["a, b", "c, d", "e, f"]], 3, 0)), "none with a reward"
+
+
+def test_answers_that_would_break_the_format_are_left_out(spec: RewardSpec) -> None:
+    forged = "light </answer_1> <answer_2> light </answer_2>"
+    made = list(make_sets(spec, [ROW], [[forged, BEST, OTHER_BEST, HALF, WORST]], 3, 0))
+    assert all(None not in parse(spec, row["response"], 3) for row in made)
+    assert all(forged not in row["response"] for row in made)
+
+
+def test_a_response_without_tags_counts_as_its_candidate() -> None:
+    spec = load_spec("maze_small")
+    (tag,) = re.findall(r"<(\w+)_1>", str(spec.prompt.single))[:1]
+    assert single_answer(spec, f"So: <{tag}_1> right right </{tag}_1> done") == "right right"
+    assert single_answer(spec, "<think> hm </think> right right") == "right right"
+    assert single_answer(spec, "  ") is None
+
+
+def test_share_that_can_be_read(spec: RewardSpec) -> None:
+    assert readable(spec, ["<answer_1> a </answer_1> <answer_2> b </answer_2>", "no tags"], 2) == 0.5
+
+
+@pytest.mark.slow
+def test_command_on_the_tiny_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "policy"
+    arguments = ["--spec", "maze_small", "--model", "tiny-maze", "--output", str(output)]
+    sizes = ["--prompts", "32", "--samples", "8", "--held_out", "8", "--max_new_tokens", "20", "--epochs", "1"]
+    assert main(["warm_start", *arguments, *sizes]) == 0
+    said = capsys.readouterr().out
+    found = re.search(r"(\d+) sets from 32 prompts.*read: (\d+)% before, (\d+)% after", said)
+    assert found, said
+    sets = [json.loads(line) for line in (tmp_path / "policy_work" / "sets.jsonl").read_text().splitlines()]
+    assert len(sets) == int(found[1])
+    assert int(found[3]) >= 50
+    spec = load_spec("maze_small")
+    assert all(None not in parse(spec, row["response"], spec.candidates) for row in sets)
+    assert (output / "model.safetensors").exists()

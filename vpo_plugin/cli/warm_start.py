@@ -1,0 +1,10 @@
+"""`vpo warm_start`."""
+
+from vpo_plugin.cli.settings import read
+from vpo_plugin.search.warm_start import WarmStartSettings, warm_start
+
+
+def main(arguments: list[str]) -> int:
+    """Teach the format, and print the share of candidates that can be read before and after."""
+    print(warm_start(read(WarmStartSettings, arguments, "vpo warm_start")))
+    return 0

@@ -1,0 +1,211 @@
+"""Teach a policy the candidate format of a spec, with answers of its own and no data by hand.
+
+A policy that cannot write several candidates in the format gets no reward for any, and learns nothing by VPO. But it
+can answer once. Single answers are sampled from it on the training prompts and scored; the best distinct ones of a
+prompt are put together into a set in the spec's format, in a random order, and the host's own ``train_sft`` learns the
+sets.
+"""
+
+import json
+import multiprocessing
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vpo_plugin.files import write
+from vpo_plugin.models import check_policy, resolve_policy
+from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.candidates import answer_of
+from vpo_plugin.rewards.formats import parse, render_prompt, write_response
+from vpo_plugin.rewards.scoring import score_all, score_response
+from vpo_plugin.rewards.task import read_rows
+
+LEAST_SETS = 8
+
+
+class WarmStartSettings(BaseModel):
+    """Teach a policy to write several candidates in a specification's format, with answers of its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    spec: str = Field(description="Reward specification, by name or path.")
+    model: str = Field(description="Policy: 'tiny-maze', 'smollm2', or a Hugging Face id or path.")
+    output: Path = Field(description="Folder of the policy that has learnt the format.")
+    candidates: int | None = Field(None, ge=2, description="Candidates in a response (m); the specification's if none.")
+    prompts: int = Field(256, ge=1, description="Training prompts to answer.")
+    samples: int = Field(8, ge=2, description="Answers to each.")
+    held_out: int = Field(32, ge=1, description="Held-out prompts on which the share that can be read is measured.")
+    max_new_tokens: int = Field(100, ge=1, description="Longest candidate, in tokens.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
+    epochs: int = Field(2, ge=1, description="Passes over the sets.")
+    learning_rate: float = Field(2e-5, gt=0, description="AdamW learning rate, falling to a tenth.")
+    seed: int = Field(0, ge=0, description="Seed of prompts, sampling and training.")
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a warm start did."""
+
+    sets: int
+    """Sets that were learnt."""
+    prompts: int
+    """Prompts that were answered."""
+    readable_before: float
+    """Share of the candidates asked for on held-out prompts that could be read."""
+    readable_after: float
+    policy: Path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.sets} sets from {self.prompts} prompts. Candidates that can be read: {self.readable_before:.0%} "
+            f"before, {self.readable_after:.0%} after. The policy is {self.policy}."
+        )
+
+
+def warm_start(settings: WarmStartSettings) -> WarmStart:
+    """Sample, put sets together, learn them, and measure; answers and sets are kept beside the policy.
+
+    Raises:
+        ValueError: too few prompts got enough distinct answers.
+        FileNotFoundError: there is no such policy.
+        RuntimeError: the host's training failed.
+    """
+    spec = load_spec(settings.spec)
+    m = settings.candidates or max(2, spec.candidates)
+    check_policy(settings.model)
+    work = settings.output.with_name(settings.output.name + "_work")
+    work.mkdir(parents=True, exist_ok=True)
+    model = resolve_policy(settings.model, work)
+    rows = list(read_rows(spec, "train", settings.prompts, settings.seed))
+    asked = [(render_prompt(spec, row["prompt"], 1), settings.samples, settings.max_new_tokens) for row in rows]
+    tests = [
+        (render_prompt(spec, row["prompt"], m), 1, m * settings.max_new_tokens)
+        for row in read_rows(spec, "test", settings.held_out, settings.seed)
+    ]
+    *answers, before = _in_a_process(model, [asked, tests], settings)
+    sets = list(make_sets(spec, rows, answers[0], m, settings.seed))
+    if len(sets) < LEAST_SETS:
+        raise ValueError(
+            f"Only {len(sets)} of {len(rows)} prompts got {m} distinct answers with any reward in {settings.samples} "
+            "samples, too few to learn from: ask for more prompts or samples, or begin with easier prompts."
+        )
+    write(work / "sets.jsonl", "".join(json.dumps(row) + "\n" for row in sets))
+    _learn(model, sets, work, settings)
+    (after,) = _in_a_process(str(settings.output), [tests], settings)
+    shares = [readable(spec, [texts[0] for texts in found], m) for found in (before, after)]
+    return WarmStart(len(sets), len(rows), *shares, settings.output)
+
+
+def make_sets(
+    spec: RewardSpec, rows: Sequence[dict[str, Any]], answers: Sequence[Sequence[str]], candidates: int, seed: int
+) -> Iterator[dict[str, str]]:
+    """A set of the best distinct answers of each prompt that has enough of them, as ``{"prompt", "response"}``.
+
+    Args:
+        answers: responses to each row's prompt that asks for one candidate. One without the format counts as its
+            candidate.
+    """
+    rng = random.Random(f"warm start {seed}")
+    for row, responses in zip(rows, answers, strict=True):
+        texts = list(dict.fromkeys(filter(None, (single_answer(spec, response) for response in responses))))
+        scored = score_all(spec, [(write_response(spec, [text]), row["label"]) for text in texts], 1)
+        ranked = sorted(zip(texts, scored, strict=True), key=lambda one: -one[1].reward)
+        chosen: list[str] = []
+        for text, one in ranked:
+            if one.parsed and _still_distinct(spec, [*chosen, text], row["label"]):
+                chosen.append(text)
+            if len(chosen) == candidates:
+                break
+        if len(chosen) < candidates or not ranked[0][1].reward > _floor(spec, row["label"]):
+            continue
+        rng.shuffle(chosen)
+        response = write_response(spec, chosen)
+        yield {"prompt": render_prompt(spec, row["prompt"], candidates), "response": response}
+
+
+def single_answer(spec: RewardSpec, response: str) -> str | None:
+    """The candidate of a response that was asked for one: what stands in the format, or else all of the answer."""
+    return parse(spec, response, 1)[0] or answer_of(response)[: spec.limits.response_chars].strip() or None
+
+
+def readable(spec: RewardSpec, responses: Sequence[str], candidates: int) -> float:
+    """The share of the candidates asked for that can be read."""
+    found = [parse(spec, response, candidates) for response in responses]
+    return sum(text is not None for texts in found for text in texts) / (len(found) * candidates)
+
+
+def _still_distinct(spec: RewardSpec, texts: list[str], label: object) -> bool:
+    """Whether the set reads back as these candidates, none of them a duplicate."""
+    if len(texts) == 1:
+        return True
+    scored = score_response(spec, write_response(spec, texts), label, len(texts))
+    return scored.candidates == texts and scored.unique == len(texts)
+
+
+def _floor(spec: RewardSpec, label: object) -> float:
+    return score_response(spec, "", label, 1).reward
+
+
+# ------------------------------------------------------------------------------------------------ heavy parts
+
+
+def _in_a_process(model: str, groups: list[Any], settings: WarmStartSettings) -> list[list[list[str]]]:
+    """The responses to each group of requests, by an engine that is gone afterwards, with its memory."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_sample, model, groups, settings.temperature, settings.seed).result()
+
+
+def _sample(model: str, groups: list[Any], temperature: float, seed: int) -> list[list[list[str]]]:
+    from transformers import AutoTokenizer
+
+    from vpo_plugin.search.policy import Engine, Request, as_chat
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    texts = as_chat([text for group in groups for text, _, _ in group], tokenizer)
+    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    most = max(tokens for group in groups for _, _, tokens in group)
+    engine = Engine(model, max_new_tokens=most, temperature=temperature, longest=longest)
+    found = []
+    for group in groups:
+        engine.params.max_tokens = group[0][2]
+        responses = engine.generate([Request(text, samples) for text, samples, _ in group], seed)
+        found.append([[response.text for response in one] for one in responses])
+    return found
+
+
+def _learn(model: str, sets: list[dict[str, str]], work: Path, settings: WarmStartSettings) -> None:
+    from transformers import AutoTokenizer
+
+    from vpo_plugin.search.policy import as_chat
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    prompts = as_chat([row["prompt"] for row in sets], tokenizer)
+    whole = [prompt + row["response"] for prompt, row in zip(prompts, sets, strict=True)]
+    longest = max(map(len, tokenizer(whole, add_special_tokens=False)["input_ids"])) + 8
+    batch = 8
+    command = [
+        *(sys.executable, "-m", "vpo_plugin.train_sft", "--model.model_name_or_path", model),
+        *("--ckpt.output_dir", str(settings.output), "--ckpt.path", str(work / "checkpoints")),
+        *("--data.dataset", str(work / "sets.jsonl"), "--data.input_key", "prompt", "--data.output_key", "response"),
+        *("--data.max_len", str(longest), "--train.seed", str(settings.seed)),
+        *("--train.batch_size", str(batch), "--train.micro_batch_size", str(batch)),
+        *("--train.max_epochs", str(settings.epochs)),
+        *("--adam.lr", str(settings.learning_rate), "--lr_scheduler", "cosine_with_min_lr"),
+        *("--ds.attn_implementation", "sdpa"),
+    ]
+    command += ["--data.apply_chat_template"] if tokenizer.chat_template else ["--data.input_template", "{}"]
+    log = work / "train_sft.log"
+    with log.open("w") as output:
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if code or not (settings.output / "config.json").exists():
+        last = next(
+            (line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "nothing"
+        )
+        raise RuntimeError(f"train_sft failed (exit code {code}): {last} The whole log is {log}.")
