@@ -99,8 +99,8 @@ def warm_start(settings: WarmStartSettings) -> WarmStart:
     write(work / "sets.jsonl", "".join(json.dumps(row) + "\n" for row in sets))
     _learn(model, sets, work, settings)
     (after,) = _in_a_process(str(settings.output), [tests], settings)
-    shares = [readable(spec, [texts[0] for texts in found], m) for found in (before, after)]
-    return WarmStart(len(sets), len(rows), *shares, settings.output)
+    was, now = (readable(spec, [texts[0] for texts in found], m) for found in (before, after))
+    return WarmStart(len(sets), len(rows), was, now, settings.output)
 
 
 def make_sets(
