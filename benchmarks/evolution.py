@@ -26,7 +26,7 @@ from vpo_plugin.report import plots
 from vpo_plugin.report.style import styles
 from vpo_plugin.report.tables import format_searches, format_table
 from vpo_plugin.rewards import load_spec
-from vpo_plugin.search.comparison import compare_pools, compare_searches
+from vpo_plugin.search.comparison import Comparison, compare_searches
 from vpo_plugin.search.experiment import LEVEL, verdict
 from vpo_plugin.search.metrics import difference
 from vpo_plugin.search.pool import load_pool, shared_prompts
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     evolved = [one for one in stored if one[1] == "evolution"]
     results = {
         **provenance(shlex.join(["python", "-m", "benchmarks.evolution", *arguments])),
-        "pools": format_table(compare_pools({(name, 0): pool for name, pool in loaded.items()}, spec, rows)),
+        "pools": format_table(Comparison({(name, 0): of for name, of in loaded.items()}, spec, rows).results()),
         "searches": format_searches(stored),
         **compare_searches(stored, rows),
         "only_solved_by_evolution_of": compare_searches(evolved, rows)["only_solved_by"],

@@ -173,20 +173,21 @@ def report_pools(
     """Write the report of these pools into the run's folder, show it to the reader, and say what came out."""
     from vpo_plugin.report.tables import format_table
     from vpo_plugin.report.write import write_report
-    from vpo_plugin.search.comparison import compare_pools
+    from vpo_plugin.search.comparison import Comparison
     from vpo_plugin.search.pool import load_pool, load_prompts
 
     added = overhead(FlowRunContext.get().start_time.timestamp())
     rows = load_prompts(data / "test")
     loaded = {(name, settings.seed): load_pool(folder) for name, folder in pools.items()}
-    results = compare_pools(loaded, load_spec(settings.spec), rows)
-    results |= {
+    compared = Comparison(loaded, load_spec(settings.spec), rows)
+    results = compared.results() | {
         "title": f"{settings.name}: {', '.join(training or pools)} on {settings.spec}",
         **provenance(command),
+        "settings": settings.model_dump(mode="json"),
         "overhead": added,
         "training": [{"name": method, "steps": steps} for method, steps in training.items()],
     }
-    write_report(results, settings.folder)
+    write_report(results, settings.folder, compared.prompts())
     table = format_table(results)
     *_, sentence = table.splitlines()
     if not results["differences"]:

@@ -1,10 +1,12 @@
 """A made-up results dictionary for the report, whole, with hostile texts where models write."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vpo_plugin.report.write import write_report
 from vpo_plugin.search.metrics import (
     best_at_k,
     difference,
@@ -38,6 +40,12 @@ DRAWING = {
         "DOWN": [[0, 0], [0, 1]],
     },
 }
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Write the report of made-up results."""
+    shown = results.get("prompts_shown", [])
+    write_report({key: value for key, value in results.items() if key != "prompts_shown"}, folder, shown)
 
 
 def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | None = None) -> dict[str, Any]:
@@ -135,11 +143,16 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
             {
                 "number": number,
                 "prompt": ATTACK if number == 0 else f"prompt {number}",
+                "solved_at": 0.75,
                 "label": ATTACK if number == 0 else {"answer": number},
                 "drawing": DRAWING if number == 0 else None,
                 "policies": [
-                    {"name": policy["name"], "responses": of_policy if number == 0 else responses[:1]}
-                    for policy, of_policy in zip(policies, by_policy, strict=True)
+                    {
+                        "name": policy["name"],
+                        "pairwise_l1": number / 2,
+                        "responses": mine if number == 0 else responses[:1],
+                    }
+                    for policy, mine in zip(policies, by_policy, strict=True)
                 ],
             }
             for number in range(3)

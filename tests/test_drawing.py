@@ -13,7 +13,7 @@ from vpo_plugin.rewards.check import check_spec
 from vpo_plugin.rewards.formats import write_response
 from vpo_plugin.rewards.scoring import score_response
 from vpo_plugin.rewards.task import draw, known_answers, read_rows
-from vpo_plugin.search.comparison import compare_pools
+from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.pool import Pool
 
 LABEL = {"grid": ["S.G", "#B.", "DLE"], "max_steps": 6}
@@ -86,12 +86,12 @@ def test_a_comparison_draws_its_prompts_and_the_report_shows_them(tmp_path):
         matrices.append([score_response(spec, response, row["label"], 3).matrix])
         responses.append({"prompt": number, "response": response, "candidates": candidates, "tokens": 9})
     pool = Pool(np.array(matrices), responses, {}, rows)
-    results = compare_pools({("one", 0): pool, ("other", 0): pool}, spec, rows)
-    for shown, texts in zip(results["prompts_shown"], routes, strict=True):
+    compared = Comparison({("one", 0): pool, ("other", 0): pool}, spec, rows)
+    for shown, texts in zip(compared.prompts(), routes, strict=True):
         assert set(shown["drawing"]["routes"]) == set(texts)
-    results |= {"title": "t", "command": "c", "machine": "m", "versions": {}, "training": []}
-    write_report(results, tmp_path)
-    assert (tmp_path / "report.html").read_text().count("<polyline") == 2 * sum(map(len, routes))
+    more = {"title": "t", "command": "c", "machine": "m", "versions": {}, "training": []}
+    write_report(compared.results() | more, tmp_path, compared.prompts())
+    assert (tmp_path / "report.html").read_text().count("data-block>") == 2
 
 
 def test_checking_a_spec_draws_its_known_answers(monkeypatch):

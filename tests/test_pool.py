@@ -23,10 +23,10 @@ from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.scoring import score_all, score_response
 from vpo_plugin.rewards.task import best_reward, known_answers, read_rows
-from vpo_plugin.search import comparison
+from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.evaluate import as_columns, batch_seed
 from vpo_plugin.search.policy import Endpoint, EndpointError, Request, Response, fingerprint
-from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, shared_prompts, write_rows
+from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, owned, shared_prompts, write_rows
 
 SPEC = load_spec("maze_small")
 ROWS = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(SPEC, "test", 6, 0)]
@@ -39,7 +39,7 @@ def evaluate(*flags: str) -> list[str]:
 
 
 def compare_pools(pools: dict[str, Pool], *arguments: Any, **more: Any) -> dict[str, Any]:
-    return comparison.compare_pools({(name, 0): pool for name, pool in pools.items()}, *arguments, **more)
+    return Comparison({(name, 0): pool for name, pool in pools.items()}, *arguments, **more).results()
 
 
 def routes(row: dict[str, str]) -> list[str]:
@@ -119,10 +119,45 @@ def test_what_is_no_whole_pool_is_refused(tmp_path: Path) -> None:
     file.write_bytes(whole[: len(whole) // 2])  # what an interrupted write would leave if it were not atomic
     with pytest.raises(ValueError, match=r"batch-00001\.parquet is damaged"):
         load_pool(tmp_path)
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"batch-00001\.parquet is damaged"):
+        load_pool(tmp_path)
+    file.write_bytes(batch_file(tmp_path, 0).read_bytes())
+    with pytest.raises(
+        ValueError, match=r"batch-00001\.parquet is of another pool.* to the prompts 4 to 5\. Delete it"
+    ):
+        load_pool(tmp_path)
     file.write_bytes(whole)
     claim_folder(tmp_path, {**settings, "versions": {"vllm": "2"}})  # other versions may go on
     with pytest.raises(ValueError, match=r"other settings \(rollouts was 2, now 3\)"):
         claim_folder(tmp_path, {**settings, "rollouts": 3})
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"prompts": 6, "roll', r"pool\.json is damaged"),
+        ("[]", "holds no mapping"),
+        ('{"prompts": 0, "rollouts": 1, "candidates": 1, "batch": 1}', "is empty"),
+        ("{}", "is empty"),
+    ],
+)
+def test_a_spoilt_pool_json_is_named(content: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "pool.json").write_text(content)
+    with pytest.raises(ValueError, match=sentence):
+        load_pool(tmp_path)
+
+
+def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
+    waiting = "import sys; from vpo_plugin.search.pool import owned; from pathlib import Path\n"
+    waiting += "with owned(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", waiting, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None and other.stdout.readline() == b"mine\n"
+    with pytest.raises(RuntimeError, match="Another command works in"), owned(tmp_path):
+        pass
+    other.communicate()
+    with owned(tmp_path):
+        pass
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -258,6 +293,15 @@ def test_an_endpoint_that_does_not_answer_is_an_error_that_says_so() -> None:
         endpoint(server.url).generate([Request("x")], seed=0)
     with serving(lambda *_: completion(None)) as server:
         assert endpoint(server.url).generate([Request("x")], seed=0) == [[Response("", 5)]]
+
+
+def test_half_a_character_from_an_endpoint_is_stored_as_it_can_be(tmp_path: Path) -> None:
+    """JSON can carry a lone surrogate, UTF-8 cannot; the two halves of one character become it."""
+    with serving(lambda *_: completion("<route_1> DOWN \ud83d </route_1> \ud83d\ude00")) as server:
+        flags = ["--model", "m", "--url", f"{server.url}/v1", "--output", str(tmp_path / "pool"), "--rollouts", "1"]
+        assert main(evaluate(*flags)[3:]) == 0
+    texts = {response["response"] for response in load_pool(tmp_path / "pool").responses}
+    assert texts == {"<route_1> DOWN \ufffd </route_1> \U0001f600"}
 
 
 def test_an_evaluation_goes_on_when_its_endpoint_works_again(
@@ -396,9 +440,9 @@ def test_what_a_comparison_says_of_each_policy() -> None:
     assert results["only_solved_by"] == {"nothing": [], "one": [], "front": sorted(by_front)}
     assert len(results["fronts"]["front"]) == 6 and len(results["fronts"]["front"][0]) == len(routes(ROWS[0]))
     assert results["solved_at"] == pytest.approx([SPEC.solved * best_reward(SPEC, row["label"]) for row in ROWS])
-    shown = results["prompts_shown"][1]
+    _, shown, *_ = Comparison({(name, 0): pool for name, pool in pools.items()}, SPEC, ROWS).prompts()
     assert (shown["number"], shown["prompt"], shown["label"]) == (1, ROWS[1]["input"], ROWS[1]["label"])
-    assert len(shown["policies"][0]["responses"]) == 10
+    assert len(shown["policies"][0]["responses"]) == 12
     assert shown["policies"][0]["responses"][0]["candidates"] == [{"text": None, "rewards": [0, 0, 0, 0]}]
     json.dumps(results, default=lambda value: value.tolist())
 

@@ -3,19 +3,22 @@
 import base64
 import hashlib
 import json
+import random
 import re
+import string
+import zlib
 from html.parser import HTMLParser
+from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
-from report_results import ATTACK, OBJECTIVES, OPTIONAL, made_up_results
+from report_results import ATTACK, OBJECTIVES, OPTIONAL, made_up_results, write
 
 from vpo_plugin.report import page as report_page
 from vpo_plugin.report.style import KNOWN, styles
 from vpo_plugin.report.tables import format_table
 from vpo_plugin.report.write import plain as as_json
-from vpo_plugin.report.write import write_report
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ class Page(HTMLParser):
 
 
 def test_the_files_of_a_report(results, tmp_path):
-    write_report(results, tmp_path / "new" / "folder")
+    write(results, tmp_path / "new" / "folder")
     files = {path.name: path for path in (tmp_path / "new" / "folder").iterdir()}
     assert set(files) == {"report.json", "report.html", "best_at_k.png"}
     assert sum(path.stat().st_size for path in files.values()) < 1_000_000
@@ -71,7 +74,7 @@ def test_the_files_of_a_report(results, tmp_path):
 
 
 def test_the_page_is_self_contained_and_says_what_was_found(results, tmp_path):
-    write_report(results, tmp_path)
+    write(results, tmp_path)
     html = (tmp_path / "report.html").read_text()
     page = Page(html)
     for tag, attributes in page.elements:
@@ -81,8 +84,9 @@ def test_the_page_is_self_contained_and_says_what_was_found(results, tmp_path):
         assert not any(name.startswith("on") for name in attributes)
     assert not re.search(r"url\((?!#)|@import", html)
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", html, flags=re.DOTALL)
-    assert [attributes for attributes, _ in scripts] == [' type="application/json" id="data"', ""]
-    digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
+    data = ' type="application/json" id="data"'
+    assert [kind for kind, _ in scripts] == [*[' type="application/octet-stream" data-block'] * 3, data, ""]
+    digest = base64.b64encode(hashlib.sha256(scripts[-1][1].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in html  # and no other script runs
     assert "innerHTML" not in html
     best = [f"{policy['best_at_k']['mean'][-1]:.3f}" for policy in results["policies"]]
@@ -108,19 +112,28 @@ def test_the_page_is_self_contained_and_says_what_was_found(results, tmp_path):
         assert words in page.text
 
 
-def test_the_texts_of_models_are_escaped(results, tmp_path):
-    write_report(results, tmp_path)
-    page = Page((tmp_path / "report.html").read_text())
-    assert page.text.count(ATTACK) == 4  # as a prompt, a label, a candidate and a response, all only text
+def blocks(folder) -> list[dict[str, Any]]:
+    """The prompts of a page, unpacked."""
+    packed = re.findall(r"data-block>(.*?)</script>", (folder / "report.html").read_text(), flags=re.DOTALL)
+    return [json.loads(zlib.decompress(base64.b64decode(block))) for block in packed]
+
+
+def test_the_texts_of_models_are_packed(results, tmp_path):
+    write(results, tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert ATTACK not in html and "window.attacked" not in re.sub(r'id="data">.*?</script>', "", html, flags=re.DOTALL)
+    first, *_ = blocks(tmp_path)
+    texts = [candidate["text"] for policy in first["policies"] for candidate in policy["candidates"]]
+    assert first["prompt"] == first["label"] == ATTACK and ATTACK in texts
 
 
 def test_the_numbers_of_the_page_cannot_end_their_script(results, tmp_path):
     hostile = "</script><script>alert(1)</script><!--"
     objectives = [hostile, *OBJECTIVES[1:]]
     policies = [{**policy, "objective_means": {hostile: 0.5}} for policy in results["policies"]]
-    write_report({**results, "objectives": objectives, "policies": policies}, tmp_path)
+    write({**results, "objectives": objectives, "policies": policies}, tmp_path)
     html = (tmp_path / "report.html").read_text()
-    assert html.count("<script") == 2
+    assert html.count("<script") == 2 + 3 and "<script>alert" not in html  # three prompts
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, flags=re.DOTALL)[1])
     assert data["objectives"][0] == hostile
 
@@ -158,26 +171,92 @@ def test_a_long_pool_has_a_short_table():
 
 
 def test_candidates_are_shown_once_best_first_with_what_was_solved(results, tmp_path):
-    [first, *_] = report_page.prompts(results)
+    write(results, tmp_path)
+    first, *_ = blocks(tmp_path)
     vpo = first["policies"][-1]
     values = [candidate["value"] for candidate in vpo["candidates"]]
     assert values == sorted(values, reverse=True) and vpo["missing"] == 1
     [twice] = [candidate for candidate in vpo["candidates"] if candidate["text"] == "RIGHT DOWN"]
     assert twice["count"] == 2 and twice["value"] == 0.75 and twice["solved"] and twice["rewards"] == [1, 1, 0, 1]
-    lines = {candidate["text"]: candidate["line"] for candidate in vpo["candidates"]}
-    assert lines == {"RIGHT DOWN": 0, "DOWN": 1, "RIGHT": 0, ATTACK: None}  # the first bumps into a wall
-    assert len(vpo["lines"]) == 2 and vpo["lines"][0]["width"] > vpo["lines"][1]["width"]
-    write_report(results, tmp_path)
-    page = Page((tmp_path / "report.html").read_text())
-    assert page.text.count("written 2 times") >= 1 and "1 candidate missing" in page.text
-    assert sum(tag == "polyline" for tag, _ in page.elements) == 6
+    assert twice["route"] == [[0, 0], [1, 0], [1, 0]]
+    texts = [[vpo["candidates"][place]["text"] for place in response["set"]] for response in vpo["responses"]]
+    assert [sorted(of) for of in texts] == [["DOWN", "RIGHT DOWN"], ["RIGHT DOWN"], sorted([ATTACK, "RIGHT"])]
 
 
-def test_a_set_is_the_different_candidates_of_a_response(plain):
-    shown = report_page.chart_data(plain)["shown"][0]["sets"]
-    assert shown[2] == {"of": 2, "sets": [[[1, 1, 0, 1], [0, 0, 0, 0]], [[0, 0, 0, 0]], [[0, 0, 0, 0]] * 2]}
-    again = [{"text": "a", "rewards": [1]}, {"text": "a", "rewards": [0]}, {"text": "b", "rewards": [0.5]}]
-    assert report_page._set(again) == [[1], [0.5]]
+def test_the_list_of_prompts_has_every_prompt(plain):
+    lines = [line for line, _ in report_page.pack_prompts(plain["prompts_shown"], plain, 3)]
+    assert [line["number"] for line in lines] == [0, 1, 2] and lines[0]["of"] == [0, 1, 2]
+    assert lines[0]["best"] == [0.75] * 3 and lines[0]["solved"] == [True] * 3 and lines[2]["apart"] == [1.0] * 3
+    assert len(lines[0]["text"]) <= report_page.INDEX_CHARS
+
+
+def test_a_page_stays_small_whatever_the_responses(plain, monkeypatch):
+    """Random letters do not pack: long responses are cut, so that all together fit, and say by how much."""
+    monkeypatch.setattr(report_page, "PROMPTS_BYTES", 100_000)
+    noise = "".join(random.Random(0).choices(string.ascii_letters, k=300_000))
+    [shown] = plain["prompts_shown"][1:2]
+    of_one = {**shown["policies"][0], "responses": [{"response": noise, "candidates": []}] * 2}
+    long = [{**shown, "number": number, "policies": [of_one]} for number in range(50)]
+    packed = list(report_page.pack_prompts(long, plain, 50))
+    assert sum(len(block) for _, block in packed) < 110_000
+    texts = [
+        json.loads(zlib.decompress(base64.b64decode(block)))["policies"][0]["responses"][0]["text"]
+        for _, block in packed
+    ]
+    assert all("more characters are in the pool)" in text and 200 < len(text) < 5000 for text in texts)
+    assert texts[0].startswith(noise[:200])
+    [(_, whole)] = report_page.pack_prompts([{**long[0], "policies": plain["prompts_shown"][1]["policies"]}], plain, 1)
+    assert "more characters" not in zlib.decompress(base64.b64decode(whole)).decode()
+
+
+def test_where_nothing_is_solved_it_is_said_once(results, tmp_path):
+    none = {part: [0.0] * 30 for part in ("mean", "low", "high")}
+    policies = [{**policy, "pass_at_k": none} for policy in results["policies"]]
+    write({**results, "policies": policies, "search": []}, tmp_path)
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert text.count("No candidate of any policy solves its prompt") == 1
+    assert "pass@" not in text and "Only vpo ever solves" not in text
+    data = report_page.chart_data({**results, "policies": policies})
+    assert [panel["label"] for panel in data["charts"]["at-k"]["panels"]] == ["best@k", "best@k, whole sets"]
+
+
+def test_bars_of_rewards_share_one_scale(results):
+    panels = {panel["label"]: panel for panel in report_page.bars(results)}
+    assert [panel["ticks"] for panel in panels.values()] == [["0", "0.5", "1"]] * 4
+    one, all_of_them = panels["best@1"]["rows"][0], panels["best@30"]["rows"][0]
+    assert all_of_them["percent"]["mean"] / one["percent"]["mean"] == pytest.approx(all_of_them["mean"] / one["mean"])
+    wide = {**results, "ceiling": {"best": 4.0}}
+    assert {panel["label"]: panel["ticks"][-1] for panel in report_page.bars(wide)} == {
+        **dict.fromkeys(["best@1", "best@30", "E_w"], "4"),
+        "pass@30": "1",
+    }
+
+
+def test_it_says_where_it_comes_from(results, tmp_path):
+    made = {
+        "model": "runs/vpo",
+        "fingerprint": "abc123",
+        "temperature": 0.7,
+        "rollouts": 10,
+        "candidates": 3,
+        "seed": 5,
+    }
+    settings = {"learning_rate": 2e-4, "kl_loss": 0.02}
+    more = {"date": "2026-01-02T03:04:05+00:00", "commit": "deadbee", "settings": settings, "pools": {"vpo": made}}
+    write({**results, **more}, tmp_path)
+    text = Page((tmp_path / "report.html").read_text()).text
+    for words in ("2026-01-02T03:04:05+00:00, commit deadbee", "abc123", "learning_rate", "0.7", "10 × 3"):  # noqa: RUF001
+        assert words in text
+    assert "vpo evaluate --model runs/vpo --rollouts 10 --candidates 3 --temperature 0.7 --seed 5" in text
+
+
+def test_a_training_shows_all_that_was_logged(plain):
+    steps = [
+        {**step, "kl": 0.1, "response_length": 30.0, "objective/gold": 0.2} for step in plain["training"][0]["steps"]
+    ]
+    data = report_page.chart_data({**plain, "training": [{"name": "vpo", "steps": steps}]})
+    labels = [panel["label"] for panel in data["charts"]["training"]["panels"]]
+    assert labels[2:] == ["KL to the first policy", "Response length, tokens", "Objective gold"]
 
 
 def test_ragged_rewards_count_over_the_objectives_that_there_are():
@@ -202,11 +281,11 @@ def test_measures_show_what_there_is(results):
 
 
 def test_the_references_of_the_page_are_to_its_own_parts(results, tmp_path):
-    write_report(results, tmp_path)
+    write(results, tmp_path)
     html = re.sub(r"<script>.*?</script>", "", (tmp_path / "report.html").read_text(), flags=re.DOTALL)
     ids = re.findall(r' id="([^"]+)"', html)
     used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', html))
-    assert {a or b for a, b in used} <= set(ids)
+    assert {a or b for a, b in used} - {f"prompt-{number}" for number in (1, 9)} <= set(ids)  # the script's
     assert len(ids) == len(set(ids))
 
 
@@ -221,7 +300,7 @@ def test_a_policy_looks_the_same_in_every_report():
 
 def test_names_that_look_like_markup_stay_names(results, tmp_path):
     policies = [{**policy, "name": f"<b>${policy['name']}_$"} for policy in results["policies"]]
-    write_report({**results, "policies": policies, "title": "<i>$x$</i>"}, tmp_path)
+    write({**results, "policies": policies, "prompts_shown": [], "title": "<i>$x$</i>"}, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
     assert not {"b", "i"} & {tag for tag, _ in page.elements}
     assert "<b>$vpo_$" in page.text
@@ -231,7 +310,7 @@ def test_a_report_needs_none_of_the_optional_parts(results, tmp_path):
     bare = {key: value for key, value in results.items() if key not in OPTIONAL}
     bare |= {"ceiling": None, "training": [], "differences": []}
     bare["policies"] = [{key: p[key] for key in p if key not in OPTIONAL} for p in results["policies"]]
-    write_report(bare, tmp_path)
+    write(bare, tmp_path)
     text = Page((tmp_path / "report.html").read_text()).text
     for words in ("Training", "Prompts", "exceed", "budget", "left out"):
         assert words not in text
@@ -239,11 +318,11 @@ def test_a_report_needs_none_of_the_optional_parts(results, tmp_path):
 
 
 def test_what_was_left_out_and_what_one_policy_alone_solves_is_said(results, tmp_path):
-    write_report(results, tmp_path)
+    write(results, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
     assert "2 prompts are left out" in page.text and "Only vpo ever solves 2 prompts: 1, 9." in page.text
     assert "No prompt is solved by grpo alone." in page.text
-    assert ("a", {"href": "#prompt-1"}) in page.elements and ("a", {"href": "#prompt-9"}) not in page.elements
+    assert ("a", {"href": "#prompt-1"}) in page.elements and ("a", {"href": "#prompt-9"}) in page.elements
 
 
 def test_steps_that_taught_nothing_are_said(results, tmp_path):
@@ -257,7 +336,7 @@ def test_steps_that_taught_nothing_are_said(results, tmp_path):
 def test_a_single_k_and_a_single_policy_are_enough(results, tmp_path):
     policy = results["policies"][0]
     short = {name: {key: values[:1] for key, values in policy[name].items()} for name in ("best_at_k", "pass_at_k")}
-    write_report({**results, "ks": [1], "policies": [{**policy, **short}], "differences": []}, tmp_path)
+    write({**results, "ks": [1], "policies": [{**policy, **short}], "differences": []}, tmp_path)
     assert "With 1 candidate a prompt" in Page((tmp_path / "report.html").read_text()).text
 
 
@@ -274,7 +353,7 @@ def test_the_table_shows_every_policy_in_100_columns(results):
 
 def test_a_comparison_matched_by_tokens_says_so(results, tmp_path):
     matched = {**results, "matched": {"by": "tokens", "tokens_per_k": 40.0}}
-    write_report(matched, tmp_path)
+    write(matched, tmp_path)
     text = Page((tmp_path / "report.html").read_text()).text
     assert "With 1,200 tokens a prompt" in text and "as many candidates as 40 tokens buy" in text
     assert report_page.chart_data(as_json(matched))["matched"] == "40" and "candidates searched" not in text
@@ -294,15 +373,15 @@ def test_a_difference_is_called_one_only_beyond_its_interval(results, low, high,
 
 
 def test_a_failing_report_leaves_the_earlier_one_as_it_was(results, tmp_path):
-    write_report(results, tmp_path)
+    write(results, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(KeyError, match="pass_at_k"):
         broken = [{key: policy[key] for key in policy if key != "pass_at_k"} for policy in results["policies"]]
-        write_report({**results, "title": "new", "policies": broken}, tmp_path)
+        write({**results, "title": "new", "policies": broken}, tmp_path)
     (tmp_path / "best_at_k.png").unlink()
     (tmp_path / "best_at_k.png").mkdir()  # the last file cannot be replaced
     with pytest.raises(OSError):
-        write_report(results, tmp_path)
+        write(results, tmp_path)
     (tmp_path / "best_at_k.png").rmdir()
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert after == {name: before[name] for name in ("report.json", "report.html")}

@@ -12,9 +12,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from report_results import ATTACK, made_up_results
-
-from vpo_plugin.report.write import write_report
+from report_results import ATTACK, made_up_results, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: `make browser` installs Debian's")
@@ -36,7 +34,7 @@ def read(browser, tmp_path):
     pages, wrong = [], []
 
     def read(results, **context) -> Page:
-        write_report(results, tmp_path)
+        write(results, tmp_path)
         page = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **context}).new_page()
         page.set_default_timeout(60_000)  # a safety on a busy machine
         page.on("console", lambda message: wrong.append(message.text))
@@ -96,7 +94,8 @@ def test_the_page_fits_the_screen_and_its_pictures_are_drawn(read, results, cont
     assert page.locator(".static").first.is_visible() == (not script)
     for section in ("weights", "space"):
         assert page.locator(f"#{section}").is_visible() == script
-    assert page.get_by_text("With JavaScript this page").is_visible() == (not script)
+    assert page.get_by_text("With JavaScript this page also has").is_visible() == (not script)
+    assert page.get_by_text("With JavaScript this page shows all 3 prompts").count() == (not script)
 
 
 def test_the_slider_over_the_weights_changes_who_wins(read, three):
@@ -210,25 +209,82 @@ def test_reward_space_shows_the_chosen_objectives_and_prompts(read, results):
     page = read(results)
     space = page.locator("#space")
     first = space.locator(".chart").inner_html()
-    assert space.locator(".set").count() == 3  # one response with two different reward vectors for each policy
     space.get_by_label("across").select_option("diamond")
     second = space.locator(".chart").inner_html()
-    space.get_by_label("show").select_option("fronts of all 16 prompts")
-    assert len({first, second, space.locator(".chart").inner_html()}) == 3
     marks = space.locator(".marker").count()
     space.get_by_role("button", name="vpo").click()
     assert 0 < space.locator(".chart .marker").count() < marks
+    space.get_by_role("button", name="vpo").click()
+    space.get_by_label("show").select_option("the sets of one prompt")
+    expect(space.locator(".set")).to_have_count(3)  # one response with two different reward vectors for each policy
+    assert len({first, second, space.locator(".chart").inner_html()}) == 3
+    assert "Prompt 0;" in space.inner_text()
 
 
 def test_a_candidate_shows_its_route(read, results):
     page = read(results)
     policy = page.locator("#prompt-0 [data-policy]").last
-    assert policy.locator("g.on").get_attribute("data-route") == "0"
+    expect(policy.locator("g.on")).to_have_attribute("data-route", "0")
     policy.get_by_role("button", name="show").nth(1).click()
     assert policy.locator("g.on").get_attribute("data-route") == "1"
     policy.get_by_role("button", name="show").nth(0).hover()
     expect(policy.locator("g.on")).to_have_attribute("data-route", "0")
+    page.locator("h1").hover()
+    expect(policy.locator("g.on")).to_have_attribute("data-route", "1")
     assert page.locator("#prompt-0 [data-policy]").first.locator("g.on").count() == 1  # each policy has its own
+    lines = policy.locator("polyline")
+    assert lines.count() == 2  # of the three routes, two visit the same tiles, for one bumps into a wall
+    widths = [float(line.get_attribute("stroke-width")) for line in lines.all()]
+    assert max(widths) > min(widths)  # written more often
+
+
+def many(results, number=60):
+    """So many prompts; only grpo solves the last, and base and vpo are furthest apart on the tenth."""
+    good, bad = ({"text": text, "rewards": [value] * 4} for text, value in (("RIGHT", 1), ("DOWN", 0)))
+    fair = {"text": "UP", "rewards": [0.5] * 4}
+    prompts = []
+    for i in range(number):
+        chosen = {name: fair for name in ("base", "grpo", "vpo")}
+        if i == number - 1:
+            chosen["grpo"] = good
+        elif i == 9:
+            chosen |= {"base": bad, "vpo": {**good, "rewards": [0.7] * 4}}
+        policies = [
+            {"name": name, "pairwise_l1": i % 7, "responses": [{"response": "r", "candidates": [one]}]}
+            for name, one in chosen.items()
+        ]
+        text = f"the maze of {'Minos' if i == 33 else 'someone'}"
+        prompts.append({"number": i, "prompt": text, "label": None, "solved_at": 0.75, "policies": policies})
+    return {**results, "prompts": number, "prompts_shown": prompts, "only_solved_by": {"grpo": [number - 1]}}
+
+
+def test_every_prompt_can_be_found_sorted_and_linked_to(read, results):
+    page = read(many(results))
+    section = page.locator("#prompts")
+    listed = section.locator("details[name=prompt]")
+    assert listed.count() == 25 and "25 of 60 prompts" in section.inner_text()
+    section.get_by_role("button", name="25 more").click()
+    assert listed.count() == 50
+    section.get_by_label("sorted").select_option("widest gap between policies first")
+    assert listed.first.get_attribute("id") == "prompt-9"
+    section.get_by_label("sorted").select_option("most diverse first")
+    assert listed.first.get_attribute("id") == "prompt-6"
+    section.get_by_label("show").select_option("only grpo solves")
+    assert listed.count() == 1 and listed.first.get_attribute("id") == "prompt-59"
+    section.get_by_label("show").select_option("all prompts")
+    section.get_by_label("find a prompt").fill("minos")
+    assert listed.count() == 1 and listed.first.get_attribute("id") == "prompt-33"
+    section.get_by_label("find a prompt").fill("12")
+    assert listed.count() == 1 and listed.first.get_attribute("id") == "prompt-12"
+    page.get_by_role("link", name="59", exact=True).click()
+    expect(page.locator("#prompt-59 > pre")).to_be_visible()
+    assert "RIGHT" in page.locator("#prompt-59").inner_text() and "✓" in page.locator("#prompt-59").inner_text()
+
+
+def test_a_thousand_prompts_open_at_once(read, results, tmp_path):
+    page = read(many(results, 1000))
+    assert page.locator("#prompts details[name=prompt]").count() == 25 and page.locator("script").count() == 1002
+    assert (tmp_path / "report.html").stat().st_size < 3_000_000
 
 
 def test_a_link_opens_its_prompt(read, results):
@@ -260,7 +316,8 @@ def test_the_texts_of_models_stay_texts(read, results):
     hostile["prompts_shown"][0]["drawing"]["tiles"][0]["symbol"] = "<i"
     page = read(hostile)
     assert page.evaluate("window.attacked") is None
-    assert page.locator("script").count() == 2 and page.locator("main img").count() == 0
+    expect(page.locator("#prompt-0 > pre")).to_be_visible()
+    assert page.locator("script").count() == 2 + 3 and page.locator("main img").count() == 0
     assert page.locator("#weights .chart").count() == 4 and page.locator("h1").inner_text() == ATTACK
     assert page.locator("#prompt-0 > pre").inner_text() == ATTACK
     assert page.locator("#prompt-0 code", has_text=ATTACK).count() == 1
@@ -280,6 +337,7 @@ def test_a_script_that_got_in_would_not_run(read, results, tmp_path):
 
 def test_everything_can_be_reached_and_named_without_a_mouse(read, results):
     page = read(results)
+    expect(page.locator("#prompt-0 > pre")).to_be_visible()
     page.evaluate(
         """() => { window.controls = [...document.querySelectorAll("input, select, button, a, summary, [tabindex]")]
             .filter((node) => node.checkVisibility()); }"""

@@ -276,7 +276,7 @@ def test_ragged_matrices_through_the_host_adapter_and_the_comparison(load) -> No
     """Two prompts of 2 and 3 objectives: metrics, estimators and comparison see only what is there."""
     from vpo_plugin.openrlhf.experience import set_metrics
     from vpo_plugin.openrlhf.matrices import pack, stack_groups, unpack
-    from vpo_plugin.search.comparison import compare_pools
+    from vpo_plugin.search.comparison import Comparison
     from vpo_plugin.search.pool import Pool
 
     spec = load(objectives=RAGGED)
@@ -312,13 +312,14 @@ def test_ragged_matrices_through_the_host_adapter_and_the_comparison(load) -> No
     ]
     pool = Pool(padded, responses, {})
     prompts = [{"input": "p", "label": json.dumps(label)} for label in labels]
-    results = compare_pools({("base", 0): pool, ("vpo", 0): pool}, spec, prompts)
+    compared = Comparison({("base", 0): pool, ("vpo", 0): pool}, spec, prompts)
+    results = compared.results()
     [policy, _] = results["policies"]
     assert policy["best_at_k"]["mean"][-1] == pytest.approx((1 + 2 / 3) / 2)
     assert policy["objective_means"] == pytest.approx({"test_1": 0.5, "test_2": 0.5, "test_3": 0})
     assert policy["expected_set_reward"]["mean"] == pytest.approx((1 + 2 / 3) / 2, abs=0.01)
     assert results["objectives"] == ["test_1", "test_2", "test_3"] and results["ceiling"] is None
-    [_, response] = results["prompts_shown"][0]["policies"][0]["responses"]
+    [_, response] = next(compared.prompts())["policies"][0]["responses"]
     assert response["candidates"][0] == {"text": "1 1", "rewards": [1, 1]}
     assert results["fronts"]["vpo"] == [[[1, 1]], [[1, 1, 0]]]  # each with the objectives of its prompt
     assert policy["hypervolume"]["mean"] == pytest.approx((1 + 0) / 2)  # of the objectives that there are
@@ -452,7 +453,7 @@ def test_the_front_is_the_ceiling(load) -> None:
 
 def test_the_comparison_shows_the_front_as_ceiling() -> None:
     """A pool that holds the whole front of each prompt reaches the ceiling, one without the gold stays below."""
-    from vpo_plugin.search.comparison import compare_pools
+    from vpo_plugin.search.comparison import Comparison
     from vpo_plugin.search.pool import Pool
 
     spec = load_spec("maze_small")
@@ -463,9 +464,9 @@ def test_the_comparison_shows_the_front_as_ceiling() -> None:
     responses = [
         {"prompt": i, "response": "r", "candidates": ["UP"], "tokens": 1} for i in range(4) for _ in range(size)
     ]
-    results = compare_pools(
+    results = Comparison(
         {("less", 0): Pool(whole * [1, 0, 1, 1], responses, {}), ("whole", 0): Pool(whole, responses, {})}, spec, rows
-    )
+    ).results()
     less, all_of_it = results["policies"]
     assert results["ceiling"] == pytest.approx(
         {"best": all_of_it["best_at_k"]["mean"][-1], "expected_set_reward": all_of_it["expected_set_reward"]["mean"]}

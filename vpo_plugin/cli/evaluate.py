@@ -20,9 +20,9 @@ def main(arguments: list[str]) -> int:
     """Sample what the pool lacks, and print its measures."""
     settings = read(Evaluate, arguments, "vpo evaluate")
     from vpo_plugin.report.tables import format_table
-    from vpo_plugin.search.comparison import compare_pools
+    from vpo_plugin.search.comparison import Comparison
     from vpo_plugin.search.evaluate import evaluate
 
     pool, spec, rows = evaluate(settings, settings.rollouts, settings.batch, settings.output)
-    print(format_table(compare_pools({(settings.output.name, 0): pool}, spec, rows)))
+    print(format_table(Comparison({(settings.output.name, 0): pool}, spec, rows).results()))
     return 0

@@ -13,7 +13,7 @@ from vpo_plugin.provenance import provenance
 from vpo_plugin.report.tables import format_searches, format_table
 from vpo_plugin.report.write import write_report
 from vpo_plugin.rewards import load_spec
-from vpo_plugin.search.comparison import compare_pools, compare_searches
+from vpo_plugin.search.comparison import Comparison, compare_searches
 from vpo_plugin.search.pool import load_pool, shared_prompts
 from vpo_plugin.search.searches import load_searches
 
@@ -43,8 +43,8 @@ def main(arguments: list[str]) -> int:
     spec = load_spec(args.spec or first["spec"])
     searches = [one for name, folder in named(args.searches).items() for one in load_searches(name, folder)]
     pools, rows, left_out = shared_prompts(loaded)
-    results = compare_pools({(name, 0): pool for name, pool in pools.items()}, spec, rows, match=args.match)
-    results |= {
+    compared = Comparison({(name, 0): pool for name, pool in pools.items()}, spec, rows, match=args.match)
+    results = compared.results() | {
         "title": args.title or f"{spec.name}: {', '.join(pools)}",
         **provenance(shlex.join(["vpo", "report", *arguments])),
         "left_out": left_out,
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     }
     if searches:
         results |= compare_searches(searches, rows)
-    write_report(results, args.output)
+    write_report(results, args.output, compared.prompts())
     print(format_table(results))
     if left_out:
         print(f"{left_out} prompts are not in all of the pools, and were left out.")

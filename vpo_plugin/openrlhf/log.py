@@ -27,6 +27,8 @@ TEXTS = {
 }
 """Columns of the texts of a step: a reward vector for each candidate, the host's scalar reward, and what the rollout is
 worth to the estimator. A candidate is null where none could be read, or where the user's own code gave the rewards."""
+DRAWN = ("kl", "response_length")
+"""Metrics of the host, and ours, that a report draws as they are, beside each objective's mean."""
 REMARK = "vpo: "
 """What a line of a run's output starts with that a person should see."""
 
@@ -99,6 +101,7 @@ def training_curve(log_dir: Path) -> list[dict[str, float]]:
             "diversity": step["group_diversity"],
             "parsed": step["candidates_parsed"],
             "seconds": step["time"] - start,
+            **{key: value for key, value in step.items() if key in DRAWN or key.startswith("objective/")},
         }
         for step, start in zip(steps, starts, strict=True)
     ]

@@ -1,7 +1,11 @@
-"""What report.html shows, prepared from the results dictionary of `report.py`: plain lists for the template and the
-numbers for the charts of report.js. Nothing here is markup, except the paths of drawn routes, which are numbers.
+"""What report.html shows, prepared from the results dictionary of `write.py`: plain lists for the template, the numbers
+for the charts of report.js, and a block of packed data for each prompt. Nothing here is markup.
 """
 
+import base64
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vpo_plugin.report.style import styles
@@ -13,13 +17,35 @@ Results = dict[str, Any]
 
 MAX_FRONT_NUMBERS = 400_000  # rewards in the page for the weights slider; prompts beyond are left out, and it says so
 MAX_TABLE_ROWS = 60
-TRAINING = {"set_reward": "Set reward", "reward": "Reward", "diversity": "L1 distance of a prompt's candidates"}
+PROMPTS_BYTES = 14_000_000  # of all packed prompts together, so that the page stays below 20 MB
+TEXT_LIMITS = (20_000, 4_000, 1_000, 200, 40)  # characters of a text; the longest that fits
+INDEX_CHARS = 200  # of a prompt's text that the list of prompts shows and searches
+TRAINING = {
+    "set_reward": "Set reward",
+    "reward": "Reward",
+    "diversity": "L1 distance of a prompt's candidates",
+    "kl": "KL to the first policy",
+    "response_length": "Response length, tokens",
+    "parsed": "Candidates read from a response",
+}
 
 
 def names(results: Results) -> list[str]:
     """The policies, then those that were only trained or only searched, each once."""
     searched = [run["policy"] for run in results.get("search", [])]
     return list(dict.fromkeys([part["name"] for part in results["policies"] + results["training"]] + searched))
+
+
+def training_labels(results: Results) -> dict[str, str]:
+    """What is drawn of the trainings: the label of each key."""
+    logged = dict.fromkeys(key for run in results["training"] for step in run["steps"] for key in step)
+    objectives = {key: f"Objective {key.partition('/')[2]}" for key in logged if key.startswith("objective/")}
+    return TRAINING | objectives
+
+
+def nothing_solved(results: Results) -> bool:
+    """Whether no candidate of any policy solves its prompt: then pass@k says nothing."""
+    return not any(policy["pass_at_k"]["mean"][-1] for policy in results["policies"])
 
 
 def value_of(rewards: list[float | None], weights: list[float]) -> float:
@@ -30,32 +56,41 @@ def value_of(rewards: list[float | None], weights: list[float]) -> float:
 
 
 def bars(results: Results) -> list[dict[str, Any]]:
-    """The numbers that matter first: one panel a measure, a bar with interval for each policy, the ceiling."""
+    """The numbers that matter first: one panel a measure, a bar with interval for each policy, the ceiling.
+
+    All panels of rewards share one scale, so that bars of one length mean one value; pass@k runs from 0 to 1.
+    """
     ks, ceiling = results["ks"], results["ceiling"] or {}
-    chosen: list[tuple[str, str, int | None, str]] = [
-        (f"best@{ks[0]}", "best_at_k", 0, "best"),
-        (f"best@{ks[-1]}", "best_at_k", -1, "best"),
-        (f"pass@{ks[-1]}", "pass_at_k", -1, "pass"),
-        ("any weighting", "expected_set_reward", None, "expected_set_reward"),
+    chosen: list[tuple[str, str, str, int | None, str]] = [
+        (f"best@{ks[0]}", "", "best_at_k", 0, "best"),
+        (f"best@{ks[-1]}", "", "best_at_k", -1, "best"),
+        (MEASURES["expected_set_reward"][0], ", any weighting", "expected_set_reward", None, "expected_set_reward"),
     ]
-    panels = []
-    for label, key, at, bound in chosen[1 if len(ks) == 1 else 0 :]:
-        rows = []
-        for policy in results["policies"]:
-            measure = {
-                part: policy[key][part] if at is None else policy[key][part][at] for part in ("mean", "low", "high")
-            }
-            rows.append({"name": policy["name"], **measure})
+    if not nothing_solved(results):
+        chosen.append((f"pass@{ks[-1]}", "", "pass_at_k", -1, "pass"))
+    panels: list[dict[str, Any]] = []
+    for label, more, key, at, bound in chosen[1 if len(ks) == 1 else 0 :]:
+        rows: list[dict[str, Any]] = [
+            {"name": policy["name"]}
+            | {part: policy[key][part] if at is None else policy[key][part][at] for part in ("mean", "low", "high")}
+            for policy in results["policies"]
+        ]
         limit = ceiling.get(bound)
-        ends = [v for row in rows for v in (row["mean"], row["low"], row["high"])] + [limit]
-        low, high = min([0.0, *(v for v in ends if v is not None)]), max([1e-9, *(v for v in ends if v is not None)])
-        for row in rows:
-            row["percent"] = {
-                part: 100 * ((row[part] if row[part] is not None else low) - low) / (high - low)
-                for part in ("mean", "low", "high")
-            }
-        at_ceiling = None if limit is None else 100 * (limit - low) / (high - low)
-        panels.append({"label": label, "rows": rows, "ceiling": limit, "at_ceiling": at_ceiling})
+        panels.append({"key": key, "label": label, "more": more, "rows": rows, "ceiling": limit})
+    rewards = [panel for panel in panels if panel["key"] != "pass_at_k"]
+    for panel in panels:
+        alike = rewards if panel in rewards else [panel]
+        ends = [row[part] for of in alike for row in of["rows"] for part in ("mean", "low", "high")]
+        ends = [value for value in ends + [of["ceiling"] for of in alike] if value is not None]
+        low, high = min([0.0, *ends]), max([1.0, *ends])
+
+        def percent(value: float | None, low: float = low, high: float = high) -> float:
+            return 100 * ((low if value is None else value) - low) / (high - low)
+
+        for row in panel["rows"]:
+            row["percent"] = {part: percent(row[part]) for part in ("mean", "low", "high")}
+        panel["at_ceiling"] = None if panel["ceiling"] is None else percent(panel["ceiling"])
+        panel["ticks"] = [f"{low + (high - low) * part:.3g}" for part in (0, 0.5, 1)]
     return panels
 
 
@@ -71,6 +106,8 @@ def measures(results: Results) -> list[dict[str, Any]]:
 
     set_ks = results.get("set_ks") or []
     for key, (label, meaning) in MEASURES.items():
+        if key.startswith("pass") and nothing_solved(results):
+            continue
         if "_at_k" in key:
             every = set_ks if key.endswith("_sets") else ks
             for k in shown_ks(every) if every else []:
@@ -85,7 +122,11 @@ def measures(results: Results) -> list[dict[str, Any]]:
         if any(key in policy for policy in policies):
             add(label, meaning, [_text(_whole(policy.get(key))) for policy in policies])
     for objective in results["objectives"]:
-        add(f"mean {objective}", "", [_text(number(p["objective_means"].get(objective))) for p in policies])
+        add(
+            f"objective {objective}",
+            "mean over all candidates",
+            [_text(number(p["objective_means"].get(objective))) for p in policies],
+        )
     pools = [f"{policy['rollouts']} × {policy['candidates']}" for policy in policies]  # noqa: RUF001 (times)
     add("pool", "rollouts × candidates in each", [_text(pool) for pool in pools])  # noqa: RUF001
     return rows
@@ -127,75 +168,96 @@ def search_table(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def prompts(results: Results) -> list[dict[str, Any]]:
-    """The prompts of the browser: for each policy its distinct candidates, best first, and its responses."""
-    solved_at = results.get("solved_at") or []
-    shown = []
-    for prompt in results.get("prompts_shown", []):
-        bar = solved_at[prompt["number"]] if prompt["number"] < len(solved_at) else None
-        drawing = prompt.get("drawing")
-        policies = []
-        for policy in prompt["policies"]:
-            candidates = _distinct(policy["responses"], results["weights"], bar)
-            policies.append(
-                {
-                    "name": policy["name"],
-                    "candidates": candidates,
-                    "lines": _add_routes(candidates, drawing["routes"]) if drawing else [],
-                    "missing": sum(c["text"] is None for r in policy["responses"] for c in r["candidates"]),
-                    "responses": [response["response"] for response in policy["responses"]],
-                    "best": candidates[0]["value"] if candidates else None,
-                    "solved": bool(candidates) and candidates[0]["solved"],
-                }
-            )
-        legend = {tile["name"]: tile for tile in (drawing or {"tiles": []})["tiles"]}
-        shown.append({**prompt, "policies": policies, "legend": list(legend.values()), "solved_at": bar})
-    return shown
+def pack_prompts(
+    prompts: Iterable[dict[str, Any]], results: Results, count: int
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """For each prompt its line in the list and its packed block (zlib, base64), which the page opens when it is asked.
+
+    The page has `PROMPTS_BYTES` for all: long texts are cut where they would not fit, and say so.
+    """
+    left = PROMPTS_BYTES
+    for place, prompt in enumerate(prompts):
+        record, line = _record(prompt, results)
+        fair = left / max(1, count - place)
+        for limit in TEXT_LIMITS:
+            block = base64.b64encode(zlib.compress(json.dumps(_cut(record, limit)).encode(), 6)).decode()
+            if len(block) <= fair:
+                break
+        left -= len(block)
+        yield line, block
+
+
+def _record(prompt: dict[str, Any], results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All of a prompt for its block, and its line in the list. Policies are places in `names`."""
+    every = names(results)
+    policies: list[dict[str, Any]] = []
+    for policy in prompt["policies"]:
+        candidates = _distinct(policy["responses"], results["weights"], prompt.get("solved_at"))
+        places = {candidate["text"]: place for place, candidate in enumerate(candidates)}
+        written = [[c["text"] for c in response["candidates"]] for response in policy["responses"]]
+        policies.append(
+            {
+                "of": every.index(policy["name"]),
+                "candidates": candidates,
+                "responses": [
+                    {"text": response["response"], "set": sorted({places[text] for text in texts if text is not None})}
+                    for response, texts in zip(policy["responses"], written, strict=True)
+                ],
+                "missing": sum(text is None for texts in written for text in texts),
+            }
+        )
+    drawing = prompt.get("drawing")
+    if drawing:
+        for policy in policies:
+            for candidate in policy["candidates"]:
+                candidate["route"] = drawing["routes"].get(candidate["text"])
+        drawing = {key: drawing[key] for key in ("width", "height", "tiles")}
+    label = prompt.get("label")
+    label = label if label is None or isinstance(label, str) else json.dumps(label, indent=1)
+    best = [policy["candidates"][0] if policy["candidates"] else None for policy in policies]
+    line = {
+        "number": prompt["number"],
+        "text": prompt["prompt"][:INDEX_CHARS],
+        "of": [policy["of"] for policy in policies],
+        "best": [None if one is None else round(one["value"], 4) for one in best],
+        "solved": [one is not None and one["solved"] for one in best],
+        "apart": [round(policy.get("pairwise_l1") or 0.0, 4) for policy in prompt["policies"]],
+    }
+    record = {"number": prompt["number"], "prompt": prompt["prompt"], "label": label, "drawing": drawing}
+    return {**record, "policies": policies}, line
+
+
+def _cut(value: Any, limit: int) -> Any:
+    """The same with every text cut to so many characters, and a note of how many are missing."""
+    if isinstance(value, str) and len(value) > limit:
+        return f"{value[:limit]} … ({len(value) - limit:,} more characters are in the pool)"
+    if isinstance(value, dict):
+        return {key: _cut(one, limit) for key, one in value.items()}
+    return [_cut(one, limit) for one in value] if isinstance(value, list) else value
 
 
 def _distinct(responses: list[dict[str, Any]], weights: list[float], bar: float | None) -> list[dict[str, Any]]:
+    """The different candidates, best first, and how often each was written."""
     found: dict[str, dict[str, Any]] = {}
     for response in responses:
         for candidate in response["candidates"]:
             if candidate["text"] is None:
                 continue
             value = value_of(candidate["rewards"], weights)
-            first = {
-                "text": candidate["text"],
-                "rewards": candidate["rewards"],
-                "value": value,
-                "count": 0,
-                "line": None,
-            }
-            first["solved"] = bar is not None and bool(solves(value, bar))
+            solved = bar is not None and bool(solves(value, bar))
+            first = {**candidate, "value": round(value, 6), "solved": solved, "count": 0}
             found.setdefault(candidate["text"], first)["count"] += 1  # a repetition in a response scored nothing
     return sorted(found.values(), key=lambda candidate: -candidate["value"])
 
 
-def _add_routes(candidates: list[dict[str, Any]], routes: dict[str, list[list[int]]]) -> list[dict[str, Any]]:
-    """The lines `{points, end, width}` of the candidates, whose `line` becomes the place of theirs.
-
-    Candidates that visit the same tiles share a line, the thicker the more often it was written. Lines lie side by
-    side, so that those over one tile stay apart.
-    """
-    paths: dict[tuple[tuple[int, int], ...], int] = {}
-    for candidate in candidates:
-        if route := routes.get(candidate["text"]):
-            path = tuple((x, y) for i, (x, y) in enumerate(route) if i == 0 or route[i - 1] != [x, y])
-            candidate["line"] = list(paths).index(path) if path in paths else len(paths)
-            paths[path] = paths.get(path, 0) + candidate["count"]
-    lanes = min(len(paths), 7)
-    lines = []
-    for i, (path, count) in enumerate(paths.items()):
-        shift = 0.5 if lanes == 1 else 0.5 + ((i % lanes) / (lanes - 1) - 0.5) * 0.5
-        points = " ".join(f"{x + shift:.2f},{y + shift:.2f}" for x, y in path)
-        width = 0.06 + 0.1 * (count / sum(paths.values())) ** 0.5
-        lines.append({"points": points, "end": [value + shift for value in path[-1]], "width": width})
-    return lines
+def evaluate_command(made: dict[str, Any]) -> str:
+    """The `vpo evaluate` that samples a pool like this one."""
+    told = ("model", "spec", "rollouts", "candidates", "prompts", "max_new_tokens", "temperature", "seed", "url")
+    return " ".join(["vpo evaluate", *(f"--{key} {made[key]}" for key in told if made.get(key) is not None)])
 
 
-def chart_data(results: Results) -> dict[str, Any]:
-    """The numbers of report.js. Policies are places in `names`; texts of candidates are not among them."""
+def chart_data(results: Results, lines: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The numbers of report.js, and the lines of the list of prompts. Policies are places in `names`."""
     every = names(results)
     ks, ceiling = results["ks"], results["ceiling"] or {}
     charts: dict[str, Any] = {
@@ -209,7 +271,7 @@ def chart_data(results: Results) -> dict[str, Any]:
                         {"of": every.index(p["name"]), "x": ks, **p[f"{kind}_at_k"]} for p in results["policies"]
                     ],
                 }
-                for kind in ("best", "pass")
+                for kind in ("best", "pass")[: 1 if nothing_solved(results) else 2]
             ],
         }
     }
@@ -253,25 +315,11 @@ def chart_data(results: Results) -> dict[str, Any]:
                 if (points := [(s["step"], s[key]) for s in run["steps"] if s.get(key) is not None])
             ],
         }
-        for key, label in TRAINING.items()
+        for key, label in training_labels(results).items()
     ]
     if training := [panel for panel in training if panel["series"]]:
         charts["training"] = {"unit": "step", "panels": training}
     fronts, kept = _fronts(results, every)
-    shown = [
-        {
-            "number": prompt["number"],
-            "sets": [
-                {
-                    "of": every.index(policy["name"]),
-                    "sets": [_set(response["candidates"]) for response in policy["responses"]],
-                }
-                for policy in prompt["policies"]
-                if policy["name"] in every
-            ],
-        }
-        for prompt in results.get("prompts_shown", [])
-    ]
     return {
         "names": every,
         "styles": list(styles(every).values()),
@@ -281,19 +329,13 @@ def chart_data(results: Results) -> dict[str, Any]:
         "fronts": fronts,
         "frontPrompts": kept,
         "matched": _whole(tokens) if (tokens := tokens_per_k(results)) else None,
-        "shown": shown,
+        "prompts": list(lines),
     }
 
 
 def tokens_per_k(results: Results) -> float | None:
     """What one k stands for, where policies are matched by tokens and not by candidates."""
     return (results.get("matched") or {}).get("tokens_per_k")
-
-
-def _set(candidates: list[dict[str, Any]]) -> list[list[float | None]]:
-    """The reward vectors of a response's different candidates; a repeated one scored nothing."""
-    first = {candidate["text"]: candidate["rewards"] for candidate in reversed(candidates)}
-    return [rewards for text, rewards in reversed(first.items()) if text is not None]
 
 
 def _fronts(results: Results, every: list[str]) -> tuple[list[dict[str, Any]], int]:

@@ -22,6 +22,7 @@
   const number = (v) => (v === null || v === undefined || !isFinite(v) ? "–" : Math.abs(v) < 100 ? v.toFixed(3) : v.toFixed(0));
   const signed = (v) => (v < 0 ? "−" : "+") + number(Math.abs(v));
   const percent = (v) => `${v < 1 && v > 0.995 ? "over 99" : Math.round(100 * v)}\u00a0%`;
+  const share = (v) => (v > 0 && v < 0.005 ? "less than 1\u00a0%" : percent(v));
   const listed = (words) => (words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);
 
   function swatch(i) {
@@ -320,7 +321,8 @@
       bar.style.background = style(front.of).colour;
       return { bar, whisker, value, row: html("li", {}, html("span", { class: "who" }, swatch(front.of), name(front.of)), html("span", { class: "track" }, bar, whisker), value) };
     });
-    const barList = html("ul", { class: "bars" }, ...rows.map(({ row }) => row));
+    const scale = html("span", { class: "scale" });
+    const barList = html("ul", { class: "bars" }, ...rows.map(({ row }) => row), html("li", { "aria-hidden": "true" }, html("span", {}), scale, html("span", {})));
 
     // all weightings
     const draws = k > 1 ? coverSimplex(k, afford(100, 3000, 4e7)) : [[1]];
@@ -331,8 +333,8 @@
       if (clear) won[order[0]].clear++;
     }
     const shares = fronts.map((_, i) => i).filter((i) => won[i].all).sort((a, b) => won[b].all - won[a].all);
-    const overall = html("p", {}, `Over ${draws.length.toLocaleString("en")} weightings that cover all of them evenly, ${listed(shares.map((i) => `${name(fronts[i].of)} is best on ${percent(won[i].all / draws.length)}`
-      + (won[i].clear < won[i].all ? ` (beyond chance on ${percent(won[i].clear / draws.length)})` : "")))}.`);
+    const overall = html("p", {}, `Over ${draws.length.toLocaleString("en")} weightings that cover all of them evenly, ${listed(shares.map((i) => `${name(fronts[i].of)} is best on ${share(won[i].all / draws.length)}`
+      + (won[i].clear < won[i].all ? ` (beyond chance on ${share(won[i].clear / draws.length)})` : "")))}.`);
 
     const pictures = html("div", { class: "plots small" });
     const redraws = [];
@@ -451,6 +453,7 @@
       });
       const { means, order, lead, clear } = compare(fronts, w);
       const low = Math.min(0, ...means.map((m) => m.mean)), high = Math.max(1, ...means.map((m) => m.mean));
+      scale.replaceChildren(...[low, (low + high) / 2, high].map((v) => html("span", {}, String(+v.toPrecision(3)))));
       const at = (v) => `${(100 * (Math.min(high, Math.max(low, v)) - low)) / (high - low)}%`;
       rows.forEach(({ bar, whisker, value }, i) => {
         const { mean: m, half } = means[i];
@@ -475,25 +478,30 @@
     refresh();
   }
 
-  // ---- reward space: the sets of one prompt, or the fronts of all
+  // ---- reward space: the fronts of all prompts, or the sets of one
 
   function space(root) {
     const k = data.objectives.length;
     const options = (list, chosen) => list.map((text, i) => html("option", { value: i, selected: i === chosen }, text));
-    const shown = data.shown.filter((prompt) => prompt.sets.some((s) => s.sets.some((set) => set.length)));
-    const choices = [...shown.map((prompt) => `prompt ${prompt.number}: sets of candidates`), ...(data.fronts.length ? [`fronts of all ${data.frontPrompts} prompts`] : [])];
-    const spread = (o) => new Set([...data.fronts.flatMap((f) => f.prompts.flat()), ...shown.flatMap((p) => p.sets.flatMap((s) => s.sets.flat()))].map((v) => v[o])).size;
+    const choices = [...(data.fronts.length ? [`fronts of ${data.frontPrompts} prompts`] : []), ...(data.prompts.length ? ["the sets of one prompt"] : [])];
+    const spread = (o) => new Set(data.fronts.flatMap((f) => f.prompts.flat()).map((v) => v[o])).size;
     const varied = data.objectives.map((_, o) => o).sort((a, b) => spread(b) - spread(a)).slice(0, 2).sort((a, b) => a - b);
+    let prompt = null; // the record of the chosen prompt
     const choose = (label, list, chosen) => {
       const select = html("select", {}, ...options(list, chosen));
       select.addEventListener("change", () => redraw());
       return [select, html("label", {}, `${label} `, select)];
     };
     const [which, whichLabel] = choose("show", choices, 0);
+    const place = html("input", { type: "number", min: 0, max: data.prompts.length - 1, value: 0, "aria-label": "number of the prompt" });
+    const load = () => unpack(Math.min(data.prompts.length - 1, Math.max(0, Math.floor(+place.value) || 0)), (record) => { prompt = record; redraw(); });
+    which.addEventListener("change", load);
+    place.addEventListener("change", load);
+    const one = html("label", {}, "prompt ", place);
     const [across, acrossLabel] = choose("across", data.objectives, varied[0]);
     const [up, upLabel] = choose("up", data.objectives, varied[1]);
     const hidden = new Set();
-    const policies = [...new Set([...data.fronts.map((f) => f.of), ...shown.flatMap((p) => p.sets.map((s) => s.of))])].sort((a, b) => a - b);
+    const policies = [...new Set([...data.fronts.map((f) => f.of), ...data.prompts.flatMap((line) => line.of)])].sort((a, b) => a - b);
     const toggles = html("div", { class: "controls" }, ...policies.map((i) => {
       const button = html("button", { type: "button", class: "toggle", "aria-pressed": "true" }, svg("svg", { class: "swatch", viewBox: "-15 -8 30 16", "aria-hidden": "true" }, marker(i, 0, 0, 6)), name(i));
       button.addEventListener("click", () => {
@@ -513,8 +521,12 @@
     }
 
     function draw(width) {
-      const a = +across.value, b = +up.value, prompt = shown[+which.value];
-      const groups = prompt ? prompt.sets : data.fronts.map((front) => ({ of: front.of, sets: front.prompts }));
+      const a = +across.value, b = +up.value, single = choices[+which.value] === "the sets of one prompt";
+      one.hidden = !single;
+      if (single && !prompt) return load();
+      const groups = single
+        ? prompt.policies.map((p) => ({ of: p.of, sets: p.responses.map((r) => r.set.map((c) => p.candidates[c].rewards)) }))
+        : data.fronts.map((front) => ({ of: front.of, sets: front.prompts }));
       const visible = groups.filter((group) => !hidden.has(group.of));
       const pair = (v) => (known(v[a]) && known(v[b]) ? [v[a], v[b]] : null);
       const every = groups.flatMap((group) => group.sets.flat().map(pair)).filter(known);
@@ -535,7 +547,7 @@
           const points = set.map(pair).filter(known).map((p) => p.map((v) => v.toFixed(2)).join(" "));
           for (const p of points) bins.set(p, (bins.get(p) || 0) + 1);
           const corners = [...new Set(points)].sort();
-          if (prompt && corners.length > 1) shapes.set(corners.join(","), (shapes.get(corners.join(",")) || 0) + 1);
+          if (single && corners.length > 1) shapes.set(corners.join(","), (shapes.get(corners.join(",")) || 0) + 1);
         }
         for (const [key, count] of shapes) {
           const corners = key.split(",").map((p) => p.split(" ").map(Number));
@@ -550,31 +562,208 @@
         }
         counts.push(`${name(group.of)} ${bins.size}`);
       });
-      said.textContent = `Different points: ${counts.join(", ")}. ${prompt ? "A shape joins the candidates of one response" : "These are the candidates that no other of their pool dominates"}; a larger mark stands for more of them.`;
+      said.textContent = `Different points: ${counts.join(", ")}. ${single ? `Prompt ${prompt.number}; a shape joins the candidates of one response` : "These are the candidates that no other of their pool dominates"}; a larger mark stands for more of them. Marks of several policies at one point are drawn side by side.`;
       holder.replaceChildren(plot.root);
     }
 
-    root.querySelector(".live").replaceChildren(html("div", { class: "space" }, html("div", {}, html("div", { class: "controls" }, whichLabel, acrossLabel, upLabel), toggles, said), holder));
+    root.querySelector(".live").replaceChildren(html("div", { class: "space" }, html("div", {}, html("div", { class: "controls" }, whichLabel, one, acrossLabel, upLabel), toggles, said), holder));
   }
 
-  // ---- drawn routes: a candidate of the table and its line
+  // ---- prompts: a list to search and to sort; a prompt's block is unpacked when it is opened
 
+  const blocks = [...document.querySelectorAll("script[data-block]")];
+  const records = new Map();
+  async function unpack(place, then) {
+    if (!records.has(place)) {
+      const bytes = Uint8Array.from(atob(blocks[place].textContent), (c) => c.charCodeAt(0));
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+      records.set(place, JSON.parse(await new Response(stream).text()));
+    }
+    then(records.get(place));
+  }
+
+  const AT_ONCE = 25, CANDIDATES_AT_ONCE = 10;
+  const soft = (words) => words.split(/(?<=_)/).flatMap((part, i) => (i ? [html("wbr", {}), part] : [part])); // may break after _
+
+  function prompts(root) {
+    const known = (values) => values.filter((v) => v !== null);
+    const gap = (line) => (known(line.best).length > 1 ? Math.max(...known(line.best)) - Math.min(...known(line.best)) : 0);
+    const solvers = (line) => line.solved.filter(Boolean).length;
+    const sorts = {
+      "by number": (a, b) => a.number - b.number,
+      "widest gap between policies first": (a, b) => gap(b) - gap(a),
+      "least solved first": (a, b) => solvers(a) - solvers(b) || Math.max(...known(a.best), 0) - Math.max(...known(b.best), 0),
+      "most diverse first": (a, b) => Math.max(...b.apart) - Math.max(...a.apart),
+    };
+    const some = data.prompts.some(solvers);
+    const filters = { "all prompts": () => true };
+    if (some && data.prompts[0].of.length > 1) {
+      data.prompts[0].of.forEach((i, at) => { filters[`only ${name(i)} solves`] = (line) => solvers(line) === 1 && line.solved[at]; });
+    }
+    if (some) Object.assign(filters, { "none solves": (line) => !solvers(line), "all solve": (line) => solvers(line) === line.of.length });
+    const choose = (label, choices) => {
+      const select = html("select", {}, ...Object.keys(choices).map((text) => html("option", {}, text)));
+      select.addEventListener("change", () => refresh());
+      return [select, html("label", {}, `${label} `, select)];
+    };
+    const find = html("input", { type: "search", placeholder: "words or a number", "aria-label": "find a prompt" });
+    const [sort, sortLabel] = choose("sorted", sorts);
+    const [filter, filterLabel] = choose("show", filters);
+    const count = html("p", { class: "soft", "aria-live": "polite" });
+    const list = html("div", {});
+    const more = html("button", { type: "button" }, `${AT_ONCE} more`);
+    let shown = [], pinned = null;
+    find.addEventListener("input", () => refresh());
+    more.addEventListener("click", () => extend());
+
+    function refresh() {
+      const words = find.value.trim().toLowerCase();
+      shown = data.prompts.map((line, place) => ({ ...line, place }))
+        .filter((line) => filters[filter.value](line) && (!words || String(line.number) === words || line.text.toLowerCase().includes(words)))
+        .sort(sorts[sort.value]);
+      if (pinned !== null) shown = [...shown.filter((line) => line.number === pinned), ...shown.filter((line) => line.number !== pinned)];
+      list.replaceChildren();
+      extend();
+    }
+
+    function extend() {
+      const next = shown.slice(list.childElementCount, list.childElementCount + AT_ONCE);
+      list.append(...next.map(row));
+      more.hidden = list.childElementCount >= shown.length;
+      count.textContent = shown.length === data.prompts.length && more.hidden ? `${shown.length} prompts.` : `${list.childElementCount} of ${shown.length} prompts${shown.length < data.prompts.length ? `, of ${data.prompts.length} in all` : ""}.`;
+    }
+
+    function row(line) {
+      const scores = line.of.map((i, at) => `${name(i)} ${number(line.best[at])}${line.solved[at] ? " ✓" : ""}`).join(" · ");
+      const text = line.text.length > 70 ? `${line.text.slice(0, 70)}…` : line.text;
+      const details = html("details", { name: "prompt", id: `prompt-${line.number}` },
+        html("summary", {}, `Prompt ${line.number} `, html("span", { class: "soft" }, text), html("span", { class: "scores" }, scores)));
+      details.addEventListener("toggle", () => {
+        if (details.open && details.childElementCount === 1) unpack(line.place, (record) => details.childElementCount === 1 && details.append(...promptParts(record)));
+      });
+      return details;
+    }
+
+    root.querySelector(".live").replaceChildren(html("div", { class: "controls" }, html("label", {}, "find ", find), sortLabel, filterLabel), count, list, more);
+    refresh();
+    list.firstElementChild.open = true;
+    return (wanted) => { // opens a prompt, wherever the list is
+      if (!data.prompts.some((line) => line.number === wanted)) return;
+      let details = document.getElementById(`prompt-${wanted}`);
+      if (!details) {
+        find.value = "";
+        filter.selectedIndex = 0;
+        pinned = wanted;
+        refresh();
+        details = document.getElementById(`prompt-${wanted}`);
+      }
+      details.open = true;
+      details.scrollIntoView();
+    };
+  }
+
+  const text = (label, content) => html("pre", { tabindex: 0, role: "region", "aria-label": label }, content);
+
+  function promptParts(record) {
+    const parts = [text(`Prompt ${record.number}`, record.prompt)];
+    if (record.label !== null) parts.push(html("details", {}, html("summary", {}, "Label"), text(`Label of prompt ${record.number}`, record.label)));
+    if (record.drawing) parts.push(legendOf(record.drawing));
+    const policies = record.policies.map((policy) => policyParts(record, policy));
+    parts.push(html("div", { class: record.drawing ? "columns" : null }, ...policies));
+    return parts;
+  }
+
+  function legendOf(drawing) {
+    const tiles = [...new Map(drawing.tiles.map((tile) => [tile.name, tile])).values()];
+    return html("p", { class: "soft" }, ...tiles.map((tile) => html("span", { class: "key" },
+      svg("svg", { viewBox: "0 0 1 1", "aria-hidden": "true" }, svg("rect", { width: 1, height: 1, class: `tile-${tile.colour}` }), svg("text", { x: 0.5, y: 0.5 }, tile.symbol)), tile.name)),
+      "A line is a route, the thicker the more often it was written.");
+  }
+
+  // Candidates that visit the same tiles share a line. Lines lie side by side, so that those over one tile stay apart.
+  function linesOf(policy) {
+    const paths = new Map();
+    for (const candidate of policy.candidates) {
+      if (!candidate.route) continue;
+      const visited = candidate.route.filter(([x, y], i, all) => !i || all[i - 1][0] !== x || all[i - 1][1] !== y);
+      const key = visited.join(" ");
+      if (!paths.has(key)) paths.set(key, { visited, count: 0 });
+      paths.get(key).count += candidate.count;
+      candidate.line = [...paths.keys()].indexOf(key);
+    }
+    const every = [...paths.values()], sum = every.reduce((total, line) => total + line.count, 0), lanes = Math.min(every.length, 7);
+    return every.map(({ visited, count }, i) => {
+      const shift = lanes === 1 ? 0.5 : 0.5 + ((i % lanes) / (lanes - 1) - 0.5) * 0.5;
+      return { points: visited.map(([x, y]) => `${(x + shift).toFixed(2)},${(y + shift).toFixed(2)}`).join(" "), end: visited.at(-1).map((v) => v + shift), width: 0.06 + 0.1 * Math.sqrt(count / sum) };
+    });
+  }
+
+  function policyParts(record, policy) {
+    const parts = [html("h3", {}, swatch(policy.of), name(policy.of))];
+    if (record.drawing) {
+      const { width, height, tiles } = record.drawing, lines = linesOf(policy), colour = style(policy.of).colour;
+      const grid = [...Array(width - 1).keys()].map((i) => svg("line", { class: "lines", x1: i + 1, x2: i + 1, y1: 0, y2: height }))
+        .concat([...Array(height - 1).keys()].map((i) => svg("line", { class: "lines", x1: 0, x2: width, y1: i + 1, y2: i + 1 })));
+      parts.push(svg("svg", { class: "drawing", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Routes of ${name(policy.of)} at prompt ${record.number}: ${lines.length} different` },
+        ...tiles.map((tile) => svg("rect", { x: tile.x, y: tile.y, width: 1, height: 1, class: `tile-${tile.colour}` })), ...grid,
+        svg("g", {}, ...lines.map((line, i) => svg("g", { "data-route": i }, svg("polyline", { points: line.points, stroke: colour, "stroke-width": line.width }), svg("circle", { cx: line.end[0], cy: line.end[1], r: 0.14, fill: colour })))),
+        ...tiles.filter((tile) => tile.symbol).map((tile) => svg("text", { x: tile.x + 0.5, y: tile.y + 0.5 }, tile.symbol))));
+    }
+    const columns = 1 + data.objectives.length;
+    const body = html("tbody", {});
+    const rows = policy.candidates.map((candidate) => () => {
+      const button = candidate.line === undefined ? null : html("button", { type: "button", class: "route", value: candidate.line, "aria-pressed": "false" }, "show");
+      const times = candidate.count > 1 ? html("small", {}, ` written ${candidate.count} times`) : null;
+      return [html("tr", { class: "text" }, html("td", { colspan: columns }, ...[button, html("code", {}, candidate.text), times].filter((node) => node))),
+        html("tr", {}, html("td", { class: "value" }, number(candidate.value) + (candidate.solved ? " ✓" : "")), ...candidate.rewards.map((r) => {
+          const cell = html("td", { class: "reward" }, r === null ? "–" : r.toFixed(2));
+          cell.style.setProperty("--share", Math.min(1, Math.max(0, r || 0)));
+          return cell;
+        }))];
+    });
+    const node = html("div", { class: "policy", "data-policy": true });
+    let mark; // of the drawn route
+    const add = (from, to) => { body.append(...rows.slice(from, to).flatMap((make) => make())); mark(); };
+    const rest = html("button", { type: "button" }, `all ${rows.length} candidates`);
+    rest.addEventListener("click", () => { rest.remove(); add(CANDIDATES_AT_ONCE); });
+    if (!rows.length) body.append(html("tr", {}, html("td", { colspan: columns }, "No candidate could be read from its responses.")));
+    parts.push(html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Candidates of ${name(policy.of)} at prompt ${record.number}` },
+      html("table", { class: "candidates" }, html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "value"), ...data.objectives.map((objective) => html("th", { scope: "col" }, ...soft(objective))))), body)));
+    if (rows.length > CANDIDATES_AT_ONCE) parts.push(rest);
+    if (policy.missing) parts.push(html("p", { class: "soft" }, `${policy.missing} candidate${policy.missing > 1 ? "s" : ""} missing: asked for and not found in the response.`));
+    const written = html("details", {}, html("summary", {}, `${policy.responses.length} response${policy.responses.length > 1 ? "s" : ""}, as written`));
+    written.addEventListener("toggle", () => {
+      if (written.open && written.childElementCount === 1) written.append(...policy.responses.map((response, i) => text(`Response ${i + 1} of ${name(policy.of)}`, response.text)));
+    });
+    if (policy.responses.length) parts.push(written);
+    node.append(...parts);
+    mark = routes(node);
+    add(0, CANDIDATES_AT_ONCE);
+    return node;
+  }
+
+  // The line of a drawn route comes to the front when its candidate is pressed, or under the pointer.
   function routes(policy) {
     const lines = [...policy.querySelectorAll("[data-route]")];
-    const buttons = [...policy.querySelectorAll("button.route")];
     const show = (chosen) => {
       lines.forEach((route) => route.classList.toggle("on", route.dataset.route === chosen));
       lines.forEach((route) => route.dataset.route === chosen && route.parentNode.append(route)); // on top
     };
     let pressed = lines.length ? lines[0].dataset.route : null;
-    const mark = () => { buttons.forEach((b) => b.setAttribute("aria-pressed", String(b.value === pressed))); show(pressed); };
-    for (const button of buttons) {
-      button.hidden = false;
-      button.addEventListener("click", () => { pressed = pressed === button.value ? null : button.value; mark(); });
-      button.closest("tr").addEventListener("pointerenter", () => show(button.value));
-      button.closest("tr").addEventListener("pointerleave", () => show(pressed));
-    }
-    mark();
+    const mark = () => {
+      policy.querySelectorAll("button.route").forEach((b) => b.setAttribute("aria-pressed", String(b.value === pressed)));
+      show(pressed);
+    };
+    policy.addEventListener("click", (event) => {
+      const button = event.target.closest("button.route");
+      if (button) { pressed = pressed === button.value ? null : button.value; mark(); }
+    });
+    policy.addEventListener("pointerover", (event) => {
+      const button = event.target.closest("tr.text")?.querySelector("button.route");
+      show(button ? button.value : pressed);
+    });
+    policy.addEventListener("pointerleave", () => show(pressed));
+    return mark;
   }
 
   document.body.append(patterns());
@@ -590,11 +779,11 @@
     document.getElementById(`without-${id}`)?.remove();
   };
   at("weights", weights, data.fronts.length);
-  at("space", space, data.objectives.length > 1 && (data.fronts.length || data.shown.length));
-  document.querySelectorAll("[data-policy]").forEach(routes);
+  at("space", space, data.objectives.length > 1 && (data.fronts.length || data.prompts.length));
+  const show = data.prompts.length ? prompts(document.getElementById("prompts")) : () => {};
   const open = () => { // a link to a prompt opens it
-    const target = location.hash && document.getElementById(location.hash.slice(1));
-    if (target && target.tagName === "DETAILS") target.open = true;
+    const wanted = /^#prompt-(\d+)$/.exec(location.hash);
+    if (wanted) show(+wanted[1]);
   };
   window.addEventListener("hashchange", open);
   open();

@@ -23,19 +23,20 @@ and, each optional:
     solved_at: [per prompt of fronts: the deployment reward that counts as solved]
     search: [{"policy", "procedure", "budget": [int], "solved": {"mean": [], "low": [], "high": []}}]
     only_solved_by: {policy: [prompt number]}
-    prompts_shown: [{"number", "prompt", "label", "policies": [{"name", "responses": [{"response", "candidates":
-        [{"text": str | None, "rewards"}]}]}], "drawing": what RewardSpec.draw returns (optional)}]
+    pools: {policy: how its pool was made}     settings: {name: value}     date, commit: str
 
-Prompt numbers count from 0, as `fronts` does. Numbers that are not finite count as missing. Texts of models are
-untrusted: the template escapes everything, report.js makes text nodes only, and the page's policy allows no other
-script than that one.
+Prompt numbers count from 0, as `fronts` does. Numbers that are not finite count as missing. The prompts with their
+responses are only in the page, a packed block each (`page.pack_prompts`). Texts of models are untrusted: the template
+escapes everything, report.js makes text nodes only, and the page's policy allows no other script than that one.
 """
 
 import base64
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -44,10 +45,16 @@ from vpo_plugin import files
 from vpo_plugin.report import page, plots
 from vpo_plugin.report.style import styles
 from vpo_plugin.report.tables import Results, number, say_difference
+from vpo_plugin.search.comparison import MEASURES
 
 
-def write_report(results: Results, out_dir: str | Path) -> None:
+def write_report(results: Results, out_dir: str | Path, prompts: Iterable[dict[str, Any]] = ()) -> None:
     """Write report.json, report.html (one self-contained file) and best_at_k.png into `out_dir`, all or none.
+
+    Args:
+        prompts: those that the page shows, as `Comparison.prompts` gives them: `{"number", "prompt", "label",
+            "solved_at", "policies": [{"name", "pairwise_l1", "responses": [{"response", "candidates": [{"text": str |
+            None, "rewards"}]}]}], "drawing": what rewards.task.draw returns}`.
 
     Raises:
         KeyError: `results` lacks a part.
@@ -60,7 +67,7 @@ def write_report(results: Results, out_dir: str | Path) -> None:
     files.write_all(
         {
             folder / "report.json": json.dumps(results, indent=1) + "\n",
-            folder / "report.html": _html(results),
+            folder / "report.html": _html(results, prompts),
             folder / "best_at_k.png": plots.picture(partial(plots.at_k, results=results, axis=axis)),
         }
     )
@@ -72,9 +79,10 @@ def plain(results: Results) -> Results:
     return json.loads(text, parse_constant=lambda _: None)
 
 
-def _html(results: Results) -> str:
+def _html(results: Results, prompts: Iterable[dict[str, Any]]) -> str:
     home = Path(__file__).parent
     script = (home / "report.js").read_text(encoding="utf-8")
+    packed = list(page.pack_prompts(prompts, results, results.get("prompts", 1)))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(home),
         autoescape=True,
@@ -91,9 +99,11 @@ def _html(results: Results) -> str:
         table_rows=page.table_rows(len(results["ks"])),
         tokens_per_k=page.tokens_per_k(results),
         search=page.search_table(results),
-        prompts=page.prompts(results),
-        shown_numbers=[prompt["number"] for prompt in results.get("prompts_shown", [])],
-        data=page.chart_data(results),
+        nothing_solved=page.nothing_solved(results),
+        meanings=MEASURES,
+        commands={name: page.evaluate_command(made) for name, made in results.get("pools", {}).items() if made},
+        data=page.chart_data(results, [line for line, _ in packed]),
+        blocks=[block for _, block in packed],
         css=Markup((home / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -5,7 +5,7 @@ and is shown as its mean with a 95 % interval over both (`metrics.figure`).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from vpo_plugin.search.targets import ROUNDING, Targets, read_targets
 Match = Literal["candidates", "tokens"]
 Rows = Sequence[Mapping[str, Any]]
 
-FRONTS, PROMPTS_SHOWN, RESPONSES_SHOWN = 200, 12, 10  # at most, in a report
+FRONTS = 200  # prompts whose fronts a report holds, at most
 
 
 class Measured:
@@ -272,66 +272,66 @@ class Comparison:
         """The numbers of the prompts that one policy alone solves, with any seed."""
         return only_solved_by({name: m.solved.any((0, 2)) for name, m in self.policies.items()})
 
-    def shown(self, number: int) -> dict[str, Any]:
-        """A prompt, drawn where the spec draws, with the first responses of each policy's first pool."""
-        row, policies, texts = self.rows[number], [], []
-        for name, measured in self.policies.items():
-            pool = measured.pools[0]
-            responses = []
-            for rollout, matrix in enumerate(pool.reward_matrices[number, :RESPONSES_SHOWN]):
-                response = pool.responses[number * measured.rollouts + rollout]
-                vectors = matrix[:, self.targets.present[number]].round(6).tolist()
-                candidates = [
-                    {"text": text, "rewards": vector}
-                    for text, vector in zip(response["candidates"], vectors, strict=True)
+    def prompts(self) -> Iterator[dict[str, Any]]:
+        """Every prompt, drawn where the spec draws, with all responses of each policy's first pool."""
+        apart = {name: measured.pairwise_l1[0] for name, measured in self.policies.items()}
+        for number, row in enumerate(self.rows):
+            policies, texts = [], []
+            for name, measured in self.policies.items():
+                pool = measured.pools[0]
+                of_prompt = pool.responses[number * measured.rollouts : (number + 1) * measured.rollouts]
+                vectors = pool.reward_matrices[number][..., self.targets.present[number]].round(6).tolist()
+                responses = [
+                    {
+                        "response": response["response"],
+                        "candidates": [
+                            {"text": text, "rewards": vector}
+                            for text, vector in zip(response["candidates"], matrix, strict=True)
+                        ],
+                    }
+                    for response, matrix in zip(of_prompt, vectors, strict=True)
                 ]
-                texts += [text for text in response["candidates"] if text is not None]
-                responses.append({"response": response["response"], "candidates": candidates})
-            policies.append({"name": name, "responses": responses})
-        drawing = draw(self.spec, row["label"], texts)
+                texts += [text for text in pool.texts(number) if text is not None]
+                policies.append({"name": name, "pairwise_l1": apart[name][number], "responses": responses})
+            yield {
+                "number": number,
+                "prompt": row["input"],
+                "label": row["label"],
+                "solved_at": self.targets.solved_at[number],
+                "policies": policies,
+                "drawing": draw(self.spec, row["label"], texts),
+            }
+
+    def results(self) -> dict[str, Any]:
+        """The figures that `vpo_plugin.report.write` documents; paired differences of the last policy to the others."""
+        *others, last = self.policies
+        ahead = {other: self.ahead(last, other) for other in others}
         return {
-            "number": number,
-            "prompt": row["input"],
-            "label": row["label"],
-            "policies": policies,
-            "drawing": drawing,
+            "spec": self.spec.name,
+            "objectives": self.objectives,
+            "weights": self.spec.weights_of(len(self.objectives)).tolist(),
+            "solved": self.spec.solved,
+            "prompts": len(self.rows),
+            "matched": {"by": self.match, "tokens_per_k": self.tokens_per_k},
+            "ks": self.ks,
+            "set_ks": self.set_ks,
+            "ceiling": self.targets.ceiling,
+            "policies": self.figures(),
+            "differences": [
+                {"a": last, "b": other, "k": k, **{part: values[k - 1] for part, values in of.items()}}
+                for other, of in ahead.items()
+                for k in (1, self.ks[-1])
+            ],
+            "fronts": {
+                name: [front.round(6).tolist() for front in m.fronts[0][:FRONTS]] for name, m in self.policies.items()
+            },
+            "solved_at": self.targets.solved_at[:FRONTS].tolist(),
+            "only_solved_by": self.only_solved_by(),
+            "pools": {
+                name: {key: value for key, value in m.pools[0].made.items() if key != "versions"}
+                for name, m in self.policies.items()
+            },
         }
-
-
-def compare_pools(
-    pools: Mapping[tuple[str, int], Pool], spec: RewardSpec, rows: Rows, *, match: Match = "candidates"
-) -> dict[str, Any]:
-    """The figures that `vpo_plugin.report.write` documents; paired differences of the last policy to the others.
-
-    Raises:
-        ValueError: what `Comparison` refuses.
-    """
-    compared = Comparison(pools, spec, rows, match=match)
-    *others, last = compared.policies
-    ahead = {other: compared.ahead(last, other) for other in others}
-    return {
-        "spec": spec.name,
-        "objectives": compared.objectives,
-        "weights": spec.weights_of(len(compared.objectives)).tolist(),
-        "solved": spec.solved,
-        "prompts": len(rows),
-        "matched": {"by": match, "tokens_per_k": compared.tokens_per_k},
-        "ks": compared.ks,
-        "set_ks": compared.set_ks,
-        "ceiling": compared.targets.ceiling,
-        "policies": compared.figures(),
-        "differences": [
-            {"a": last, "b": other, "k": k, **{part: values[k - 1] for part, values in of.items()}}
-            for other, of in ahead.items()
-            for k in (1, compared.ks[-1])
-        ],
-        "fronts": {
-            name: [front.round(6).tolist() for front in m.fronts[0][:FRONTS]] for name, m in compared.policies.items()
-        },
-        "solved_at": compared.targets.solved_at[:FRONTS].tolist(),
-        "only_solved_by": compared.only_solved_by(),
-        "prompts_shown": [compared.shown(number) for number in range(min(PROMPTS_SHOWN, len(rows)))],
-    }
 
 
 def compare_searches(searches: Sequence[tuple[str, str, Search]], rows: Rows = ()) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from vpo_plugin.search.pool import (
     claim_folder,
     load_pool,
     load_prompts,
+    owned,
     prompt_text,
     random_goals,
     write_rows,
@@ -39,12 +40,16 @@ def evaluate(
         rollouts: responses for each prompt.
         batch: prompts that are sampled and stored at a time.
         folder: the pool's; resumed if it exists.
+
+    Raises:
+        RuntimeError: another command works in the folder, or what `sample_pool` raises.
     """
     spec, rows, made = read_task(settings)
     made |= {"rollouts": rollouts, "batch": batch}
     claim_folder(folder, made)
     if any(not batch_file(folder, n).exists() for n in range(-(-len(rows) // batch))):
-        sample_pool(make_policy(settings, spec, rows, made), spec, rows, made, folder)
+        with owned(folder):
+            sample_pool(make_policy(settings, spec, rows, made), spec, rows, made, folder)
     return load_pool(folder), spec, rows
 
 

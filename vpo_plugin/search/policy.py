@@ -201,7 +201,7 @@ class Endpoint:
         try:
             reply = self._chat(request) if self.api == "chat" else self._complete(request)
             text = (reply.choices[0].message.content if self.api == "chat" else reply.choices[0].text) or ""
-            return Response(request.start + text, reply.usage.completion_tokens)
+            return Response(request.start + storable(text), reply.usage.completion_tokens)
         except openai.OpenAIError as error:
             raise EndpointError(
                 f"{self.model} at {self.url} cannot be asked ({type(error).__name__}: {str(error)[:300]}). What was "
@@ -228,6 +228,11 @@ class Endpoint:
 
     def _complete(self, request: Request) -> Any:
         return self.client.completions.create(model=self.model, prompt=request.text + request.start, **self.sampling)
+
+
+def storable(text: str) -> str:
+    """A text as UTF-8 can hold it: halves of a character that stand alone become the replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 # ------------------------------------------------------------------------------------------------ identity

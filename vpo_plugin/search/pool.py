@@ -6,7 +6,8 @@ or not at all, so what there is after an interruption is good, and the rest can 
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from vpo_plugin import files
 from vpo_plugin.advantages import goal_weights, write_goal
@@ -92,11 +94,14 @@ def load_pool(folder: Path) -> Pool:
 
     Raises:
         FileNotFoundError: the folder holds no pool.
-        ValueError: a pool that is not finished, or a file that was damaged.
+        ValueError: a pool that is not finished, empty, or changed, or a file that was damaged.
     """
     made = read_settings(folder)
     if made is None:
         raise FileNotFoundError(f"{folder} holds no pool (no {SETTINGS}).")
+    sizes = [made.get(key) for key in ("prompts", "rollouts", "candidates", "batch")]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"The pool {folder} is empty: {SETTINGS} says prompts, rollouts, candidates, batch {sizes}.")
     batches = -(-made["prompts"] // made["batch"])
     stored = [batch_file(folder, number) for number in range(batches)]
     if missing := [file for file in stored if not file.exists()]:
@@ -104,7 +109,10 @@ def load_pool(folder: Path) -> Pool:
             f"The pool {folder} is not finished, {len(missing)} of {batches} batches are missing: run the same "
             "`vpo evaluate` again, it goes on where it stopped."
         )
-    return Pool(*_arrays(pa.concat_tables(map(_read, stored)), made), made=made, rows=_rows(stored))
+    tables = [_read(file) for file in stored]
+    for number, (file, table) in enumerate(zip(stored, tables, strict=True)):
+        _check_batch(file, table, made, number)
+    return Pool(*_arrays(pa.concat_tables(tables), made), made=made, rows=_rows(stored))
 
 
 def shared_prompts(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[Mapping[str, Any]], int]:
@@ -153,7 +161,27 @@ def write_rows(file: Path, rows: list[dict[str, Any]], schema: pa.Schema = SCHEM
 def read_settings(folder: Path, name: str = SETTINGS) -> dict[str, Any] | None:
     """How the pool (or the search) in a folder is made, None if there is none."""
     file = folder / name
-    return json.loads(file.read_text()) if file.exists() else None
+    try:
+        made = json.loads(file.read_text()) if file.exists() else None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): delete {folder} and make it again.") from error
+    if made is not None and not isinstance(made, dict):
+        raise ValueError(f"{file} is no {name} of ours: it holds no mapping.")
+    return made
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Work in a folder of one's own, as long as the body runs.
+
+    Raises:
+        RuntimeError: another process works there.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise RuntimeError(f"Another command works in {folder}: wait for its end, or choose another folder.") from error
 
 
 def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -> None:
@@ -216,10 +244,22 @@ def _read(file: Path) -> pa.Table:
         raise ValueError(f"{file} is damaged ({error}): delete it and run the same `vpo evaluate` again.") from error
 
 
+def _check_batch(file: Path, table: pa.Table, made: Mapping[str, Any], number: int) -> None:
+    first = number * made["batch"]
+    prompts = np.arange(first, min(first + made["batch"], made["prompts"]))
+    expected = np.stack([np.repeat(prompts, made["rollouts"]), np.tile(np.arange(made["rollouts"]), len(prompts))])
+    found = np.stack([table["prompt"].to_numpy(), table["rollout"].to_numpy()])
+    sizes = {len(row) for row in table["rewards"].to_pylist()}
+    if not np.array_equal(found, expected) or sizes != {made["candidates"]}:
+        raise ValueError(
+            f"{file} is of another pool, or was changed: it should hold {made['rollouts']} responses of "
+            f"{made['candidates']} candidates to the prompts {prompts[0]} to {prompts[-1]}. Delete it and run the same "
+            "`vpo evaluate` again."
+        )
+
+
 def _arrays(table: pa.Table, made: dict[str, Any]) -> tuple[np.ndarray, list[dict[str, Any]]]:
     rollouts, candidates = made["rollouts"], made["candidates"]
-    if table.num_rows != made["prompts"] * rollouts:
-        raise ValueError(f"A pool of {made['prompts']} x {rollouts} responses holds {table.num_rows}: it was changed.")
     vectors = table["rewards"].combine_chunks().flatten()
     lengths = vectors.value_lengths().to_numpy()
     matrices = np.full((len(lengths), lengths.max()), np.nan, dtype=np.float32)

@@ -21,7 +21,7 @@ from vpo_plugin.search.evaluate import (
     read_task,
 )
 from vpo_plugin.search.policy import Policy, Request
-from vpo_plugin.search.pool import claim_folder, load_pool, shared_prompts, write_rows
+from vpo_plugin.search.pool import claim_folder, load_pool, owned, shared_prompts, write_rows
 from vpo_plugin.search.procedures import (
     BestOfK,
     Problem,
@@ -60,6 +60,9 @@ def run_searches(
         unsolved_in: pools; the prompts are those that none of them solves.
         openevolve: configuration of OpenEvolve for the evolution.
         folder: gets a folder for each procedure; resumed if it exists.
+
+    Raises:
+        RuntimeError: another command works there, or what `search_all` raises.
     """
     open_prompts = unsolved_prompts(load_spec(settings.spec), unsolved_in)[: settings.prompts] if unsolved_in else None
     spec, rows, made = read_task(settings, open_prompts)
@@ -72,9 +75,10 @@ def run_searches(
         place = folder / name
         claim_folder(place, made | {"procedure": name}, SETTINGS)
         if not (place / RESULT).exists():
-            if policy is None:
-                policy = make_policy(settings, spec, rows, made, more=4 * made["max_new_tokens"] + 256)
-            search_all(policy, spec, rows, procedure, made | {"procedure": name}, place)
+            with owned(place):
+                if policy is None:
+                    policy = make_policy(settings, spec, rows, made, more=4 * made["max_new_tokens"] + 256)
+                search_all(policy, spec, rows, procedure, made | {"procedure": name}, place)
     return {name: load_search(folder / name) for name in made_procedures}
 
 
