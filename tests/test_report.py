@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from report_results import ATTACK, OBJECTIVES, OPTIONAL, made_up_results, write
 
+from vpo_plugin.openrlhf.log import log_step, training_curve
 from vpo_plugin.report import page as report_page
 from vpo_plugin.report.style import KNOWN, styles
 from vpo_plugin.report.tables import format_table
@@ -248,6 +249,17 @@ def test_it_says_where_it_comes_from(results, tmp_path):
     for words in ("2026-01-02T03:04:05+00:00, commit deadbee", "abc123", "learning_rate", "0.7", "10 × 3"):  # noqa: RUF001
         assert words in text
     assert "vpo evaluate --model runs/vpo --rollouts 10 --candidates 3 --temperature 0.7 --seed 5" in text
+
+
+def test_the_log_of_a_training_gives_its_curves(tmp_path):
+    step = {"time": 1.0, "reward": 0.1, "set_reward": 0.2, "group_diversity": 0.3, "kl": 0.4, "response_length": 30.0}
+    log_step(tmp_path, 1, {**step, "candidates_parsed": 2.5, "objective/gold": 0.6, "actor_lr": 1e-6})
+    [curve] = training_curve(tmp_path)
+    assert curve.pop("seconds") == 0
+    assert curve == {
+        **{"step": 1, "reward": 0.1, "set_reward": 0.2, "diversity": 0.3, "kl": 0.4, "response_length": 30.0},
+        **{"candidates_parsed": 2.5, "objective/gold": 0.6},
+    }
 
 
 def test_a_training_shows_all_that_was_logged(plain):

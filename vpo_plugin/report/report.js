@@ -319,7 +319,7 @@
     const rows = fronts.map((front) => {
       const bar = html("span", { class: "fill" }), whisker = html("span", { class: "whisker" }), value = html("span", { class: "value" });
       bar.style.background = style(front.of).colour;
-      return { bar, whisker, value, row: html("li", {}, html("span", { class: "who" }, swatch(front.of), name(front.of)), html("span", { class: "track" }, bar, whisker), value) };
+      return { bar, whisker, value, row: html("li", {}, html("span", { class: "who" }, swatch(front.of), ...soft(name(front.of))), html("span", { class: "track" }, bar, whisker), value) };
     });
     const scale = html("span", { class: "scale" });
     const barList = html("ul", { class: "bars" }, ...rows.map(({ row }) => row), html("li", { "aria-hidden": "true" }, html("span", {}), scale, html("span", {})));

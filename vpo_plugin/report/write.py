@@ -90,7 +90,7 @@ def _html(results: Results, prompts: Iterable[dict[str, Any]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, difference=say_difference)
+    environment.filters.update(number=number, difference=say_difference, soft=_soft)
     return environment.get_template("report.html.j2").render(
         results=results,
         styles=styles(page.names(results)),
@@ -108,3 +108,8 @@ def _html(results: Results, prompts: Iterable[dict[str, Any]]) -> str:
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _soft(name: str) -> Markup:
+    """A name that may break into lines after an underscore, and nowhere else."""
+    return Markup("_<wbr>").join(name.split("_"))
