@@ -170,8 +170,14 @@ OF_A_POOL: dict[str, Callable[[Measured], Floats]] = {
 MEASURES = {
     "best_at_k": ("best@k", "deployment reward of the best of any k candidates"),
     "pass_at_k": ("pass@k", "share of prompts that any k candidates solve"),
-    "best_at_k_sets": ("best@k, whole sets", "the same of k candidates in whole responses, k / m of m candidates"),
-    "pass_at_k_sets": ("pass@k, whole sets", "the same of k candidates in whole responses, k / m of m candidates"),
+    "best_at_k_sets": (
+        "best@k, whole sets",
+        "deployment reward of the best of any k / m whole responses, m candidates each",
+    ),
+    "pass_at_k_sets": (
+        "pass@k, whole sets",
+        "share of prompts that any k / m whole responses solve, m candidates each",
+    ),
     "expected_set_reward": ("E_w", "worth of the whole pool to a random weighting of the objectives"),
     "regret": ("regret", "what the pool loses to the best policy here at each weighting, on average"),
     "coverage": ("coverage", "share of the weightings at which this policy's best candidate is the best of all"),
