@@ -172,11 +172,11 @@ MEASURES = {
     "pass_at_k": ("pass@k", "share of prompts that any k candidates solve"),
     "best_at_k_sets": (
         "best@k, whole sets",
-        "deployment reward of the best of any k / m whole responses, m candidates each",
+        "deployment reward of the best of any k / m whole responses of m",
     ),
     "pass_at_k_sets": (
         "pass@k, whole sets",
-        "share of prompts that any k / m whole responses solve, m candidates each",
+        "share of prompts that any k / m whole responses of m solve",
     ),
     "expected_set_reward": ("E_w", "worth of the whole pool to a random weighting of the objectives"),
     "regret": ("regret", "what the pool loses to the best policy here at each weighting, on average"),
