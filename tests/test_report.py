@@ -258,7 +258,7 @@ def test_the_log_of_a_training_gives_its_curves(tmp_path):
     assert curve.pop("seconds") == 0
     assert curve == {
         **{"step": 1, "reward": 0.1, "set_reward": 0.2, "diversity": 0.3, "kl": 0.4, "response_length": 30.0},
-        **{"candidates_parsed": 2.5, "objective/gold": 0.6},
+        **{"parsed": 2.5, "objective/gold": 0.6},
     }
 
 
