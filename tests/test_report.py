@@ -340,7 +340,7 @@ def test_what_was_left_out_and_what_one_policy_alone_solves_is_said(results, tmp
 def test_steps_that_taught_nothing_are_said(results, tmp_path):
     run = results["training"][0]
     steps = [step | {"parsed": 0 if step["step"] <= 3 else 2.5} for step in run["steps"]]
-    write_report(results | {"training": [run | {"steps": steps}]}, tmp_path)
+    write(results | {"training": [run | {"steps": steps}]}, tmp_path)
     page = " ".join((tmp_path / "report.html").read_text().split())
     assert f"{run['name']}: no candidate could be read in 3 of 20 steps; they taught nothing." in page
 
