@@ -140,6 +140,7 @@ def evaluate(
         *("--temperature", str(temperature)),
         *("--seed", str(settings.seed)),
         *(["--tell_weights"] if tells_weights(name) else []),
+        *(["--chat_template_kwargs", json.dumps(options)] if (options := settings.chat_template_kwargs) else []),
     ]
     inputs = {
         "spec": spec_digest(load_spec(settings.spec)),

@@ -56,6 +56,9 @@ class TrainSettings(DataSettings):
         8, ge=2, description="Rollouts for each prompt of a set method; a single-candidate method gets m times as many."
     )
     max_new_tokens: int = Field(64, ge=1, description="Longest response, in tokens.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description='Options of the chat template, such as {"enable_thinking": false} for Qwen3.'
+    )
     learning_rate: float = Field(2e-4, gt=0, description="AdamW learning rate, constant.")
     kl_loss: float = Field(0.02, ge=0, description="Coefficient of the KL loss (k3) to the first policy; 0 for none.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature in training.")
@@ -109,6 +112,9 @@ class SearchSettings(RunSettings):
         description="Policies to compare on the same prompts. The last is compared with the others.",
     )
     max_new_tokens: int = Field(64, ge=1, description="Longest response, in tokens.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description='Options of the chat template, such as {"enable_thinking": false} for Qwen3.'
+    )
     temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
     eval_candidates: int = Field(30, ge=1, description="Candidates for each held-out prompt, the same for each policy.")
 

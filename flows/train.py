@@ -1,5 +1,6 @@
 """The training stage: the host's own command, as a process with a private Ray or as a job of a Ray cluster."""
 
+import json
 import math
 import shlex
 import statistics
@@ -99,7 +100,9 @@ def training_flags(
     goals = None
     if tells_weights(method):
         goals = [goal_weights(row["label"], len(spec.objective_keys), seed=settings.seed) for row in rows]
-    texts = render_prompts(spec, [row["input"] for row in rows], candidates, tokenizer, goals)
+    texts = render_prompts(
+        spec, [row["input"] for row in rows], candidates, tokenizer, goals, settings.chat_template_kwargs
+    )
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     m = settings.candidates or spec.candidates
     rollouts = settings.rollouts_per_prompt * m // candidates
@@ -137,6 +140,8 @@ def training_flags(
         flags["algo.kl.use_loss"] = True
     if tokenizer.chat_template:
         flags["data.apply_chat_template"] = True
+    if settings.chat_template_kwargs:
+        flags["vpo.chat_template_kwargs"] = json.dumps(settings.chat_template_kwargs)
     return flags
 
 

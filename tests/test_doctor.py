@@ -1,22 +1,27 @@
 """`vpo doctor`: a machine that works, one that does not, and what the nodes of a cluster answer."""
 
+import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from vpo_plugin.cli import doctor
+from vpo_plugin.advantages import RewardBatch, group_z_norm
+from vpo_plugin.cli import doctor, train_check
 from vpo_plugin.openrlhf import launcher
+from vpo_plugin.openrlhf.log import log_rollouts
 
 DEAD = "127.0.0.1:9"  # the port of the discard service, which nobody runs
 
 
-def run_doctor(**environment: str) -> subprocess.CompletedProcess[str]:
+def run_doctor(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     plain = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PREFECT_API_URL")}
     return subprocess.run(
-        [sys.executable, "-m", "vpo_plugin.cli", "doctor"],
+        [sys.executable, "-m", "vpo_plugin.cli", "doctor", *flags],
         env=plain | environment,
         capture_output=True,
         text=True,
@@ -32,6 +37,40 @@ def test_a_machine_that_can_train() -> None:
     assert "the host's training command and vLLM import" in result.stdout
     assert "a Ray of one's own starts" in result.stdout
     assert "Training works here" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_training_of_the_doctor() -> None:
+    """The tiny policy through the public command: weights, advantages, checkpoint and resumption are looked at."""
+    result = run_doctor("--train")
+    said = result.stdout.partition("training\n")[2]
+    assert result.returncode == 0, result.stdout + result.stderr
+    for part in (
+        "2 steps on the CPU in ",
+        "the engines got the new weights after each step",
+        "the advantages on the tokens are those of the reward matrices",
+        "it resumed from the checkpoint of step 2 and trained on",
+        "Training works here.",
+    ):
+        assert part in said, said
+
+
+def test_what_the_doctors_training_may_find(tmp_path: Path) -> None:
+    """Engines with old weights, steps without an update, tokens with other advantages, a training that starts anew."""
+    step = {"step": 1, "optimizer_steps": 1.0, "vllm_kl": 0.001}
+    assert train_check.judge_engine([step, step])[0] == "ok"
+    assert train_check.judge_engine([step, step | {"vllm_kl": 0.3}])[0] == "fails"
+    assert train_check.judge_engine([step, step | {"vllm_kl": math.nan}])[0] == "fails"
+    assert train_check.judge_engine([step, step | {"optimizer_steps": 0.0}])[0] == "fails"
+    assert train_check.judge_resume([1, 2, 3, 4], "vpo: Resuming after step 2, from", 3.0)[0] == "ok"
+    assert train_check.judge_resume([1, 2], "", 3.0)[0] == "fails"
+
+    matrices = torch.rand(2, 4, 3, 4, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(train_check.SEED * 2**20)
+    advantages = group_z_norm(RewardBatch(matrices, generator=generator).set_rewards).numpy()
+    for tokens, state in ((advantages, "ok"), (-advantages, "fails")):
+        log_rollouts(tmp_path, 1, reward_matrices=matrices.numpy(), token_advantages=tokens)
+        assert train_check.judge_advantages(tmp_path, 1)[0] == state
 
 
 def test_servers_that_do_not_answer() -> None:

@@ -13,6 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf.prompts import patch_prompts, with_instruction
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
+from vpo_plugin.rewards import load_spec
+from vpo_plugin.search.pool import render_prompts
 
 # Like Qwen3's: an empty thought where thinking is off, and nothing where it is on, the default.
 TEMPLATE = """{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}
@@ -87,6 +89,13 @@ def test_options_of_the_template(prompts: Any) -> None:
     assert prompts("Find a way.", enable_thinking=True).endswith("<assistant>")
     assert prompts("Find a way.", enable_thinking=False).endswith("<assistant><think></think>")
     assert prompts("Find a way.", chat=False, enable_thinking=False).startswith("Find a way.")
+
+
+def test_evaluation_reads_what_training_reads(prompts: Any, tokenizer: Any) -> None:
+    spec = load_spec("maze_small")
+    for options in ({}, {"enable_thinking": False}):
+        (evaluated,) = render_prompts(spec, ["Find a way."], 3, tokenizer, options=options)
+        assert evaluated == prompts("Find a way.", **options)
 
 
 @pytest.mark.parametrize("prompt", [[], [SYSTEM], [PREFILL], None, 3, ["Find a way."]])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from vpo_plugin.cli import main
 from vpo_plugin.openrlhf.log import log_step, log_texts
 from vpo_plugin.report.rollouts import format_step
 
@@ -45,6 +46,13 @@ def test_table_of_a_step(run: Path) -> None:
         ["(not", "read)", "0.50", "0.25"],
     ]
     assert format_step(run / "vpo", 2, prompts=1).count("Prompt ") == 1
+
+
+def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(run), "--step", "2", "--prompts", "1"]) == 0
+    assert capsys.readouterr().out == format_step(run, 2, 1) + "\n"
+    assert main(["show", str(run), "--step", "7"]) == 1
+    assert "has no texts of step 7" in capsys.readouterr().err
 
 
 def test_what_a_model_wrote_is_text(run: Path) -> None:

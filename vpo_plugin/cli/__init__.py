@@ -14,6 +14,7 @@ COMMANDS = {
     "score": "score a file of responses into a file of reward matrices",
     "search": "search for solutions: best-of-k, refinement, evolution",
     "select": "the best candidate of a pool for each prompt, under your own weights",
+    "show": "what the policy wrote in a step of a training, with its rewards",
     "spec": "list, check and make reward specifications",
     "warm_start": "teach a policy the candidate format, with answers of its own",
 }

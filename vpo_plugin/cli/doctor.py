@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from vpo_plugin.cli.settings import Command, read
 
 PROBE_SECONDS = 300
@@ -38,13 +40,16 @@ class Finding:
 class Doctor(Command):
     """Say what is installed and running here, and what would fail. Exit code 1 where training would fail."""
 
+    train: bool = Field(False, description="Train the shipped tiny policy as well: minutes, on a GPU if there is one.")
+
 
 def main(arguments: list[str]) -> int:
     """Print the findings."""
-    read(Doctor, arguments, "vpo doctor")
+    settings = read(Doctor, arguments, "vpo doctor")
     failures: list[str] = []
     lacks: list[str] = []
-    for title, check in CHECKS.items():
+    checks = CHECKS | ({"training": check_training} if settings.train else {})
+    for title, check in checks.items():
         print(title, flush=True)
         for finding in check():
             print(f"  {finding.state:6}{finding.text}", flush=True)
@@ -54,7 +59,7 @@ def main(arguments: list[str]) -> int:
     if failures:
         print("Training would fail here:", *failures, sep="\n  ")
     else:
-        print("Training works here, as far as this can tell.")
+        print("Training works here" + ("." if settings.train else ", as far as this can tell: --train tries it."))
     if lacks:
         print("What else would not work:", *lacks, sep="\n  ")
     return 1 if failures else 0
@@ -227,6 +232,14 @@ def check_prefect() -> Iterator[Finding]:
             "lacks",
             f"flows would stop: the server at {url} does not answer ({error}). Start it, or unset PREFECT_API_URL.",
         )
+
+
+def check_training() -> Iterator[Finding]:
+    """A training through the public command, and what came of it."""
+    from vpo_plugin.cli import train_check
+
+    for state, text in train_check.check_training():
+        yield Finding(state, text)
 
 
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {

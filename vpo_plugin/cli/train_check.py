@@ -125,7 +125,7 @@ def train(flags: dict[str, Any], log: Path) -> tuple[float, str | None]:
 def judge_engine(steps: Sequence[dict[str, float]]) -> Outcome:
     """Whether the engines write with the weights of the last step: after an update, old ones would be far off."""
     moved = sum(step.get("optimizer_steps", 0) for step in steps)
-    off = max((abs(step.get("vllm_kl", float("nan"))) for step in steps), default=float("nan"))
+    off = float(np.max([abs(step.get("vllm_kl", np.nan)) for step in steps]))  # NaN if any is
     if moved < len(steps):
         return "fails", f"only {moved:g} optimizer steps were taken in {len(steps)} steps"
     if not off <= MOST_KL:

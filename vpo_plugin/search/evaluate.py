@@ -168,6 +168,7 @@ def read_task(
             "temperature": settings.temperature,
             "seed": settings.seed,
             "tell_weights": settings.tell_weights,
+            **({"chat_template_kwargs": settings.chat_template_kwargs} if settings.chat_template_kwargs else {}),
             "versions": versions(),
         },
     )
@@ -177,7 +178,12 @@ def make_policy(
     settings: PolicySettings, spec: RewardSpec, rows: Sequence[dict[str, Any]], made: dict[str, Any], more: int = 0
 ) -> Policy:
     """The policy that the settings name; prompts may be `more` tokens longer than those of the task."""
-    sampling = {"max_new_tokens": made["max_new_tokens"], "temperature": made["temperature"]}
+    options = settings.chat_template_kwargs
+    sampling = {
+        "max_new_tokens": made["max_new_tokens"],
+        "temperature": made["temperature"],
+        "chat_template_kwargs": options,
+    }
     if settings.url:
         return Endpoint(
             settings.url,
@@ -192,6 +198,6 @@ def make_policy(
 
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
     goal = [0.25] * len(spec.objective_keys) if settings.tell_weights else None  # all goals are as long
-    texts = as_chat([prompt_text(spec, row["input"], made["candidates"], goal) for row in rows], tokenizer)
+    texts = as_chat([prompt_text(spec, row["input"], made["candidates"], goal) for row in rows], tokenizer, options)
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     return Engine(settings.model, longest=longest + more, **sampling)

@@ -6,7 +6,7 @@ requests and seed give the same responses, on the same machine with the same ver
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,13 +71,22 @@ class Engine:
 
     Args:
         longest: tokens of the longest prompt.
+        chat_template_kwargs: options of the chat template.
 
     Raises:
         OSError: there is no such model.
         ValueError: a prompt that leaves no room for a response.
     """
 
-    def __init__(self, model: str, *, max_new_tokens: int, temperature: float, longest: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        longest: int,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         prepare_environment()
         import torch
         from transformers import AutoConfig, AutoTokenizer
@@ -86,6 +95,7 @@ class Engine:
         most = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
         self.room = longest + max_new_tokens if most is None else min(longest + max_new_tokens, most)
         self.max_new_tokens = max_new_tokens
+        self.chat_template_kwargs = chat_template_kwargs or {}
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self.params = SamplingParams(temperature=temperature, max_tokens=max_new_tokens, skip_special_tokens=False)
@@ -101,7 +111,7 @@ class Engine:
     def generate(self, requests: Sequence[Request], seed: int) -> list[list[Response]]:
         from vllm import TokensPrompt
 
-        texts = as_chat([request.text for request in requests], self.tokenizer)
+        texts = as_chat([request.text for request in requests], self.tokenizer, self.chat_template_kwargs)
         texts = [text + request.start for text, request in zip(texts, requests, strict=True)]
         tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         longest = max(map(len, tokens)) + self.max_new_tokens
@@ -138,14 +148,16 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def as_chat(texts: Sequence[str], tokenizer: Any) -> list[str]:
-    """What the policy reads: the texts in its chat template, or as they are where its tokenizer has none."""
+def as_chat(texts: Sequence[str], tokenizer: Any, options: Mapping[str, Any] | None = None) -> list[str]:
+    """What the policy reads: the texts in its chat template, or as they are where its tokenizer has none.
+
+    Args:
+        options: what the template is told beside the messages, such as ``enable_thinking``.
+    """
     if not tokenizer.chat_template:
         return list(texts)
-    return [
-        tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-        for text in texts
-    ]
+    told = {"tokenize": False, "add_generation_prompt": True, **(options or {})}
+    return [tokenizer.apply_chat_template([{"role": "user", "content": text}], **told) for text in texts]
 
 
 # ------------------------------------------------------------------------------------------------ endpoints
@@ -174,10 +186,12 @@ class Endpoint:
         at_once: int = 32,
         timeout: float = 600.0,
         tries: int = 8,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         import openai
 
         self.url, self.model, self.api, self.at_once = url, model, api, at_once
+        self.chat_template_kwargs = chat_template_kwargs or {}
         self.sampling: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature}
         self.client = openai.OpenAI(
             base_url=url,
@@ -215,10 +229,13 @@ class Endpoint:
 
     def _chat(self, request: Request) -> Any:
         messages = [{"role": "user", "content": request.text}]
-        more: dict[str, Any] = {}
-        if request.start:  # vLLM's way to have a response continued
+        body: dict[str, Any] = {}  # what vLLM's server takes beside OpenAI's
+        if self.chat_template_kwargs:
+            body["chat_template_kwargs"] = dict(self.chat_template_kwargs)
+        if request.start:  # have a response continued
             messages.append({"role": "assistant", "content": request.start})
-            more = {"extra_body": {"continue_final_message": True, "add_generation_prompt": False}}
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        more: dict[str, Any] = {"extra_body": body} if body else {}
         return self.client.chat.completions.create(
             model=self.model,
             messages=messages,  # type: ignore[arg-type]

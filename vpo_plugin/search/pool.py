@@ -215,15 +215,17 @@ def render_prompts(
     candidates: int,
     tokenizer: Any,
     goals: list[list[float]] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """What the policy reads: the prompt with its instruction, in the chat template where the tokenizer has one.
 
     Args:
         goals: the objective weights that each prompt is told, if any.
+        options: of the chat template.
     """
     told: Sequence[list[float] | None] = goals or [None] * len(prompts)
     texts = [prompt_text(spec, prompt, candidates, goal) for prompt, goal in zip(prompts, told, strict=True)]
-    return as_chat(texts, tokenizer)
+    return as_chat(texts, tokenizer, options)
 
 
 def prompt_text(spec: RewardSpec, prompt: str, candidates: int, goal: list[float] | None = None) -> str:

@@ -1,7 +1,7 @@
 """What `vpo evaluate` and `vpo search` are told of the policy, the prompts and the sampling."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +25,9 @@ class PolicySettings(BaseModel):
         None, ge=1, description="Longest response, in tokens; the specification's budget if none."
     )
     temperature: float = Field(1.0, ge=0, description="Sampling temperature.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description='Options of the chat template, such as {"enable_thinking": false} for Qwen3.'
+    )
     seed: int = Field(0, ge=0, description="Seed of the choice of prompts and of the sampling.")
     tell_weights: bool = Field(
         False, description="Tell each prompt random objective weights, as goal_conditioned was trained."
