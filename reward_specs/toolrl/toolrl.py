@@ -110,7 +110,7 @@ def score(candidate: str, label: dict) -> list[float]:
         return [0.0] * 4  # nothing to read: not calling a tool is right only for a turn that does something else
     calls_fit = turn.whole and bool(turn.calls) == bool(gold.calls)
     well_formed = turn.think is not None and calls_fit and bool(turn.calls or turn.response)
-    names = multiset_f1((call.name for call in turn.calls), (call.name for call in gold.calls))
+    names = multiset_f1([call.name for call in turn.calls], [call.name for call in gold.calls])
     pairs = align(turn.calls, gold.calls)
     calls = max(len(turn.calls), len(gold.calls))
     if not calls:
@@ -165,7 +165,9 @@ def _exact(value: object) -> str | bool | None:
     """
     if isinstance(value, str):
         text = value.strip()
-        return {"true": True, "false": False}.get(text.lower(), text if _NUMBER.fullmatch(text) else None)
+        if _NUMBER.fullmatch(text):
+            return text
+        return text.lower() == "true" if text.lower() in ("true", "false") else None
     if isinstance(value, float):
         return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
     return value if isinstance(value, bool) else str(value) if isinstance(value, int) else None
@@ -192,12 +194,13 @@ def _leaves(value: object) -> list[Hashable]:
 def canonical(candidate: str, label: dict) -> Hashable:
     """The same calls and the same response, whatever was thought, are the same candidate."""
     turn = read(candidate)
-    calls = Counter((call.name, _bag(_leaves(call.parameters))) for call in turn.calls)
-    return frozenset(calls.items()), normalize(turn.response or ""), turn.think is None, turn.whole
+    calls = _bag([(call.name, _bag(_leaves(call.parameters))) for call in turn.calls])
+    return calls, normalize(turn.response or ""), turn.think is None, turn.whole
 
 
 def _bag(items: list[Hashable]) -> Hashable:
-    return frozenset(Counter(items).items())
+    different = frozenset(items)
+    return different if len(different) == len(items) else frozenset(Counter(items).items())
 
 
 def answers(label: dict) -> list[tuple[str, list[float]]]:
