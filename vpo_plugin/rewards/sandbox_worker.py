@@ -613,8 +613,15 @@ def _try_to_confine() -> None:
 
 def main() -> None:
     boxed = sys.argv[2:] == ["boxed"]
-    for number, file in ((REQUESTS, 0), (REPLIES, 1), (NOTHING, os.open("/dev/null", os.O_RDWR))):
-        os.dup2(file, number)
+    os.dup2(0, REQUESTS)
+    os.dup2(1, REPLIES)
+    if boxed:
+        try:
+            _protect_devices()
+        except OSError as error:
+            write_frame(REPLIES, str(error).encode())
+            return
+    os.dup2(os.open("/dev/null", os.O_RDWR), NOTHING)  # from its read-only mount: a program has this file too
     for number in range(3):
         os.dup2(NOTHING, number)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 gets no signal from inside that it does not handle
@@ -635,12 +642,6 @@ def main() -> None:
     random.seed(0)
     gc.collect()
     gc.freeze()
-    if boxed:
-        try:
-            _protect_devices()
-        except OSError as error:
-            write_frame(REPLIES, str(error).encode())
-            return
     isolated = boxed and not _in_child(True, lambda: None)
     if boxed and not isolated:
         _drop_capabilities()
