@@ -19,6 +19,7 @@ from vpo_plugin.cli import UsageError, is_it
 Settings = TypeVar("Settings", bound=BaseModel)
 NULL = "null"
 VALUES = {
+    "dict[str,Any]": "JSON",
     "str": "TEXT",
     "int": "N",
     "float": "X",
