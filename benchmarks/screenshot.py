@@ -23,7 +23,7 @@ LOADING_SECONDS = 120.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Take the picture; what is wrong is said in one sentence on stderr, with exit code 1."""
+    """Take the picture; a mistake is one sentence on stderr and exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=UUID, metavar="RUN_ID", help="default: the newest run")
     parser.add_argument("--output", type=Path, default=Path("run_page.png"))

@@ -1,4 +1,4 @@
-"""A reward function of one's own, as OpenRLHF takes it, that returns a vector in the place of a number.
+"""A reward function of one's own, as OpenRLHF takes it, that returns a vector instead of a number.
 
     examples/train.sh --reward.remote_url examples/reward.py --vpo.candidates 1
 

@@ -2,8 +2,8 @@
 
 import os
 
-# Prefect's temporary server is given 20 s to start, which a busy laptop does not always make. Nothing is reported to
-# its makers unless the user asks for it.
+# Prefect gives its temporary server 20 s to start, too little for a busy laptop. Telemetry is off unless the user turns
+# it on.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")

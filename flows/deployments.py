@@ -29,7 +29,7 @@ HOOKS = {"on_failure": [explain_failure], "on_crashed": [explain_failure]}
 
 @settings_flow(DataSettings, name="prepare-data", flow_run_name="{name}", **HOOKS)
 def prepare_data_flow(settings: DataSettings) -> State:
-    """Check a specification and write its prompts, train and held out; a pipeline of that name goes on from them."""
+    """Check a specification and write its prompts, train and held out; a pipeline of that name starts from them."""
     check_spec(load_spec(settings.spec))
     folder = prepare_data(settings)
     train_prompts = settings.steps * settings.prompts_per_step
@@ -40,7 +40,7 @@ def prepare_data_flow(settings: DataSettings) -> State:
 
 @settings_flow(PipelineSettings, name="train", flow_run_name="{name}", **HOOKS)
 def train_flow(settings: PipelineSettings) -> State:
-    """Train a policy with each method; a pipeline with the same parameters goes on from there."""
+    """Train a policy with each method; a pipeline with the same parameters starts from them."""
     spec = check_specification(settings)
     data = prepare_data(settings)
     base = prepare_policy(settings)
@@ -51,7 +51,7 @@ def train_flow(settings: PipelineSettings) -> State:
 
 @settings_flow(SearchSettings, name="search-eval", flow_run_name="{name}", **HOOKS)
 def search_eval(settings: SearchSettings) -> State:
-    """Compare policies, trained by whatever, as search would use them."""
+    """Compare any policies as search would use them."""
     for policy in settings.policies:
         check_policy(policy.model)
     check_spec(load_spec(settings.spec))

@@ -34,8 +34,8 @@ def explain_failure(flow: Any, flow_run: Any, state: Any) -> None:
     for newest in logs(folder)[:1]:
         text += [f"The last lines of the newest log, `{newest}`:", fenced(tail(newest))]
     text += [
-        "Stages that finished are kept: started again with the same parameters (the page's *Retry*, or the same "
-        "command), the run goes on from them.",
+        "Finished stages are kept. Start the run again with the same parameters (the page's *Retry*, or the same "
+        "command), and it resumes from them.",
         links(logs(folder)),
     ]
     MarkdownArtifact(

@@ -187,7 +187,7 @@ def add_version(folder: Path, **fields: Any) -> Version:
 
 
 def promote(folder: Path, version: str, *, over: str | None, why: str) -> None:
-    """Make a version champion in the place of the one that it was compared with.
+    """Make a version champion instead of the one that it was compared with.
 
     Raises:
         ChampionChanged: that one is champion no more; nothing is changed.

@@ -77,14 +77,14 @@ def roll_back(arguments: list[str]) -> int:
 
     check_mlflow()
     change = rollback(settings.registry, settings.version)
-    print(f"{change.champion} is champion in the place of {change.previous}.")
+    print(f"{change.champion} is champion instead of {change.previous}.")
     if mirrored := mirror(settings.registry):
         print(mirrored)
     return 0
 
 
 def mended(folder: Path) -> Path:
-    """The registry's folder, its champion pointer rebuilt if it is damaged, which is said.
+    """The registry's folder; a damaged champion pointer is rebuilt, with a message.
 
     Raises:
         FileNotFoundError: there is no registry.

@@ -184,7 +184,7 @@ def record(
     if decision.promote:
         try:
             registry.promote(settings.registry, challenger.version, over=champion.version, why=decision.reason)
-            name, outcome = "Promoted", f"{challenger.version} is champion in the place of {champion.version}."
+            name, outcome = "Promoted", f"{challenger.version} is champion instead of {champion.version}."
         except ChampionChanged as error:
             outcome = str(error)
     if mirrored := mirror(settings.registry):
@@ -198,7 +198,7 @@ def record(
 
 
 def challenger_settings(settings: RetrainSettings, champion: Version, fresh: Rows, held_out: Rows) -> PipelineSettings:
-    """The challenger's own run; its folder is named after what it is made from: started again, it goes on there."""
+    """The challenger's own run; its folder is named after what it is made from, so that a restart resumes it."""
     training = settings.training(
         model=champion.policy, steps=len(fresh) // settings.prompts_per_step, runs=settings.folder
     )

@@ -71,7 +71,7 @@ class TrainSettings(DataSettings):
     save_steps: int | None = Field(
         None,
         ge=1,
-        description="Steps between the checkpoints from which an interrupted training goes on; None is a tenth of all.",
+        description="Steps between the checkpoints from which an interrupted training resumes; None is a tenth of all.",
     )
     cluster: str | None = Field(
         None,
@@ -104,7 +104,7 @@ class Policy(BaseModel):
 
 
 class SearchSettings(RunSettings):
-    """Settings of a search evaluation of policies that are there already."""
+    """Settings of a search evaluation of existing policies."""
 
     policies: list[Policy] = Field(
         [Policy(name="base", model="tiny-maze")],

@@ -40,7 +40,7 @@ PLACES = (
 def train(settings: PipelineSettings, method: str, candidates: int, base: str, data: Path) -> str:
     """Train one policy with the host's own command; returns the checkpoint's folder.
 
-    A training that was interrupted goes on from its last checkpoint, and one that still runs is followed.
+    An interrupted training resumes from its last checkpoint, and one that still runs is followed.
 
     Raises:
         RuntimeError: the training failed, with the last that it said.
@@ -168,7 +168,7 @@ def train_command(
 class TrainingProgress:
     """Says now and then how far a training is: a line in the log, and Prefect's progress bar.
 
-    What the plugin itself remarks in the training's output, such as the step from which it goes on, is passed on.
+    The plugin's own remarks in the training's output, such as the step it resumes from, are passed on.
     """
 
     def __init__(self, log: Path, log_dir: Path, steps: int, method: str) -> None:
@@ -196,7 +196,7 @@ class TrainingProgress:
         try:
             update_progress_artifact(self.artifact, 100.0 * len(done) / self.steps)
         except httpx.HTTPError as error:
-            self.logger.warning("Prefect's server does not answer (%s). The training goes on.", error)
+            self.logger.warning("Prefect's server does not answer (%s). The training continues.", error)
 
     def _pass_remarks_on(self) -> None:
         if not self.log.exists():

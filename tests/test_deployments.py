@@ -258,7 +258,7 @@ def test_a_killed_run_is_crashed_and_says_how_to_go_on(worked: Service, home: Pa
         assert time.monotonic() < deadline, (home / "worker.log").read_text()
         time.sleep(0.5)
     assert "was ended from outside" in artifacts["failure"]["data"]
-    assert "the run goes on from them" in artifacts["failure"]["data"]
+    assert "it resumes from them" in artifacts["failure"]["data"]
     for one in family:  # a killed process cannot end what it started
         if one.is_running():
             one.kill()

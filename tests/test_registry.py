@@ -33,7 +33,7 @@ def add(folder: Path, **fields: object) -> str:
 
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
-    """v0001, then v0002 and v0003 were champion, each in the place of the one before."""
+    """v0001, then v0002 and v0003 were champion, each instead of the one before."""
     folder = tmp_path / "registry"
     over = None
     for _ in range(3):
@@ -108,7 +108,7 @@ def test_a_damaged_version_is_shown_and_not_promoted(three: Path) -> None:
 
 
 def test_rollback_goes_back_one_champion_at_a_time(three: Path) -> None:
-    assert "v0002 is champion in the place of v0003." in vpo_registry(three, "rollback").stdout
+    assert "v0002 is champion instead of v0003." in vpo_registry(three, "rollback").stdout
     version = add(three, parent="v0002")
     promote(three, version, over="v0002", why="better")
     assert [rollback(three).champion for _ in range(2)] == ["v0002", "v0001"]

@@ -1,4 +1,4 @@
-"""Retraining: new prompts only, the same test for both, and never a worse policy in the place of a better one."""
+"""Retraining: new prompts only, the same test for both, and never a worse policy instead of a better one."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_a_challenger_is_trained_compared_and_promoted(tmp_path: Path) -> None:
     spec, folder = write_growing_spec(tmp_path / "growing", train=9, test=7), tmp_path / "registry"
     first = retrain(tmp_path, spec)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "Promoted: best@3" in first.stdout and "v0002 is champion in the place of v0001." in first.stdout
+    assert "Promoted: best@3" in first.stdout and "v0002 is champion instead of v0001." in first.stdout
     base, challenger = versions(folder)
     assert (base.parent, challenger.parent, champion(folder)) == (None, "v0001", challenger)
     assert base.prompts == [] and len(challenger.prompts) == 8  # two whole steps; the ninth waits for the next time

@@ -1,4 +1,4 @@
-"""Files and folders that are whole as soon as they are there, whatever stops in between, and short digests."""
+"""Files and folders that are whole or absent, whatever interrupts the writing; and short digests."""
 
 import hashlib
 import json

@@ -229,7 +229,7 @@ def drawing(label: dict, candidates: Sequence[str]) -> dict:
 
 
 def mutation(candidate: str, label: dict, random: random.Random) -> str:
-    """The beginning of a route, cut at random, for the policy to go on from (entry point of the key mutation)."""
+    """The beginning of a route, cut at random, for the policy to complete (entry point of the key mutation)."""
     moves = parse_route(candidate) or []
     kept = moves[: random.randrange(len(moves))] if moves else []
     return " ".join(kept)

@@ -25,7 +25,7 @@ class Score(Command):
 
 
 def main(arguments: list[str]) -> int:
-    """Score; rows that cannot be scored are said on stderr."""
+    """Score; rows that cannot be scored are reported on stderr."""
     settings = read(Score, arguments, "vpo score")
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
     if settings.unsafe_no_sandbox:
         os.environ[UNSAFE] = "1"  # read here and in the processes that score
-    load_spec(settings.spec)  # what is wrong with it is said before any process starts
+    load_spec(settings.spec)  # a mistake in it is reported before any process starts
     console = Console(stderr=True)
     columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:

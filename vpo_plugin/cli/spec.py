@@ -27,7 +27,7 @@ class Check(Command):
 
     spec: CliPositionalArg[str] = Field(description="Name, folder or YAML file of the specification.")
     data: str | None = Field(
-        None, description="File, folder, URL or hub id in the place of the specification's own dataset."
+        None, description="File, folder, URL or hub id instead of the specification's own dataset."
     )
     scores: Path | None = Field(None, description="Matrices that `vpo score` wrote: measure whether VPO can help.")
     tokenizer: str | None = Field(None, description="Model folder or hub id whose tokenizer counts the tokens.")

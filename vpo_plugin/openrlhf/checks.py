@@ -273,4 +273,4 @@ CHECKS: tuple[Callable[[Flags, RewardSpec], Iterator[str]], ...] = (
     check_data,
     check_output,
 )
-"""The checks of a run with a specification, in the order in which their sentences are said."""
+"""The checks of a run with a specification, in the order of their messages."""

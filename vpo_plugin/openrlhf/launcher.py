@@ -123,7 +123,7 @@ def check_arguments(
 def start(
     parser: argparse.ArgumentParser, args: argparse.Namespace, spec: RewardSpec | None, on_cpu: bool
 ) -> argparse.Namespace:
-    """Claim the output folder, find the checkpoint, start Ray; returns the arguments that the host goes on with."""
+    """Claim the output folder, find the checkpoint, start Ray; returns the arguments for the host."""
     given = vars(args)
     changes: dict[str, Any] = {}
     if spec is not None:
@@ -192,7 +192,7 @@ def start_ray(settings: Settings) -> None:
         if cluster is not None:
             print(f"{REMARK}Joining the Ray cluster at {cluster}.", flush=True)
         ray.init(runtime_env=runtime_env)
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)  # in the place of Ray's own
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)  # instead of Ray's own
 
 
 def _exit_on_sigterm(signum: int, frame: Any) -> NoReturn:

@@ -40,7 +40,7 @@ def own(log_dir: Path, run: str) -> None:
 
 
 def check_owner(log_dir: Path, run: str) -> None:
-    """Refuse to go on in a folder that a later start of the training has taken over.
+    """Refuse to continue in a folder that a later start of the training has taken over.
 
     Raises:
         RuntimeError: it has.
@@ -77,7 +77,7 @@ def remark_of(line: str) -> str | None:
 
 
 def forget_steps_after(log_dir: Path, step: int) -> None:
-    """Remove what was logged of later steps (1-based): a run that goes on from a checkpoint does them again."""
+    """Remove what later steps (1-based) logged: a run that resumes from a checkpoint repeats them."""
     path = log_dir / METRICS
     if path.exists():
         kept = "".join(json.dumps(line) + "\n" for line in read_steps(log_dir) if line["step"] <= step)

@@ -1,7 +1,7 @@
 """The executor of a run with a reward function of the user's own: ``--vpo.spec`` together with ``--reward.remote_url``.
 
 The function, ``reward_func(queries, prompts, labels)`` in a Python file or an HTTP server, is called as the host calls
-it, with one query at a time. Its ``rewards`` are one entry a query: a vector or a matrix in the place of a number.
+it, with one query at a time. Its ``rewards`` are one entry a query: a vector or a matrix instead of a number.
 """
 
 import os

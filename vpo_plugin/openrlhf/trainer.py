@@ -11,7 +11,7 @@ from vpo_plugin.openrlhf.log import REMARK, check_owner, forget_steps_after, log
 from vpo_plugin.openrlhf.settings import current_settings
 
 UNREAD_STEPS = 3
-"""Steps in a row without a candidate that can be read, after which it is said once more."""
+"""Steps in a row without a candidate that can be read, after which the warning is repeated."""
 
 
 def patch_trainer(trainer: Any) -> None:

@@ -147,7 +147,7 @@ class Gate(_Model):
 
 
 class Prompt(_Model):
-    """The instructions put after a task's prompt, or in the place of a part of it."""
+    """The instructions put after a task's prompt, or instead of a part of it."""
 
     single: str | None
     """Asks for one candidate, in the format of the spec. With null, the prompt stays as it is, and the whole answer is

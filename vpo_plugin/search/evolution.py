@@ -1,8 +1,8 @@
-"""Evolutionary search on OpenEvolve 0.4: its program database, with the policy as the one who writes the children.
+"""Evolutionary search on OpenEvolve 0.4's program database; the policy writes the children.
 
-Of OpenEvolve are the islands with their migration, the MAP-Elites grid of each, whose dimensions are the objectives,
-the archive, and who becomes a parent. Its controller is not used: it runs one problem with a pool of processes, each
-with a model client of its own, where here one engine writes the children of all prompts in a batch.
+OpenEvolve provides the islands with their migration, a MAP-Elites grid for each (its dimensions are the objectives),
+the archive, and the choice of parents. Its controller is not used: it runs one problem with a pool of processes, each with
+its own model client. Here one engine writes the children of all prompts in a batch.
 """
 
 import copy
@@ -45,13 +45,13 @@ class PolicyClient(LLMInterface):
 
 
 class Evolution:
-    """Children of good parents: on each island in turn a parent is drawn, and the policy writes what may be better.
+    """Children of good parents: each island in turn draws a parent, and the policy writes a child.
 
-    Where the specification names a `mutation`, a candidate begins as that makes of the parent and the policy goes on. A
-    policy that writes sets finds others of the island before it, as the set's first candidates, and completes the set.
-    Without a `mutation` the policy is shown the parent and some others, with their rewards. An island that has nothing
-    yet, because no response could be parsed, is begun anew. OpenEvolve keeps programs in sets, so its draws differ
-    between processes.
+    If the specification names a `mutation`, it writes the beginning of a candidate from the parent, and the policy
+    completes it. A policy that writes sets then gets others of the island as the set's first candidates, and
+    completes the set. Without a `mutation` the policy sees the parent and some others, with their rewards. An island
+    that is still empty, because no response could be parsed, starts again. OpenEvolve keeps programs in sets, so its
+    draws differ between processes.
 
     Args:
         config: OpenEvolve's configuration file; without one two islands, an archive of a tenth of the budget, and

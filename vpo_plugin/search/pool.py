@@ -107,7 +107,7 @@ def load_pool(folder: Path) -> Pool:
     if missing := [file for file in stored if not file.exists()]:
         raise ValueError(
             f"The pool {folder} is not finished, {len(missing)} of {batches} batches are missing: run the same "
-            "`vpo evaluate` again, it goes on where it stopped."
+            "`vpo evaluate` again to resume it."
         )
     tables = [_read(file) for file in stored]
     for number, (file, table) in enumerate(zip(stored, tables, strict=True)):
@@ -153,7 +153,7 @@ def batch_file(folder: Path, number: int) -> Path:
 
 
 def write_rows(file: Path, rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -> None:
-    """Write a Parquet file that is whole as soon as it is there, also if the machine stops."""
+    """Write a Parquet file that is whole or absent, even if the machine stops."""
     with files.replacing(file) as unfinished:
         pq.write_table(pa.Table.from_pylist(rows, schema), unfinished, compression="zstd")
 
@@ -185,7 +185,7 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -> None:
-    """Make the folder a pool (or search) of these settings, or check that it is one, which can be gone on with.
+    """Make the folder a pool (or search) of these settings, or check that it is one, which can be resumed.
 
     Raises:
         ValueError: the folder holds one of other settings; versions may differ.

@@ -75,7 +75,7 @@ def load_search(folder: Path) -> Search:
     if made is None:
         raise FileNotFoundError(f"{folder} holds no search (no {SETTINGS}).")
     if not (folder / RESULT).exists():
-        raise ValueError(f"The search {folder} is not finished: run the same `vpo search` again, it goes on.")
+        raise ValueError(f"The search {folder} is not finished: run the same `vpo search` again to resume it.")
     rows = read_table(folder / RESULT, RESULT_SCHEMA).to_pylist()
     solved_after = np.array([row["solved_after"] or np.inf for row in rows])
     prompts = [{"input": row["input"], "label": row["label"]} for row in rows]

@@ -26,17 +26,17 @@ def parse_weights(text: str, spec: RewardSpec) -> Floats:
         if not equals:
             raise ValueError(f"The weights {text!r} must read like gold=2,avoid_lava=1; {part!r} does not.")
         if key not in keys or key in given:
-            what = "names twice" if key in given else "names, which is no objective of the spec,"
-            raise ValueError(f"The weights {text!r} have a part that {what} {key!r}; objectives are {', '.join(keys)}.")
+            what = "name the objective twice:" if key in given else "name an unknown objective:"
+            raise ValueError(f"The weights {text!r} {what} {key!r}; the objectives are {', '.join(keys)}.")
         try:
             given[key] = float(number)
         except ValueError as error:
-            raise ValueError(f"The weight of {key} is {number!r}, which is no number.") from error
+            raise ValueError(f"The weight of {key} is {number!r}, which is not a number.") from error
         if not (math.isfinite(given[key]) and given[key] >= 0):
             raise ValueError(f"The weight of {key} is {number}: weights are finite and not negative.")
     weights = np.array([given.get(key, 0.0) for key in keys])
     if not weights.sum():
-        raise ValueError(f"The weights {text!r} are all 0: nothing is asked for.")
+        raise ValueError(f"The weights {text!r} are all 0: give at least one objective a positive weight.")
     return weights / weights.sum()
 
 

@@ -18,9 +18,7 @@ class PolicySettings(BaseModel):
     spec: str = Field(description="Reward specification, by name or path.")
     candidates: int | None = Field(None, ge=1, description="Candidates in one response; the specification's m if none.")
     prompts: int | None = Field(None, ge=1, description="Held-out prompts; 100, or all of --data, if none.")
-    data: Path | None = Field(
-        None, description="Dataset on disk, columns input and label, in the place of held-out ones."
-    )
+    data: Path | None = Field(None, description="Dataset on disk, columns input and label, instead of held-out ones.")
     max_new_tokens: int | None = Field(
         None, ge=1, description="Longest response, in tokens; the specification's budget if none."
     )
