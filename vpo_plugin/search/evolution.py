@@ -1,8 +1,8 @@
 """Evolutionary search on OpenEvolve 0.4's program database; the policy writes the children.
 
 OpenEvolve provides the islands with their migration, a MAP-Elites grid for each (its dimensions are the objectives),
-the archive, and the choice of parents. Its controller is not used: it runs one problem with a pool of processes, each with
-its own model client. Here one engine writes the children of all prompts in a batch.
+the archive, and the choice of parents. Its controller is not used: it runs one problem with a pool of processes,
+each with its own model client. Here one engine writes the children of all prompts in a batch.
 """
 
 import copy
