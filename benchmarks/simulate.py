@@ -185,12 +185,11 @@ def in_the_trainer(responses: list[dict[str, Any]]) -> tuple[float, float]:
     from vpo_plugin.openrlhf.experience import compute_advantages_and_returns
 
     host = RemoteExperienceMaker.compute_advantages_and_returns
+    tokenizer = SimpleNamespace(pad_token_id=0, decode=lambda tokens, **more: " ".join(map(str, tokens.tolist())))
     seconds = []
     for estimator in ("vpo", "group_norm"):
         strategy = SimpleNamespace(args=host_arguments(estimator))
-        maker: Any = RemoteExperienceMaker(
-            None, None, None, None, FixedKLController(0.0), strategy, SimpleNamespace(pad_token_id=0)
-        )
+        maker: Any = RemoteExperienceMaker(None, None, None, None, FixedKLController(0.0), strategy, tokenizer)
         maker.global_step = 0
         samples_generator = SamplesGenerator(strategy, None, None, None, None)
         samples = [samples_generator._process_response_into_experience(r, max_len=2048) for r in responses]
@@ -213,7 +212,7 @@ def host_arguments(estimator: str) -> SimpleNamespace:
             advantage=SimpleNamespace(estimator=estimator, gamma=1.0, lambd=1.0, no_std_norm=False),
             kl=SimpleNamespace(use_loss=False),
         ),
-        vpo=SimpleNamespace(seed=0, alpha=1.0, num_weights=default_num_weights(OBJECTIVES), k=None),
+        vpo=SimpleNamespace(seed=0, alpha=1.0, num_weights=default_num_weights(OBJECTIVES), k=None, log_prompts=4),
         rollout=SimpleNamespace(
             n_samples_per_prompt=ROLLOUTS_PER_PROMPT, micro_batch_size=16, max_new_tokens=RESPONSE_TOKENS
         ),
