@@ -1,6 +1,6 @@
 """Evidence: what policies find by evolution on the prompts that best-of-k leaves unsolved.
 
-``python -m benchmarks.evolution --spec maze_small --policies base=PATH grpo=PATH vpo=PATH --sets vpo``: samples a pool
+`python -m benchmarks.evolution --spec maze_small --policies base=PATH grpo=PATH vpo=PATH --sets vpo`: samples a pool
 of each policy on the same held-out prompts, takes those that the pools leave unsolved, searches them with every policy
 by best-of-k and by evolution at the same budget, and writes summary.md, results.json and solved.png. What was done
 before is not done again.

@@ -1,4 +1,4 @@
-"""Time and memory of the metrics on a pool of random rewards: ``python -m benchmarks.metrics``."""
+"""Time and memory of the metrics on a pool of random rewards: `python -m benchmarks.metrics`."""
 
 import argparse
 import resource

@@ -1,6 +1,6 @@
 """A picture of a run's page in Prefect, taken in a real browser (Chromium, from Debian's package).
 
-``python -m benchmarks.screenshot [RUN_ID] [--output page.png]``: the page of a flow run, of the newest one by default,
+`python -m benchmarks.screenshot [RUN_ID] [--output page.png]`: the page of a flow run, of the newest one by default,
 on the server that PREFECT_API_URL names.
 """
 

@@ -1,4 +1,4 @@
-"""The Prefect flows: they chain, retry, skip and record; what is chained lives in ``vpo_plugin``."""
+"""The Prefect flows: they chain, retry, skip and record; what is chained lives in `vpo_plugin`."""
 
 import os
 

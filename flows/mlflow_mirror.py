@@ -1,4 +1,4 @@
-"""The registry of policies, mirrored to MLflow's where a tracking URI is set (``MLFLOW_TRACKING_URI``)."""
+"""The registry of policies, mirrored to MLflow's where a tracking URI is set (`MLFLOW_TRACKING_URI`)."""
 
 import os
 from pathlib import Path
@@ -37,7 +37,7 @@ def check_mlflow() -> None:
 def mirror(folder: Path) -> str | None:
     """Bring MLflow's registered model up to date with a registry: versions, figures, files, champion.
 
-    The model is named ``vpo-`` and the name of the registry's specification.
+    The model is named `vpo-` and the name of the registry's specification.
 
     Nothing is mirrored twice, so what an earlier failure left out is made up for.
 

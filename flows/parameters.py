@@ -10,13 +10,13 @@ from pydantic import BaseModel
 
 
 def settings_flow(model: type[BaseModel], **options: Any) -> Callable[[Callable[..., Any]], Flow]:
-    """A flow that takes each field of ``model`` as a keyword, and hands its function the checked model.
+    """A flow that takes each field of `model` as a keyword, and hands its function the checked model.
 
     Types, bounds, defaults and descriptions reach Prefect through the signature and the docstring of what is made here.
 
     Args:
         model: the settings; each field has a default and a description.
-        options: of ``prefect.flow``.
+        options: of `prefect.flow`.
     """
 
     def decorate(function: Callable[..., Any]) -> Flow:

@@ -1,6 +1,6 @@
 """Run one heavy program of a stage: its output to a file, its progress to the reader, never two at once.
 
-The program outlives a flow that is killed: started again, the flow finds it by ``<log>.job`` and follows it on.
+The program outlives a flow that is killed: started again, the flow finds it by `<log>.job` and follows it on.
 """
 
 import os
@@ -30,7 +30,7 @@ _stopping = threading.Event()
 
 
 def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callable[[], None] = lambda: None) -> None:
-    """Run a command with its output in ``log``, calling ``on_poll`` about once a second.
+    """Run a command with its output in `log`, calling `on_poll` about once a second.
 
     If the same command still runs for this log, started by a flow that was killed, that one is followed; if it ended
     with nobody to see it, its end counts. The command is stopped when this function is left early: SIGTERM to its
@@ -38,7 +38,7 @@ def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callabl
 
     Raises:
         RuntimeError: the command failed; the message ends with its last line and names the log. Or another command
-            still runs for this log. Or the flow is stopped, see ``stopping_threads``.
+            still runs for this log. Or the flow is stopped, see `stopping_threads`.
     """
     log = log.resolve()
     job, exit_code = Path(f"{log}.job"), Path(f"{log}.exit")
@@ -80,7 +80,7 @@ def pause(what: str, seconds: float = POLL_SECONDS) -> None:
     """Wait until a program is looked at again.
 
     Raises:
-        RuntimeError: the flow is being stopped, see ``stopping_threads``.
+        RuntimeError: the flow is being stopped, see `stopping_threads`.
     """
     if _stopping.wait(seconds):
         raise RuntimeError(f"{what} was stopped together with its flow.")

@@ -36,14 +36,14 @@ def decide(
 ) -> Decision:
     """Promote if best@deployment_k is better by more than the margin and no guarded metric falls too far.
 
-    Better means that the lower end of the paired bootstrap's 95 % interval lies above ``settings.margin``. Guarded are
+    Better means that the lower end of the paired bootstrap's 95 % interval lies above `settings.margin`. Guarded are
     pass@1 and the share of candidates that could be read; their mean may fall by their allowance at most.
 
     Args:
-        champion, challenger: pools of the same prompts, ``rows``.
+        champion, challenger: pools of the same prompts, `rows`.
 
     Raises:
-        ValueError: the pools hold different prompts, or fewer than ``deployment_k`` candidates a prompt.
+        ValueError: the pools hold different prompts, or fewer than `deployment_k` candidates a prompt.
     """
     k = settings.deployment_k
     if len(champion.reward_matrices) != len(rows):

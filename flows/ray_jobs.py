@@ -26,13 +26,13 @@ LOST_SECONDS = 30.0
 """How long a cluster may not answer before a job counts as lost."""
 STOP_SECONDS = 25.0
 NO_ANSWER = (OSError, RuntimeError)
-"""What a request raises that is not answered, or not as it should be; those of ``requests`` are OSErrors."""
+"""What a request raises that is not answered, or not as it should be; those of `requests` are OSErrors."""
 
 
 class Client(JobSubmissionClient):
     """Ray's client, whose requests would wait for ever for a machine that is cut off.
 
-    ``_do_request`` (Ray 2.55) hands its options to ``requests.request``.
+    `_do_request` (Ray 2.55) hands its options to `requests.request`.
     """
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
@@ -51,7 +51,7 @@ class RayCluster(Block):
 
 
 def resolve_cluster(cluster: str) -> RayCluster:
-    """The cluster of an address, or of a saved block named ``ray-cluster/NAME``.
+    """The cluster of an address, or of a saved block named `ray-cluster/NAME`.
 
     Raises:
         ValueError: there is no such block.
@@ -89,7 +89,7 @@ def run_job(
     what: str,
     on_poll: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a command on the cluster with its output in ``log``, calling ``on_poll`` about once a second.
+    """Run a command on the cluster with its output in `log`, calling `on_poll` about once a second.
 
     If a job of that name runs already, it is followed; one that succeeded counts where its result is still there. The
     job is stopped when this function is left early.

@@ -54,7 +54,7 @@ class Version(_Record):
     prompts: list[str] = []
     """Fingerprints of the prompts that it was trained on."""
     evaluation: dict[str, Any] | None = None
-    """How it compared with its parent: ``flows.promotion.Decision``."""
+    """How it compared with its parent: `flows.promotion.Decision`."""
     created: str
     """UTC; for people, nothing depends on it."""
 
@@ -167,10 +167,10 @@ def pending(folder: Path, current: Version) -> Version | None:
 
 
 def add_version(folder: Path, **fields: Any) -> Version:
-    """Add a version; it gets the next number. One of the same ``run`` is not added twice, and returned.
+    """Add a version; it gets the next number. One of the same `run` is not added twice, and returned.
 
     Args:
-        fields: of `Version`, without ``version`` and ``created``.
+        fields: of `Version`, without `version` and `created`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):

@@ -93,7 +93,7 @@ def load_config(what: str, words: list[str]) -> tuple[str, BaseModel, bool]:
 
     Args:
         what: a YAML file, the name of one that ships, or a flow.
-        words: ``KEY=VALUE``, where the value is YAML, or flags; they win over the file.
+        words: `KEY=VALUE`, where the value is YAML, or flags; they win over the file.
 
     Raises:
         ValueError: what is wrong with the file or a setting, one line each.
@@ -120,7 +120,7 @@ def load_config(what: str, words: list[str]) -> tuple[str, BaseModel, bool]:
 
 
 def as_flags(words: list[str]) -> list[str]:
-    """The words with each ``KEY=VALUE`` as a flag; lists and mappings of YAML become JSON, which flags take."""
+    """The words with each `KEY=VALUE` as a flag; lists and mappings of YAML become JSON, which flags take."""
     flags = []
     for before, word in pairwise(["", *words]):
         is_value = before.startswith("--") and "=" not in before and before.replace("-", "_") != "__dry_run"

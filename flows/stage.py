@@ -98,8 +98,8 @@ def skip(folder: Path, inputs: dict[str, Any]) -> bool:
 def working_on(folder: Path, inputs: dict[str, Any], *, resume: bool = False) -> Iterator[Path]:
     """Empty the folder, hand it out, and mark it done when the body succeeds.
 
-    With ``resume`` it is not emptied where an earlier try with the same inputs was not finished. Finished results of
-    other inputs are set aside, as ``<folder>.<fingerprint of the inputs>``.
+    With `resume` it is not emptied where an earlier try with the same inputs was not finished. Finished results of
+    other inputs are set aside, as `<folder>.<fingerprint of the inputs>`.
 
     Raises:
         RuntimeError: a program of an earlier run still works there.
@@ -128,9 +128,9 @@ def overhead(flow_started: float) -> dict[str, float]:
     """What orchestration has added so far: start-up of command and server, looking for what is done, Prefect's own.
 
     Args:
-        flow_started: when the flow run began, in seconds of ``time.time``.
+        flow_started: when the flow run began, in seconds of `time.time`.
     Returns:
-        ``stages``: seconds of the stages' own work; ``seconds``: the rest of the time since then.
+        `stages`: seconds of the stages' own work; `seconds`: the rest of the time since then.
     """
     since = flow_started if command_started is None else command_started
     stages = sum(seconds for started, seconds in _worked if started >= since)

@@ -130,7 +130,7 @@ def training(tmp_path: Path) -> Iterator[Training]:
 
 
 def run_pipeline(tmp_path: Path, **settings: object) -> subprocess.CompletedProcess[str]:
-    """The pipeline's command with a Prefect of its own and the runs under ``tmp_path``."""
+    """The pipeline's command with a Prefect of its own and the runs under `tmp_path`."""
     return subprocess.run(
         [sys.executable, "-m", "flows.pipeline", json.dumps({"runs": str(tmp_path), **settings})],
         capture_output=True,

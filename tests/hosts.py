@@ -67,7 +67,7 @@ class Host:
         return ["ip", "netns", "exec", self.name, *command]
 
     def start_ray(self, head: "Host") -> None:
-        """Start this host's Ray node, a head where ``head`` is the host itself, with one pretend GPU."""
+        """Start this host's Ray node, a head where `head` is the host itself, with one pretend GPU."""
         role = ["--head", f"--port={PORT}", "--include-dashboard=false"]
         if head is not self:
             role = [f"--address={head.address}:{PORT}"]

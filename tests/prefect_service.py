@@ -82,7 +82,7 @@ def readme_command(start: str) -> list[str]:
 
 @contextmanager
 def serving(home: Path, **settings: str) -> Iterator[Service]:
-    """A Prefect server with its data under ``home``; SQLite unless the settings name another database."""
+    """A Prefect server with its data under `home`; SQLite unless the settings name another database."""
     home.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -145,7 +145,7 @@ def working(service: Service, home: Path, limit: int = 1) -> Iterator[subprocess
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[str]:
-    """A PostgreSQL of its own on a socket in ``folder``, from Debian's package; gives the connection URL."""
+    """A PostgreSQL of its own on a socket in `folder`, from Debian's package; gives the connection URL."""
     tools = POSTGRES[-1].parent
     user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
     folder.mkdir(parents=True)

@@ -174,7 +174,7 @@ def read_checkpoint(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def test_checkpoints_of_an_older_host(tmp_path: Path) -> None:
-    """Which wrote no metric.json, and one that was killed before it: what ``latest`` names was finished."""
+    """Which wrote no metric.json, and one that was killed before it: what `latest` names was finished."""
     actor = tmp_path / "_actor"
     for step in (2, 4):
         (write_checkpoint(actor, step) / "metric.json").unlink()

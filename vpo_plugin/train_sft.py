@@ -1,6 +1,6 @@
-"""``python -m vpo_plugin.train_sft``: the host's supervised trainer, ``openrlhf.cli.train_sft``, flags unchanged.
+"""`python -m vpo_plugin.train_sft`: the host's supervised trainer, `openrlhf.cli.train_sft`, flags unchanged.
 
-On a machine with CUDA this is the host's command and nothing else (use ``deepspeed --module`` for several GPUs, as
+On a machine with CUDA this is the host's command and nothing else (use `deepspeed --module` for several GPUs, as
 with the host). Without CUDA it trains in this one process.
 """
 

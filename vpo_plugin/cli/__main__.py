@@ -1,4 +1,4 @@
-"""``python -m vpo_plugin.cli``: the same as ``vpo``."""
+"""`python -m vpo_plugin.cli`: the same as `vpo`."""
 
 import sys
 

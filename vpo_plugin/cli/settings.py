@@ -49,8 +49,8 @@ def read(
 
     Args:
         model: its fields are the flags, with their descriptions; its docstring is the help.
-        command: how the command is called, such as ``vpo evaluate``.
-        given: what `file` holds. Without it, the flag ``--config`` may name a YAML file.
+        command: how the command is called, such as `vpo evaluate`.
+        given: what `file` holds. Without it, the flag `--config` may name a YAML file.
 
     Raises:
         UsageError: an unknown flag, or one that is missing.
@@ -90,7 +90,7 @@ def flags(settings: BaseModel) -> list[str]:
 
 
 def choose(commands: Mapping[str, Callable[[list[str]], int]], arguments: list[str], command: str) -> int:
-    """Run the command of a group that the arguments name, such as ``check`` of ``vpo spec``."""
+    """Run the command of a group that the arguments name, such as `check` of `vpo spec`."""
     named = next((word for word in arguments if word in commands), None)
     if named is not None:
         arguments.remove(named)

@@ -1,8 +1,8 @@
 """From which checkpoint a run resumes: the newest one that is whole. None is ever removed here.
 
-The host keeps ``<--ckpt.path>/_actor/global_step<N>/`` (and ``_critic``), DeepSpeed's files, and loads the one that the
-file ``latest`` beside them names, whatever its state. DeepSpeed writes that file when the others are there; the host
-(``DeepspeedStrategy.save_ckpt``, OpenRLHF 0.9.9 and later) then adds ``metric.json``.
+The host keeps `<--ckpt.path>/_actor/global_step<N>/` (and `_critic`), DeepSpeed's files, and loads the one that the
+file `latest` beside them names, whatever its state. DeepSpeed writes that file when the others are there; the host
+(`DeepspeedStrategy.save_ckpt`, OpenRLHF 0.9.9 and later) then adds `metric.json`.
 """
 
 import errno
@@ -29,9 +29,9 @@ READ_THROUGH = 256 * 2**30
 
 
 def rewind(path: Path) -> tuple[int, list[str]]:
-    """Make the newest whole checkpoint under ``--ckpt.path`` the one that the host loads.
+    """Make the newest whole checkpoint under `--ckpt.path` the one that the host loads.
 
-    Newer ones that are unfinished or damaged are set aside as ``<path>/unusable_…``.
+    Newer ones that are unfinished or damaged are set aside as `<path>/unusable_…`.
 
     Returns:
         The step after which that checkpoint was taken, 0 where there is none, and sentences that a person should read:

@@ -1,12 +1,12 @@
-"""Less work for the same training step on a machine without CUDA. Used by ``cpu.install``; nothing here changes a loss.
+"""Less work for the same training step on a machine without CUDA. Used by `cpu.install`; nothing here changes a loss.
 
 ===================================== ================================================================================
 symbol (OpenRLHF 0.11.1 and 0.11.2)   why
 ===================================== ================================================================================
-``Actor.forward``                     computes logits, a float for each word of the vocabulary, for the prompt as well,
+`Actor.forward`                     computes logits, a float for each word of the vocabulary, for the prompt as well,
                                       whose log-probabilities are multiplied by zero: only the response's are computed
-``models.actor.log_probs_from_logits`` makes several copies of the logits: torch's cross entropy makes one
-``ppo_actor.DataLoader``              mixes long and short rollouts in a micro-batch, and each is padded to its longest
+`models.actor.log_probs_from_logits` makes several copies of the logits: torch's cross entropy makes one
+`ppo_actor.DataLoader`              mixes long and short rollouts in a micro-batch, and each is padded to its longest
 ===================================== ================================================================================
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def patch_actor(module: Any) -> None:
-    """For ``openrlhf.models.actor``: logits of the response alone, and one pass over them."""
+    """For `openrlhf.models.actor`: logits of the response alone, and one pass over them."""
     forward = module.Actor.forward
 
     def response_only(self: Any, sequences: Any, action_mask: Any = None, *rest: Any, **more: Any) -> Any:
@@ -61,7 +61,7 @@ def _keeps_logits(model: Any) -> bool:
 
 
 def patch_loader(module: Any) -> None:
-    """For ``openrlhf.trainer.ray.ppo_actor``: micro-batches of like lengths, where one step takes all rollouts."""
+    """For `openrlhf.trainer.ray.ppo_actor`: micro-batches of like lengths, where one step takes all rollouts."""
     loader = module.DataLoader
 
     def like_lengths(dataset: Any, *, batch_size: int, shuffle: bool, drop_last: bool, **more: Any) -> Any:

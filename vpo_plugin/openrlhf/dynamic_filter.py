@@ -1,4 +1,4 @@
-"""The host's dynamic filtering (``--algo.dynamic_filtering_enable``) by what the run's estimator makes of a group.
+"""The host's dynamic filtering (`--algo.dynamic_filtering_enable`) by what the run's estimator makes of a group.
 
 The host drops a prompt whose mean scalar reward is not inside a range, and draws another one. That says little where
 the estimator pays for something else. Here a prompt is dropped if its rollouts all get the same advantage, whatever
@@ -16,10 +16,10 @@ from vpo_plugin.openrlhf.settings import current_settings
 
 
 def patch_generator(generator: Any) -> None:
-    """Wrap the host's ``SamplesGenerator``, which compares the mean of a group's ``scores`` with the range.
+    """Wrap the host's `SamplesGenerator`, which compares the mean of a group's `scores` with the range.
 
     While it generates, the scores are a number inside the range for a group that is kept and one above it for a group
-    that is dropped; the kept ones get their own back from ``info["score"]``.
+    that is dropped; the kept ones get their own back from `info["score"]`.
     """
     original_generate = generator._generate_vllm
     original_process = generator._process_response_into_experience

@@ -1,4 +1,4 @@
-"""Evaluation during training (``--eval.*``): what the pools of the held-out prompts are worth to a search.
+"""Evaluation during training (`--eval.*`): what the pools of the held-out prompts are worth to a search.
 
 The host logs the mean and the best scalar reward of a prompt's responses. For a policy that writes sets, the mean says
 little: it can fall while the best of the set rises. Names and definitions are those of the search evaluation.
@@ -17,7 +17,7 @@ from vpo_plugin.search.targets import read_targets
 
 
 def patch_evaluation(module: Any) -> None:
-    """Wrap ``compute_eval_metrics`` of the host's ``openrlhf.trainer.ppo_trainer``, which both trainers call."""
+    """Wrap `compute_eval_metrics` of the host's `openrlhf.trainer.ppo_trainer`, which both trainers call."""
     original = module.compute_eval_metrics
 
     def compute_eval_metrics(eval_dataloader: Any, samples_list: Sequence[Any], n_samples_per_prompt: int) -> Any:
@@ -40,8 +40,8 @@ def patch_evaluation(module: Any) -> None:
 def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
     """Means over prompts of what their pools are worth: all candidates of a prompt's responses.
 
-    ``best_at_<k>`` and ``pass_at_<k>`` for k = 1, 2, 4, … and all candidates, ``expected_set_reward`` and
-    ``pairwise_l1`` of the whole pool.
+    `best_at_<k>` and `pass_at_<k>` for k = 1, 2, 4, … and all candidates, `expected_set_reward` and
+    `pairwise_l1` of the whole pool.
     """
     run = current_settings()
     spec = load_once(str(run.spec))

@@ -1,8 +1,8 @@
-"""What a training run leaves for people and programs to read, in ``<--ckpt.output_dir>/vpo/``.
+"""What a training run leaves for people and programs to read, in `<--ckpt.output_dir>/vpo/`.
 
-``metrics.jsonl``: one line a step, all of the host's own metrics with the plugin's among them, and one an evaluation.
-``rollouts/step_000001.npz``: that step's reward matrices, the advantages made of them, a fingerprint of each prompt.
-``rollouts/step_000001.parquet``: what was written to a few of its prompts, which `vpo show` prints.
+`metrics.jsonl`: one line a step, all of the host's own metrics with the plugin's among them, and one an evaluation.
+`rollouts/step_000001.npz`: that step's reward matrices, the advantages made of them, a fingerprint of each prompt.
+`rollouts/step_000001.parquet`: what was written to a few of its prompts, which `vpo show` prints.
 """
 
 import json
@@ -51,7 +51,7 @@ def check_owner(log_dir: Path, run: str) -> None:
 
 
 def log_step(log_dir: Path, step: int, status: dict[str, Any]) -> None:
-    """Append a line to ``metrics.jsonl``: what is known of a finished step (1-based), or of an evaluation after it."""
+    """Append a line to `metrics.jsonl`: what is known of a finished step (1-based), or of an evaluation after it."""
     numbers = {key: value for key, value in status.items() if isinstance(value, int | float)}
     log_dir.mkdir(parents=True, exist_ok=True)
     with (log_dir / METRICS).open("a") as file:

@@ -1,4 +1,4 @@
-"""LoRA (``--ds.lora.rank``): the engines and the saved model get whole weights, the adapter merged in.
+"""LoRA (`--ds.lora.rank`): the engines and the saved model get whole weights, the adapter merged in.
 
 The host hands the engines the parameters of PEFT's wrapped model under their own names, which no engine knows. The
 wrapped model's weights stay as they are: adding an adapter and taking it away again would round them at each step.
@@ -56,7 +56,7 @@ def merged_parameters(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def patch_actor(actor: Any) -> None:
-    """Wrap ``broadcast_to_vllm`` of the host's ``ActorPPOTrainer``, which sends what ``named_parameters`` gives."""
+    """Wrap `broadcast_to_vllm` of the host's `ActorPPOTrainer`, which sends what `named_parameters` gives."""
     original = actor.broadcast_to_vllm
 
     def broadcast_to_vllm(self: Any) -> None:
@@ -74,7 +74,7 @@ def patch_actor(actor: Any) -> None:
 
 
 def patch_strategy(strategy: Any, barrier: Any) -> None:
-    """Wrap ``save_model`` of the host's ``DeepspeedStrategy``: the adapter, all that it saves, goes to ``adapter/``."""
+    """Wrap `save_model` of the host's `DeepspeedStrategy`: the adapter, all that it saves, goes to `adapter/`."""
     original = strategy.save_model
 
     def save_model(self: Any, model: Any, tokenizer: Any, output_dir: str, **more: Any) -> None:

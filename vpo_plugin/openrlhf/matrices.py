@@ -1,7 +1,7 @@
 """Reward matrices on their way from the agent executor to the experience hook.
 
-The host makes one tensor row of a list in ``extra_logs`` and pads rows of different lengths with zeros
-(``Experience._merge_item``), so a matrix travels flat behind its own shape.
+The host makes one tensor row of a list in `extra_logs` and pads rows of different lengths with zeros
+(`Experience._merge_item`), so a matrix travels flat behind its own shape.
 """
 
 import numpy as np

@@ -13,12 +13,12 @@ from vpo_plugin.rewards import RewardSpec
 
 
 def log_dir(output_dir: str) -> Path:
-    """Where a run that saves its model to ``output_dir`` keeps its metrics and matrices."""
+    """Where a run that saves its model to `output_dir` keeps its metrics and matrices."""
     return Path(output_dir).resolve() / "vpo"
 
 
 def run_marker(given: Mapping[str, Any], spec: RewardSpec) -> dict[str, Any]:
-    """What ``run.json`` says of a run: two runs that differ in it may not share a folder."""
+    """What `run.json` says of a run: two runs that differ in it may not share a folder."""
     return {"spec": spec.name, "candidates": given["vpo.candidates"]}
 
 
@@ -61,7 +61,7 @@ def claim_output(parser: argparse.ArgumentParser, given: Mapping[str, Any], spec
 
 
 def find_checkpoint(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> bool:
-    """With ``--ckpt.load_enable``, whether there is a whole checkpoint; the newest is made the one to resume from.
+    """With `--ckpt.load_enable`, whether there is a whole checkpoint; the newest is made the one to resume from.
 
     Says which one it is, and why newer ones were passed over. A folder that cannot be used ends the command.
     """

@@ -1,7 +1,7 @@
-"""The executor of a run with a reward function of the user's own: ``--vpo.spec`` together with ``--reward.remote_url``.
+"""The executor of a run with a reward function of the user's own: `--vpo.spec` together with `--reward.remote_url`.
 
-The function, ``reward_func(queries, prompts, labels)`` in a Python file or an HTTP server, is called as the host calls
-it, with one query at a time. Its ``rewards`` are one entry a query: a vector or a matrix instead of a number.
+The function, `reward_func(queries, prompts, labels)` in a Python file or an HTTP server, is called as the host calls
+it, with one query at a time. Its `rewards` are one entry a query: a vector or a matrix instead of a number.
 """
 
 import os
@@ -65,7 +65,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
 
 
 def entry_of(answer: Any) -> Any:
-    """The reward of the one query in a reward function's answer: what is in ``rewards`` at its place.
+    """The reward of the one query in a reward function's answer: what is in `rewards` at its place.
 
     Raises:
         ValueError: there is none.

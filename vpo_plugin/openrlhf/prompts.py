@@ -15,7 +15,7 @@ def with_instruction(prompt: Any, render: Callable[[str], str]) -> Any:
 
     Args:
         prompt: a text, or a chat: messages whose content is a text, or a list of parts such as
-            ``{"type": "text", "text": …}`` and ``{"type": "image"}``.
+            `{"type": "text", "text": …}` and `{"type": "image"}`.
         render: the text of the task to the text with the instruction.
     Returns:
         The prompt, changed in its last user message and there in the last text; what it was made of stays as it is.
@@ -44,7 +44,7 @@ def with_instruction(prompt: Any, render: Callable[[str], str]) -> Any:
 
 
 def patch_prompts(module: Any) -> None:
-    """Wrap ``preprocess_data`` of the host's ``openrlhf.datasets.prompts_dataset``."""
+    """Wrap `preprocess_data` of the host's `openrlhf.datasets.prompts_dataset`."""
     run = current_settings()
     spec = load_spec(str(run.spec))
     original = module.preprocess_data

@@ -15,7 +15,7 @@ UNREAD_STEPS = 3
 
 
 def patch_trainer(trainer: Any) -> None:
-    """Wrap methods of the host's ``BasePPOTrainer``."""
+    """Wrap methods of the host's `BasePPOTrainer`."""
     original_step, original_states = trainer.train_step, trainer.init_checkpoint_states
     original_logs, original_best = trainer.save_logs_and_checkpoints, trainer.save_best_checkpoint
 
@@ -53,7 +53,7 @@ def patch_trainer(trainer: Any) -> None:
 
 
 def patch_actor(actor: Any) -> None:
-    """Wrap the training of the host's ``ActorPPOTrainer``: its status says how many optimizer steps were taken."""
+    """Wrap the training of the host's `ActorPPOTrainer`: its status says how many optimizer steps were taken."""
     original = actor.ppo_train
 
     def ppo_train(self: Any, kl_ctl: float) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def count_unread(trainer: Any, samples: Sequence[Any], step: int) -> int:
     """For how many steps in a row no candidate could be read; says so at the first step, and at every third.
 
     Args:
-        trainer: the host's, which holds the count as ``unread``.
+        trainer: the host's, which holds the count as `unread`.
         samples: the rollouts of the step, each an experience of one row.
         step: its number (1-based).
     """

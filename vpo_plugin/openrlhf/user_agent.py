@@ -1,6 +1,6 @@
-"""The executor of a run with an agent of the user's own: ``--vpo.spec`` together with ``--train.agent_func_path``.
+"""The executor of a run with an agent of the user's own: `--vpo.spec` together with `--train.agent_func_path`.
 
-The agent runs as it is, with as many turns and tools as it likes. If its ``extra_logs`` have a ``reward_matrix``, a
+The agent runs as it is, with as many turns and tools as it likes. If its `extra_logs` have a `reward_matrix`, a
 vector or a matrix, that is its reward; else the text of its last turn is scored by the spec. What the environment said
 between the turns is no part of that text.
 """

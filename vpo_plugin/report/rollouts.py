@@ -12,7 +12,7 @@ LONGEST = 200
 
 
 def find_log(run: Path) -> Path:
-    """The log folder of a training, given itself or the folder in which it is: ``--ckpt.output_dir``.
+    """The log folder of a training, given itself or the folder in which it is: `--ckpt.output_dir`.
 
     Raises:
         FileNotFoundError: there is none.

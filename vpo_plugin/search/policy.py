@@ -152,7 +152,7 @@ def as_chat(texts: Sequence[str], tokenizer: Any, options: Mapping[str, Any] | N
     """What the policy reads: the texts in its chat template, or as they are where its tokenizer has none.
 
     Args:
-        options: what the template is told beside the messages, such as ``enable_thinking``.
+        options: what the template is told beside the messages, such as `enable_thinking`.
     """
     if not tokenizer.chat_template:
         return list(texts)

@@ -2,7 +2,7 @@
 
 A policy that cannot write several candidates in the format gets no reward for any, and learns nothing by VPO. But it
 can answer once. Single answers are sampled from it on the training prompts and scored; the best distinct ones of a
-prompt are put together into a set in the spec's format, in a random order, and the host's own ``train_sft`` learns the
+prompt are put together into a set in the spec's format, in a random order, and the host's own `train_sft` learns the
 sets.
 """
 
@@ -106,7 +106,7 @@ def warm_start(settings: WarmStartSettings) -> WarmStart:
 def make_sets(
     spec: RewardSpec, rows: Sequence[dict[str, Any]], answers: Sequence[Sequence[str]], candidates: int, seed: int
 ) -> Iterator[dict[str, str]]:
-    """A set of the best distinct answers of each prompt that has enough of them, as ``{"prompt", "response"}``.
+    """A set of the best distinct answers of each prompt that has enough of them, as `{"prompt", "response"}`.
 
     Args:
         answers: responses to each row's prompt that asks for one candidate. One without the format counts as its
