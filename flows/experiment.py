@@ -4,6 +4,7 @@
 pool, and writes results.json, summary.md and the plots. A cell that has finished is kept, so a killed run continues.
 """
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal
@@ -70,6 +71,8 @@ class ExperimentSettings(PipelineSettings):
 
 def vpo_experiment(settings: ExperimentSettings) -> Path:
     """Run an experiment as a Prefect flow; returns its folder."""
+    if settings.parallel > 1:  # else each cell would compute with all cores
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.parallel)))
     runner = ThreadPoolTaskRunner(max_workers=settings.parallel)  # type: ignore[var-annotated]
     return experiment_flow.with_options(task_runner=runner)(settings)
 

@@ -8,7 +8,7 @@ import torch
 from host import importable_host
 
 from vpo_plugin.models import TINY, resolve_policy
-from vpo_plugin.openrlhf.cpu_speed import LikeLengths, log_probs_from_logits
+from vpo_plugin.openrlhf.cpu_speed import LikeLengths, idle_cores, log_probs_from_logits
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,14 @@ def test_micro_batches_are_of_like_lengths_and_hold_every_rollout_once() -> None
     batches = list(LikeLengths([SimpleNamespace(total_length=torch.tensor(n)) for n in lengths], 2))
     assert sorted(index for batch in batches for index in batch) == list(range(8))
     assert [[lengths[index] for index in batch] for batch in batches] == [[11, 12], [13, 14], [65, 66], [70, 90]]
+
+
+@pytest.mark.parametrize(
+    ("cores", "load", "threads"), [(2, 0.2, 2), (2, 1.1, 1), (2, 12.0, 1), (8, 3.0, 5), (8, 30.0, 4), (1, 0, 1)]
+)
+def test_threads_are_no_more_than_idle_cores(
+    cores: int, load: float, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    assert idle_cores() == threads

@@ -45,7 +45,7 @@ LOOPBACK = "127.0.0.1"
 # What the engines, Ray and the tokenizers read at start-up; a value that the user set wins.
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
-    "OMP_NUM_THREADS": str(
+    "OMP_NUM_THREADS": str(cpu_speed.idle_cores()),  # all for whoever's turn it is: generation, training
         os.cpu_count() or 1
     ),  # all for whoever's turn it is: generation, log-probabilities, training
     "OMP_WAIT_POLICY": "passive",  # a thread that waits leaves its core to others
