@@ -46,8 +46,6 @@ LOOPBACK = "127.0.0.1"
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": str(cpu_speed.idle_cores()),  # all for whoever's turn it is: generation, training
-        os.cpu_count() or 1
-    ),  # all for whoever's turn it is: generation, log-probabilities, training
     "OMP_WAIT_POLICY": "passive",  # a thread that waits leaves its core to others
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_CPU_KVCACHE_SPACE": "1",
