@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from flows.pipeline import check_settings, evaluate, prepare_data, prepare_policy, train, trains_sets
 from flows.process import exit_on_sigterm, stopping_threads
 from flows.server import check_server
-from flows.settings import PipelineSettings
+from flows.settings import Method, PipelineSettings
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
 from vpo_plugin.cli.settings import flags, read
 from vpo_plugin.openrlhf.log import read_steps
@@ -38,7 +38,7 @@ class ExperimentSettings(PipelineSettings):
     name: str = Field(
         "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and of its folder."
     )
-    methods: list[str] = Field(
+    methods: list[Method] = Field(
         [name for name in advantage_estimator_names() if name != "vpo"] + ["vpo"],
         min_length=1,
         description="Advantage estimators to compare. The last is compared with each of the others.",

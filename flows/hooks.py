@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prefect import get_client
 from prefect.artifacts import MarkdownArtifact, create_image_artifact, create_markdown_artifact
+from prefect.states import Failed
+
+from vpo_plugin.cli import is_it
 
 TAIL_LINES = 25
 LOGS_SHOWN = 10
@@ -29,8 +33,15 @@ def explain_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook for ``on_failure`` and ``on_crashed``: an artifact with the error, the last lines of the log, the way on."""
     parameters = flow_run.parameters or {}
     folder = Path(str(parameters.get("runs", "runs"))) / str(parameters.get("name", ""))
-    how = "was ended from outside" if state.is_crashed() else "failed"
-    text = [f"The run {how}.", fenced(state.message or "It left no message.")]
+    message = state.message or "It left no message."
+    unknown = [name for name in parameters if name not in flow.parameters.properties]
+    if state.is_crashed() and unknown:  # Prefect ends the process before there is a run that could fail
+        known = list(flow.parameters.properties)
+        message = " ".join(f"The parameter '{name}' is unknown{is_it(name, known)}" for name in unknown)
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run.id, Failed(message=message), force=True)
+    how = "was ended from outside" if state.is_crashed() and not unknown else "failed"
+    text = [f"The run {how}.", fenced(message)]
     for newest in logs(folder)[:1]:
         text += [f"The last lines of the newest log, `{newest}`:", fenced(tail(newest))]
     text += [

@@ -1,24 +1,55 @@
-"""The Prefect server that flows report to."""
+"""The Prefect server that flows report to: one that is configured, or a temporary one that ends with its flow."""
+
+import functools
+import subprocess
+from typing import Any
 
 from prefect.client.orchestration import get_client
+from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL
+
+_watchers: list[subprocess.Popen[bytes]] = []
+"""Each ends its server when its input ends, which this process holds open for as long as it lives."""
 
 
 def check_server() -> None:
     """Refuse to start anything when a server is configured and does not answer.
 
-    Where none is configured, Prefect starts a temporary one, and there is nothing to check.
+    Where none is configured, Prefect starts a temporary one, which is made to end with this process, however it ends.
 
     Raises:
         ConnectionError: the server does not answer.
     """
     url = PREFECT_API_URL.value()
     if not url:
+        end_servers_with_this_process()
         return
     with get_client(sync_client=True) as client:
         error = client.api_healthcheck()
-    if error:
-        raise ConnectionError(
-            f"The Prefect server at {url} does not answer ({error}). Start it with `prefect server start`, or unset "
-            "PREFECT_API_URL (`prefect config unset PREFECT_API_URL`) to run without one. Nothing was started."
+    if not error:
+        return
+    if not url.rstrip("/").endswith("/api"):
+        advice = f"Its address ends in /api: set PREFECT_API_URL to {url.rstrip('/')}/api."
+    else:
+        advice = (
+            "Start it with `prefect server start`, or unset PREFECT_API_URL (`prefect config unset PREFECT_API_URL`) "
+            "to run without one."
         )
+    raise ConnectionError(f"The Prefect server at {url} does not answer ({error}). {advice} Nothing was started.")
+
+
+@functools.cache
+def end_servers_with_this_process() -> None:
+    """Give each temporary server that Prefect starts here a watcher, which outlives a SIGKILL of this process.
+
+    `SubprocessASGIServer._run_uvicorn_command` (Prefect 3.4 to 3.7) starts it, and only `atexit` ends it.
+    """
+    start = SubprocessASGIServer._run_uvicorn_command
+
+    def start_watched(self: SubprocessASGIServer) -> "subprocess.Popen[Any]":
+        server = start(self)
+        watch = ["sh", "-c", 'cat > /dev/null; kill "$0" 2> /dev/null', str(server.pid)]
+        _watchers.append(subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True, cwd="/", env={}))
+        return server
+
+    SubprocessASGIServer._run_uvicorn_command = start_watched  # type: ignore[method-assign]

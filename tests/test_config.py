@@ -77,6 +77,8 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ("name: x", ["eval_candidates=7"], "vpo: eval_candidates is 7, which responses of 3 candidates do not fill"),
         ("name: x", ["model=./nowhere"], "vpo: ./nowhere is not a model folder"),
         ("name: x", ["model=/"], "vpo: / is not a model folder"),
+        ("name: x", ["methods=[vpo,nope]"], "vpo: --methods.1: There is no advantage estimator named 'nope'."),
+        ("methods: [vppo]", [], "config.yaml: methods.0: There is no advantage estimator named 'vppo'; is it 'vpo'?"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(
@@ -152,3 +154,5 @@ def test_a_server_that_does_not_answer_is_said_and_nothing_is_started(tmp_path: 
     done = vpo_run(tmp_path, "maze-cpu", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.returncode == 1 and done.stderr.startswith("vpo: The Prefect server at http://127.0.0.1:9/api does not")
     assert "Nothing was started." in done.stderr and not (tmp_path / "runs").exists()
+    done = vpo_run(tmp_path, "maze-cpu", PREFECT_API_URL="http://127.0.0.1:9")
+    assert "ends in /api: set PREFECT_API_URL to http://127.0.0.1:9/api." in done.stderr

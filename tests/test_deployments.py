@@ -12,7 +12,7 @@ import psutil
 import pytest
 from markdown_it import MarkdownIt
 from prefect.utilities.callables import parameter_schema
-from prefect_service import POSTGRES, Service, postgres, readme_command, serving, working
+from prefect_service import POSTGRES, ROOT, Service, postgres, readme_command, serving, working
 from test_retrain import write_growing_spec
 
 from flows import hooks
@@ -128,6 +128,29 @@ def test_a_wrong_parameter_is_refused_before_there_is_a_run(deployed: Service, p
     done = deployed.prefect("deployment", "run", "pipeline/maze-cpu", "--param", parameter)
     assert done.returncode == 1 and sentence in " ".join((done.stdout + done.stderr).split())
     assert len(deployed.runs("pipeline")) == before
+
+
+def test_a_misspelt_parameter_of_a_deployment_is_named(worked: Service, tmp_path: Path) -> None:
+    """`prefect deploy` takes any parameters of a file; the run fails and says which one is wrong."""
+    file = tmp_path / "prefect.yaml"
+    text = (
+        "name: vpo\npull:\n- prefect.deployments.steps.set_working_directory: {directory: %s}\ndeployments:\n"
+        "- {name: unknown, entrypoint: 'flows/deployments.py:prepare_data_flow', work_pool: {name: local}, "
+        "parameters: {name: u, stepps: 2}}\n"
+    )
+    file.write_text(text % ROOT)
+    done = worked.prefect("--no-prompt", "deploy", "--prefect-file", str(file), "--name", "unknown")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run, _ = run_deployment(worked, "prepare-data/unknown", wait=False, runs=str(tmp_path))
+    deadline = time.monotonic() + 700
+    while (run := worked.runs("prepare-data")[-1])["state"]["type"] != "FAILED":
+        assert time.monotonic() < deadline, run["state"]
+        time.sleep(1)
+    assert run["state"]["message"] == "The parameter 'stepps' is unknown; is it 'steps'?"
+    while "failure" not in (artifacts := worked.artifacts(run)):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert "The parameter 'stepps' is unknown" in artifacts["failure"]["data"]
 
 
 def check_pipeline(service: Service, runs: Path) -> dict:

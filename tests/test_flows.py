@@ -1,6 +1,8 @@
 """The pipeline through its public command, on the real Prefect with its temporary server."""
 
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -8,11 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import run_pipeline
+from host import host_parser, importable_host
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.process import run_logged
-from flows.settings import PipelineSettings
+from flows.settings import HOST_ESTIMATORS, PipelineSettings
 from flows.stage import file_digest, is_done, working_on
+from vpo_plugin.advantages import advantage_estimator_names
 from vpo_plugin.models import SMOLLM2, TINY, resolve_policy
 
 SMALL = {
@@ -74,15 +78,28 @@ def test_bad_settings_end_in_a_sentence(tmp_path: Path, settings: dict[str, obje
     assert any(line.startswith(f"vpo: {sentence}") for line in result.stderr.splitlines()), result.stderr
 
 
-@pytest.mark.slow
-def test_unknown_method_is_the_hosts_error(tmp_path: Path) -> None:
-    """The training command refuses it and lists what there is; the stages before it are kept."""
-    result = run_pipeline(tmp_path, **SMALL | {"methods": ["no_such_method"]})
-    assert result.returncode == 1
-    (line,) = [line for line in result.stderr.splitlines() if "Training with no_such_method failed" in line]
-    assert "invalid choice: 'no_such_method'" in line
-    assert "group_norm" in line
-    assert (tmp_path / "small" / "data" / "stage.json").exists()
+def test_the_hosts_own_estimators_are_known() -> None:
+    with importable_host():
+        estimator = next(action for action in host_parser()._actions if action.dest == "algo.advantage.estimator")
+    assert {*HOST_ESTIMATORS, *advantage_estimator_names()} == set(estimator.choices or ())
+
+
+def test_a_temporary_server_ends_with_its_flow_however_that_ends(tmp_path: Path) -> None:
+    program = (
+        "import time; from flows.server import check_server; check_server(); "
+        "from prefect.server.api.server import SubprocessASGIServer; server = SubprocessASGIServer(); server.start(); "
+        "print(server.server_process.pid, flush=True); time.sleep(600)"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_API")}
+    environment |= {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300"}
+    flow = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)
+    assert flow.stdout is not None
+    server = psutil.Process(int(flow.stdout.readline()))
+    assert server.is_running()
+    flow.kill()
+    flow.wait()
+    psutil.wait_procs([server], timeout=60)
+    assert not server.is_running()
 
 
 def test_folder_of_another_spec(tmp_path: Path) -> None:

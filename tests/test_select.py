@@ -150,5 +150,7 @@ def test_bad_reports_end_in_a_sentence(
     assert not (tmp_path / "report").exists()
 
 
-def test_a_folder_without_a_name_is_named_after_itself() -> None:
+def test_a_folder_without_a_name_is_named_after_itself(tmp_path: Path) -> None:
     assert named(["runs/vpo", "x=runs/a=b"]) == {"vpo": Path("runs/vpo"), "x": Path("runs/a=b")}
+    (tmp_path / "lr=1e-4").mkdir()
+    assert named([f"{tmp_path}/lr=1e-4"]) == {"lr=1e-4": tmp_path / "lr=1e-4"}

@@ -70,7 +70,7 @@ def named(parts: list[str]) -> dict[str, Path]:
     """
     folders: dict[str, Path] = {}
     for part in parts:
-        name, equals, folder = part.partition("=")
+        name, equals, folder = ("", "", part) if Path(part).is_dir() else part.partition("=")
         place = Path(folder if equals else part)
         name = name if equals else place.name
         if name in folders:

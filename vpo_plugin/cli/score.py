@@ -25,7 +25,7 @@ class Score(Command):
 
 
 def main(arguments: list[str]) -> int:
-    """Score; rows that cannot be scored are reported on stderr."""
+    """Score; rows that cannot be scored are reported on stderr. Exit code 1 where no row was scored."""
     settings = read(Score, arguments, "vpo score")
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
@@ -53,4 +53,4 @@ def main(arguments: list[str]) -> int:
             on_progress=lambda size: progress.advance(bar, size),
         )
     print(f"{rows - bad} rows scored into {settings.output}, {bad} could not be scored.", file=sys.stderr)
-    return 0
+    return 0 if rows > bad else 1

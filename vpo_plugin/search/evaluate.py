@@ -44,6 +44,11 @@ def evaluate(
     Raises:
         RuntimeError: another command works in the folder, or what `sample_pool` raises.
     """
+    if settings.temperature == 0 and rollouts > 1:
+        raise ValueError(
+            f"temperature is 0, so the {rollouts} responses to a prompt would be the same one: ask for 1 "
+            "(--rollouts 1), or sample at a temperature above 0."
+        )
     spec, rows, made = read_task(settings)
     made |= {"rollouts": rollouts, "batch": batch}
     claim_folder(folder, made)
