@@ -228,7 +228,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_pool(tmp_path: Path) -> None:
         (["--model", "./nowhere"], "./nowhere is not a model folder"),
         (["--temperature", "-1"], "--temperature is -1: it must be greater"),
         (["--data", "nowhere"], "nowhere"),
-        (["--temperature", "0"], "temperature is 0, so the 2 responses to a prompt would be the same one"),
+        (["--temperature", "0"], "temperature is 0, so the 3 responses to a prompt would be the same one"),
     ],
 )
 def test_bad_flags_end_in_a_sentence(
