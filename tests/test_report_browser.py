@@ -184,8 +184,8 @@ def test_the_slider_over_k_reads_the_curves(read, results):
         assert cells[0].startswith(f"{policy['best_at_k']['mean'][4]:.3f}")
         assert cells[1].startswith(f"{policy['best_at_k_sets']['mean'][0]:.3f}")  # of 3: 5 are no whole sets
         assert cells[2].startswith(f"{policy['pass_at_k']['mean'][4]:.3f}")
-    box = chart.locator(".chart svg").first.bounding_box()
-    page.mouse.move(box["x"] + box["width"] - 20, box["y"] + 50)
+    first = chart.locator(".chart svg").first
+    first.hover(position={"x": first.bounding_box()["width"] - 20, "y": 50})
     expect(chart.locator("output").first).to_have_text("30")
     before = chart.locator(".curve").first.get_attribute("d")
     chart.get_by_label("logarithmic").check()

@@ -325,7 +325,7 @@
     const barList = html("ul", { class: "bars" }, ...rows.map(({ row }) => row), html("li", { "aria-hidden": "true" }, html("span", {}), scale, html("span", {})));
 
     // all weightings
-    const draws = k > 1 ? coverSimplex(k, afford(100, 3000, 4e7)) : [[1]];
+    const draws = k > 1 ? coverSimplex(k, afford(100, 1000, 1.5e7)) : [[1]];
     const won = fronts.map(() => ({ clear: 0, all: 0 }));
     for (const draw of draws) {
       const { order, clear } = compare(fronts, draw);
