@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grimp
 import tomllib
+import yaml
 from conftest import python_lines
 from importlinter.cli import lint_imports
 from packaging.requirements import Requirement
@@ -90,3 +91,13 @@ def test_lines_are_counted() -> None:
     for folder, number in lines.items():
         files = (ROOT / folder).rglob("*.py")
         assert number == sum(len(path.read_text().splitlines()) for path in files) > 0
+
+
+def test_the_hooks_and_the_workflow_run_what_is_pinned() -> None:
+    """pre-commit has the pinned ruff, and continuous integration runs the script that is there."""
+    pinned = dict(line.split("==") for line in (ROOT / "requirements" / "cpu.txt").read_text().split())
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["rev"] == f"v{pinned['ruff']}"
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["test"]["steps"]
+    script = ROOT / steps[-1]["run"]
+    assert script.is_file() and script.stat().st_mode & 0o111
