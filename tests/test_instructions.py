@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_specs.instructions import prompts, trade_offs
+from reward_specs.instructions.checkers import LEFT_OUT
 from reward_specs.instructions.dataset import benchmark
-from reward_specs.instructions.instructions import LEFT_OUT, count, label_check, score
+from reward_specs.instructions.instructions import count, label_check, score
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 from vpo_plugin.rewards.formats import write_response
 from vpo_plugin.rewards.scoring import score_response

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from reward_specs.instructions.instructions import LEFT_OUT
+from reward_specs.instructions.checkers import LEFT_OUT
 from vpo_plugin.rewards.data import on_hub, read_dataset, shuffled
 
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from reward_specs.instructions.checkers import registry
+
 TASKS = (
     "Describe {topic}.",
     "Write a short text about {topic}.",
@@ -125,10 +127,8 @@ def rows(split: str, num_rows: int, seed: int, *, levels: Sequence[int] = (1, 2)
     """`num_rows` prompts as `{"prompt", "label"}`, the levels in turns; those of `test` are no prompts of `train`.
 
     Raises:
-        ValueError: a level that there is not.
+        ValueError: an unknown level.
     """
-    from reward_specs.instructions.instructions import registry
-
     if not levels or not set(levels) <= set(range(1, len(LEVELS) + 1)):
         raise ValueError(f"The levels are 1 to {len(LEVELS)}; these are {list(levels)}.")
     rng = random.Random(f"{split} {seed}")

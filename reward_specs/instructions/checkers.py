@@ -1,0 +1,29 @@
+"""The checkers of IFEval and IFBench, from the package `if_verifiable`."""
+
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+REGISTRIES = {
+    "ifeval": "if_verifiable.ifeval.instructions_registry",
+    "ifbench": "if_verifiable.ifbench.instructions_registry",
+}
+LEFT_OUT = {
+    "change_case:capital_word_frequency": "punkt_tab",
+    "length_constraints:number_sentences": "punkt",
+    "format:title_case": "punkt_tab",
+    "ratio:stop_words": "stopwords",
+    "words:start_verb": "averaged_perceptron_tagger_eng",
+    "words:words_position": "punkt_tab",
+}
+"""Instructions whose checkers read data of NLTK, and which: no package brings it, and no prompt with one is used."""
+
+
+@functools.cache
+def registry(benchmark: str) -> Mapping[str, Any]:
+    """The checkers of a benchmark, by instruction id. What they guess of a text's language is the same each time."""
+    import langdetect
+
+    langdetect.DetectorFactory.seed = 0
+    return importlib.import_module(REGISTRIES[benchmark]).INSTRUCTION_DICT
