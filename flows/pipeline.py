@@ -22,7 +22,6 @@ from flows.process import run_logged
 from flows.settings import PipelineSettings, RunSettings
 from flows.stage import (
     code_version,
-    digest,
     file_digest,
     overhead,
     policy_digest,
@@ -34,6 +33,7 @@ from flows.stage import (
 from flows.train import tells_weights, train
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
 from vpo_plugin.cli.settings import flags
+from vpo_plugin.files import digest
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import provenance

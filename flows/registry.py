@@ -9,7 +9,6 @@
 Versions are numbered in the order in which they were added, whatever the clock says.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +19,11 @@ from typing import Any
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vpo_plugin import files
+
 POINTER = "champion"
 HISTORY = "history.jsonl"
+ROLLED_BACK = "rolled back"
 _ID = re.compile(r"v(\d{4,})")
 
 
@@ -150,7 +152,7 @@ def repair(folder: Path) -> str | None:
                 f"{folder / POINTER} names {named!r} and {folder / HISTORY} is empty or lost: restore it from a copy, "
                 "or name the champion with `vpo registry rollback VERSION`."
             )
-        _replace(folder / POINTER, recorded + "\n")
+        files.write(folder / POINTER, recorded + "\n")
     was = "was missing" if named is None else f"read {named[:40]!r}"
     return f"{folder / POINTER} {was}, and the history's champion is {recorded}: rebuilt."
 
@@ -182,7 +184,7 @@ def add_version(folder: Path, **fields: Any) -> Version:
         named = [change.champion for change in history(folder)]  # the number of a lost file is not given again
         number = max((_number(version) for version in [*known, *named]), default=0) + 1
         added = Version(version=f"v{number:04d}", created=_now(), **fields)
-        _replace(folder / f"{added.version}.json", added.model_dump_json(indent=2) + "\n")
+        files.write(folder / f"{added.version}.json", added.model_dump_json(indent=2) + "\n")
     return added
 
 
@@ -222,7 +224,7 @@ def rollback(folder: Path, version: str | None = None) -> Change:
         if version == current:
             raise RegistryError(f"{version} is the champion already.")
         read_version(folder, version)
-        return _change(folder, version, current, "rolled back")
+        return _change(folder, version, current, ROLLED_BACK)
 
 
 def _reigns(folder: Path) -> list[str]:
@@ -239,8 +241,8 @@ def _change(folder: Path, version: str, previous: str | None, why: str) -> Chang
     """History first: a crash in between leaves an old pointer, which `repair` brings up to date."""
     change = Change(champion=version, previous=previous, why=why, created=_now())
     lines = [one.model_dump_json() + "\n" for one in [*history(folder), change]]
-    _replace(folder / HISTORY, "".join(lines))
-    _replace(folder / POINTER, version + "\n")
+    files.write(folder / HISTORY, "".join(lines))
+    files.write(folder / POINTER, version + "\n")
     return change
 
 
@@ -267,18 +269,3 @@ def _now() -> str:
 def _locked(folder: Path) -> Iterator[None]:
     with FileLock(folder / "lock"):
         yield
-
-
-def _replace(file: Path, text: str) -> None:
-    """Replace a file whole: a reader, or a crash at any moment, finds the old text or the new."""
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with unfinished.open("w") as output:
-        output.write(text)
-        output.flush()
-        os.fsync(output.fileno())
-    os.replace(unfinished, file)
-    directory = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from flows.registry import RegistryError, champion, history, read_version, repair, rollback, version_ids
+from flows.registry import ROLLED_BACK, RegistryError, champion, history, read_version, repair, rollback, version_ids
 from vpo_plugin.cli.settings import Command, choose, columns, read
 
 
@@ -38,7 +38,9 @@ def show_all(arguments: list[str]) -> int:
     """all versions, the champion marked"""
     folder = mended(read(Registry, arguments, "vpo registry list").registry)
     current = champion(folder)
-    champions = {change.champion for change in history(folder)}
+    reasons: dict[str, list[str]] = {}
+    for change in history(folder):
+        reasons.setdefault(change.champion, []).append(change.why)
     lines = [("", "version", "parent", "prompts", "outcome", "created", "policy")]
     for name in version_ids(folder):
         try:
@@ -48,12 +50,22 @@ def show_all(arguments: list[str]) -> int:
             continue
         mark = "*" if current and name == current.version else ""
         gain = next((f"{m} {c['mean']:+.3f}, " for m, c in (version.evaluation or {}).get("changes", {}).items()), "")
-        outcome = gain + ("promoted" if name in champions else "kept aside")
+        outcome = gain + outcome_of(reasons.get(name, []))
         prompts = str(len(version.prompts))
         lines.append((mark, name, version.parent or "", prompts, outcome, version.created, version.policy))
     text = "\n".join(columns(lines))
     print("".join(character if character.isprintable() or character == "\n" else "?" for character in text))
     return 0
+
+
+def outcome_of(reasons: list[str]) -> str:
+    """What a retraining decided on its version, and whether a person decided otherwise later.
+
+    Args:
+        reasons: why the version became champion, each time.
+    """
+    decided = "promoted" if set(reasons) - {ROLLED_BACK} else "kept aside"
+    return decided + (", rolled back to" if ROLLED_BACK in reasons else "")
 
 
 def show(arguments: list[str]) -> int:

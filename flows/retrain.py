@@ -27,8 +27,9 @@ from flows.pipeline import (
 from flows.promotion import Decision, decide, table
 from flows.registry import ChampionChanged, Version
 from flows.settings import PipelineSettings, RetrainSettings
-from flows.stage import digest, policy_digest, skip, working_on
+from flows.stage import policy_digest, skip, working_on
 from flows.train import tells_weights, train
+from vpo_plugin.files import digest
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.rewards import RewardSpec, load_spec

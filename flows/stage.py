@@ -1,7 +1,6 @@
 """A stage of a run: a folder with results, done once for the same inputs."""
 
 import functools
-import hashlib
 import importlib.util
 import json
 import re
@@ -17,6 +16,7 @@ from prefect.logging import get_run_logger
 
 import vpo_plugin
 from flows.process import describe, running
+from vpo_plugin.files import digest, digest_files, write
 from vpo_plugin.rewards import RewardSpec
 
 DONE = "stage.json"
@@ -29,21 +29,16 @@ _worked: list[tuple[float, float]] = []
 """Start and seconds of each piece of a stage's work that this process did."""
 
 
-def digest(value: Any) -> str:
-    """A short fingerprint of JSON-serialisable inputs (paths count as text)."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def file_digest(path: Path) -> str:
     """A short fingerprint of a file's content, or of all files under a folder."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return _digest_of(path, files)
+    return digest_files(path, files)
 
 
 def policy_digest(policy: str) -> str:
     """What identifies a policy: the files of its folder, or the id of one that the hub holds."""
     folder = Path(policy)
-    return _digest_of(folder, sorted(folder.glob("*"))) if folder.is_dir() else policy
+    return digest_files(folder, sorted(folder.glob("*"))) if folder.is_dir() else policy
 
 
 def spec_digest(spec: RewardSpec) -> str:
@@ -52,7 +47,7 @@ def spec_digest(spec: RewardSpec) -> str:
     modules = set(re.findall(r'"([\w.]+):\w+"', json.dumps(data)))
     places = [importlib.util.find_spec(module) for module in sorted(modules)]
     folders = sorted({Path(place.origin).parent for place in places if place and place.origin})
-    return digest([data, *(_digest_of(folder, sorted(folder.glob("*.py"))) for folder in folders)])
+    return digest([data, *(digest_files(folder, sorted(folder.glob("*.py"))) for folder in folders)])
 
 
 @functools.cache
@@ -62,19 +57,7 @@ def code_version(*parts: str) -> str:
     files = [
         file for part in parts for file in ([home / part] if part.endswith(".py") else (home / part).rglob("*.py"))
     ]
-    return digest([version("openrlhf"), _digest_of(home, sorted(files))])
-
-
-def _digest_of(folder: Path, files: list[Path]) -> str:
-    sums = []
-    for file in files:
-        if file.is_file():
-            content = hashlib.sha256()
-            with file.open("rb") as opened:
-                while block := opened.read(1 << 20):
-                    content.update(block)
-            sums.append((str(file.relative_to(folder)), content.hexdigest()))
-    return digest(sums)
+    return digest([version("openrlhf"), digest_files(home, sorted(files))])
 
 
 def is_done(folder: Path, inputs: dict[str, Any]) -> bool:
@@ -108,7 +91,7 @@ def working_on(folder: Path, inputs: dict[str, Any], *, resume: bool = False) ->
     if not (resume and _key(folder / STARTED) == key):
         _clear(folder)
         folder.mkdir(parents=True)
-    _write(folder / STARTED, {"key": key, "inputs": inputs})
+    write(folder / STARTED, json.dumps({"key": key, "inputs": inputs}, indent=2, default=str))
     with timed():
         yield folder
     (folder / STARTED).rename(folder / DONE)
@@ -154,9 +137,3 @@ def _key(marker: Path) -> str | None:
         return str(json.loads(marker.read_text())["key"])
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(json.dumps(value, indent=2, default=str))
-    unfinished.rename(path)

@@ -17,8 +17,9 @@ from prefect.logging import get_run_logger
 
 from flows.process import run_logged
 from flows.settings import PipelineSettings
-from flows.stage import code_version, digest, file_digest, policy_digest, skip, spec_digest, working_on
+from flows.stage import code_version, file_digest, policy_digest, skip, spec_digest, working_on
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights
+from vpo_plugin.files import digest
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints
 from vpo_plugin.openrlhf.log import read_steps, remark_of
 from vpo_plugin.rewards import load_spec

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,6 +106,17 @@ def test_a_damaged_version_is_shown_and_not_promoted(three: Path) -> None:
     back = vpo_registry(three, "rollback")
     assert back.returncode == 1 and "v0002.json is damaged" in back.stderr
     assert (three / "champion").read_text() == "v0003\n"
+
+
+def test_a_rollback_changes_nothing_of_what_was_decided(three: Path) -> None:
+    kept = add(three, parent="v0003")
+    for version in (kept, "v0003"):
+        assert vpo_registry(three, "rollback", version).returncode == 0
+    listed = vpo_registry(three, "list").stdout
+    assert re.search(rf"^ +{kept} .* kept aside, rolled back to ", listed, re.MULTILINE)
+    assert re.search(r"^\* +v0003 .* promoted, rolled back to ", listed, re.MULTILINE)
+    assert re.search(r"^ +v0002 .* promoted  ", listed, re.MULTILINE)
+    assert [change.why for change in history(three)] == ["better"] * 3 + ["rolled back"] * 2
 
 
 def test_rollback_goes_back_one_champion_at_a_time(three: Path) -> None:
