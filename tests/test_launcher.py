@@ -278,6 +278,16 @@ def test_remarks(training: Training, flags: list[str], remark: str | None) -> No
     assert remark is None or remark in said[0]
 
 
+def test_specification_that_is_not_there_hides_no_other_mistake(
+    training: Training, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        check(training, "--vpo.spec", "maze_smal", "--actor.model_name_or_path", "/no/such/policy")
+    said = capsys.readouterr().err
+    assert "There is no spec 'maze_smal'" in said
+    assert "/no/such/policy is not a folder" in said
+
+
 def test_missing_label_key(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
     command = training.command()
     at = command.index("--data.label_key")

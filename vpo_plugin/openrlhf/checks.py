@@ -29,14 +29,15 @@ def find_mistakes(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> list[s
 
     Args:
         given: the flags, with ``vpo.candidates`` filled in.
-        spec: the specification that ``--vpo.spec`` names; None for a run that is the host's alone.
+        spec: the specification that ``--vpo.spec`` names; None for a run that is the host's alone, or where it cannot
+            be read.
         on_cpu: whether the run's machines have no CUDA.
     """
     mistakes = list(check_cuda(given)) if on_cpu else []
-    if spec is None:
-        return mistakes
-    for check in CHECKS:
-        mistakes.extend(check(given, spec))
+    if given["vpo.spec"] is not None:
+        mistakes.extend(mistake for check in FLAG_CHECKS for mistake in check(given))
+    if spec is not None:
+        mistakes.extend(mistake for check in SPEC_CHECKS for mistake in check(given, spec))
     return mistakes
 
 
@@ -52,7 +53,7 @@ def check_cuda(given: Flags) -> Iterator[str]:
             yield f"--{flag} {given[flag]} needs CUDA, which this machine does not have: {reason}."
 
 
-def check_rewards(given: Flags, spec: RewardSpec) -> Iterator[str]:
+def check_rewards(given: Flags) -> Iterator[str]:
     """An agent or a reward function of the user's own."""
     agent, reward = given["train.agent_func_path"], given["reward.remote_url"]
     if agent and reward:
@@ -65,8 +66,8 @@ def check_rewards(given: Flags, spec: RewardSpec) -> Iterator[str]:
                 yield f"--{flag} {place} is not there."
 
 
-def check_numbers(given: Flags, spec: RewardSpec) -> Iterator[str]:
-    if given["vpo.candidates"] < 1:
+def check_numbers(given: Flags) -> Iterator[str]:
+    if given["vpo.candidates"] is not None and given["vpo.candidates"] < 1:
         yield f"--vpo.candidates is {given['vpo.candidates']}: a response holds at least 1 candidate."
     if not given["vpo.alpha"] > 0:
         yield f"--vpo.alpha is {given['vpo.alpha']}: a Dirichlet parameter is above 0."
@@ -121,7 +122,7 @@ def check_budget(given: Flags, spec: RewardSpec) -> Iterator[str]:
         )
 
 
-def check_model(given: Flags, spec: RewardSpec) -> Iterator[str]:
+def check_model(given: Flags) -> Iterator[str]:
     if not given["actor.model_name_or_path"]:
         yield "--actor.model_name_or_path is missing."
         return
@@ -148,7 +149,7 @@ def batch_sizes(given: Flags) -> list[int]:
     return [size for size in range(rollouts, 0, -1) if rollouts % size == 0 and size % least == 0]
 
 
-def check_updates(given: Flags, spec: RewardSpec) -> Iterator[str]:
+def check_updates(given: Flags) -> Iterator[str]:
     """Whether each step updates the policy: the host accumulates gradients until ``--train.batch_size`` is full."""
     if given["train.dynamic_batch_enable"]:
         return
@@ -198,7 +199,7 @@ def find_remarks(given: Flags) -> Iterator[str]:
         )
 
 
-def check_lora(given: Flags, spec: RewardSpec) -> Iterator[str]:
+def check_lora(given: Flags) -> Iterator[str]:
     """LoRA where its weights can be merged, see ``lora``."""
     if not given["ds.lora.rank"]:
         return
@@ -262,15 +263,18 @@ def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterato
             return
 
 
-CHECKS: tuple[Callable[[Flags, RewardSpec], Iterator[str]], ...] = (
+FLAG_CHECKS: tuple[Callable[[Flags], Iterator[str]], ...] = (
     check_rewards,
     check_numbers,
-    check_estimator,
-    check_budget,
     check_updates,
     check_lora,
     check_model,
+)
+"""The checks of a run with a specification, in the order in which their sentences are said: first these."""
+SPEC_CHECKS: tuple[Callable[[Flags, RewardSpec], Iterator[str]], ...] = (
+    check_estimator,
+    check_budget,
     check_data,
     check_output,
 )
-"""The checks of a run with a specification, in the order of their messages."""
+"""Those that need the specification itself."""
