@@ -447,12 +447,15 @@ def test_vpo_search_on_what_a_pool_leaves_unsolved(tmp_path: Path) -> None:
         (["--budget", "0"], "--budget is 0"),
         (["--unsolved_in", "nowhere"], "nowhere holds no pool"),
         (["--openevolve", "nowhere.yaml"], "nowhere.yaml is no configuration of OpenEvolve"),
+        (["--openevolve", "misspelt.yaml"], "OpenEvolve does not know: database.num_iland, is it 'num_islands'?"),
         (["--model", "./nowhere"], "./nowhere is not a model folder"),
     ],
 )
 def test_bad_flags_end_in_a_sentence(
     flags: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "misspelt.yaml").write_text("database: {num_iland: 3, archive_size: 4}\n")
+    flags = [str(tmp_path / flag) if flag == "misspelt.yaml" else flag for flag in flags]
     command = ["search", "--model", MODEL, "--spec", "maze_small", "--budget", "3", "--output", str(tmp_path / "s")]
     assert main([*command, *flags]) == 1
     assert sentence in capsys.readouterr().err

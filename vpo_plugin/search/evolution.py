@@ -6,12 +6,15 @@ each with its own model client. Here one engine writes the children of all promp
 """
 
 import copy
+import dataclasses
 import logging
 import random
 import uuid
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import yaml
 from openevolve.config import Config, LLMModelConfig
 from openevolve.database import Program, ProgramDatabase
 from openevolve.llm.base import LLMInterface
@@ -61,10 +64,14 @@ class Evolution:
     def __init__(self, config: Path | None = None) -> None:
         try:
             self.config = Config.from_yaml(config) if config else None
+            unknown = _unknown_keys(yaml.safe_load(config.read_text()) or {}, self.config) if config else []
         except Exception as error:  # YAML's, dacite's and OpenEvolve's own
             raise ValueError(
                 f"{config} is no configuration of OpenEvolve ({type(error).__name__}: {error})."
             ) from error
+
+        if unknown:
+            raise ValueError(f"{config} has keys that OpenEvolve does not know: {'; '.join(unknown)}.")
 
     async def run(self, problem: Problem) -> None:
         database, models = self._openevolve(problem)
@@ -129,3 +136,16 @@ def _add(database: ProgramDatabase, problem: Problem, child: Proposal, generatio
 
 def _candidate(problem: Problem, program: Program) -> Candidate:
     return problem.candidate(program.code, [program.metrics[key] for key in problem.objectives])
+
+
+def _unknown_keys(given: dict[str, Any], config: Any, where: str = "") -> list[str]:
+    """Keys of its YAML that OpenEvolve would drop, each with the setting that is most like it."""
+    unknown = []
+    known = [field.name for field in dataclasses.fields(config)]
+    for key, value in given.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            unknown.append(f"{where}{key}" + (f", is it {near[0]!r}?" if near else ""))
+        elif isinstance(value, dict) and dataclasses.is_dataclass(inner := getattr(config, key)):
+            unknown += _unknown_keys(value, inner, f"{where}{key}.")
+    return unknown
