@@ -7,12 +7,12 @@ Each parser takes any text without raising, in time linear in its length, and re
 import functools
 import re
 from bisect import bisect
+from typing import TYPE_CHECKING
 
-from markdown_it import MarkdownIt
-from markdown_it.rules_block import StateBlock, fence
-from markdown_it.token import Token
-from pygments.lexers import find_lexer_class_by_name
-from pygments.util import ClassNotFound
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.rules_block import StateBlock
+    from markdown_it.token import Token
 
 _THINK = re.compile(r"<(/?)think>", re.ASCII | re.IGNORECASE)
 
@@ -85,14 +85,13 @@ def parse_fenced(response: str, language: str, candidates: int) -> list[str | No
     return slots
 
 
-def _fences(text: str) -> list[Token]:
+def _fences(text: str) -> "list[Token]":
     source = re.sub(r"\r\n?", "\n", text) + "\n"
-    tokens: list[Token] = []
-    _MARKDOWN.block.parse(source, _MARKDOWN, {}, tokens)
+    tokens = _markdown().block.parse(source, _markdown(), {}, []) or []
     return [token for token in tokens if token.type == "fence"]
 
 
-def _is_closed(token: Token) -> bool:
+def _is_closed(token: "Token") -> bool:
     assert token.map
     return token.map[1] - token.map[0] == token.content.count("\n") + 2
 
@@ -104,14 +103,29 @@ def _language(info: str) -> str:
 @functools.cache
 def _names(language: str) -> set[str]:
     """All names of a language, in small letters."""
+    from pygments.lexers import find_lexer_class_by_name
+    from pygments.util import ClassNotFound
+
     try:
         return {language, *(alias.lower() for alias in find_lexer_class_by_name(language).aliases)}
     except ClassNotFound:
         return {language}
 
 
-def _late_fence(state: StateBlock, line: int, last: int, silent: bool) -> bool:
+@functools.cache
+def _markdown() -> "MarkdownIt":
+    """Finds fences, in lists and quotes too; imported where a specification asks for fenced candidates."""
+    from markdown_it import MarkdownIt
+
+    reader = MarkdownIt("zero").enable(["blockquote", "code", "fence", "list"])
+    reader.block.ruler.before("paragraph", "late_fence", _late_fence, {"alt": ["paragraph", "blockquote", "list"]})
+    return reader
+
+
+def _late_fence(state: "StateBlock", line: int, last: int, silent: bool) -> bool:
     """A rule for markdown-it: a fence that opens behind other text, with at most a language after it."""
+    from markdown_it.rules_block import fence
+
     text = state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]]
     before = text.find("```")
     info = text[before:].lstrip("`")
@@ -122,10 +136,6 @@ def _late_fence(state: StateBlock, line: int, last: int, silent: bool) -> bool:
         return fence(state, line, last, silent)
     finally:
         state.tShift[line] -= before
-
-
-_MARKDOWN = MarkdownIt("zero").enable(["blockquote", "code", "fence", "list"])
-_MARKDOWN.block.ruler.before("paragraph", "late_fence", _late_fence, {"alt": ["paragraph", "blockquote", "list"]})
 
 
 # ------------------------------------------------------------------------------------------------ other formats
