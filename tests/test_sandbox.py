@@ -89,6 +89,7 @@ def test_a_script_reads_and_prints() -> None:
     assert run("import sys; sys.stdout.write(sys.stdin.read()[::-1])", stdin="é…\n").output == "\n…é".encode()
     assert run("import sys; print(len(sys.stdin.buffer.read()))", stdin="x" * 3_000_000).output == b"3000000\n"
     assert run("if __name__ == '__main__': print(1)").output == b"1\n"
+    assert run("\ufeffprint(1)").output == b"1\n"
 
 
 def test_ends_of_a_script() -> None:

@@ -353,7 +353,7 @@ def _load(job: dict[str, Any], name: str) -> dict[str, Any]:
     """Run the program in a module of its own."""
     module = sys.modules[name] = types.ModuleType(name)
     exec(compile(job["preamble"], "<preamble>", "exec"), module.__dict__)
-    exec(compile(job["program"], "<program>", "exec"), module.__dict__)
+    exec(compile(job["program"].removeprefix("\ufeff"), "<program>", "exec"), module.__dict__)
     return module.__dict__
 
 
