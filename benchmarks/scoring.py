@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each task is scored, five times over")
     args = parser.parse_args()
-    for name, pairs in (("maze", mazes), ("musique", questions), ("eureqa", chains), ("toolrl", turns)):
+    for name, pairs in RESPONSES.items():
         spec = load_spec(name)
         seconds = min(measure(spec, list(pairs(spec)), args.seconds) for _ in range(5))
         print(f"{name:8} {1 / seconds:8.0f} responses/s, {seconds * 1e6:5.0f} µs each")
@@ -40,13 +40,12 @@ def measure(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) -> f
 
 
 def mazes(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
-    """Eight responses to each of 32 mazes, with routes from the solver and ones that are cut."""
+    """Eight responses to each of 32 mazes, each with a route of the solver's, and the same one cut once and twice."""
     for row in read_rows(spec, "train", 32, 0):
-        routes = [route for route, _ in known_answers(spec, row["label"])]
-        routes += [route.rsplit(maxsplit=1)[0] for route in routes]
-        for turn in range(8):
-            three = itertools.islice(itertools.cycle(routes), turn, turn + 3)
-            yield BEFORE + write_response(spec, list(three)), row["label"]
+        routes = itertools.cycle(route.split() for route, _ in known_answers(spec, row["label"]))
+        for route in itertools.islice(routes, 8):
+            texts = [" ".join(part) for part in (route, route[:-1], route[:-2])]
+            yield BEFORE + write_response(spec, texts), row["label"]
 
 
 def questions(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
@@ -75,6 +74,8 @@ def turns(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
         texts = [gold, turn(city="York", days=number), turn(place=f"New York {number}", metric=False)]
         yield write_response(spec, texts), {"gold": gold}
 
+
+RESPONSES = {"maze": mazes, "musique": questions, "eureqa": chains, "toolrl": turns}
 
 if __name__ == "__main__":
     main()

@@ -1,11 +1,14 @@
-"""The benchmark of the estimator: its loop and its reference are right, and its figures meet what is promised."""
+"""The benchmarks: what they time is right, and the estimator's figures meet what is promised."""
 
 import pytest
 import torch
 
 from benchmarks import estimator as bench
+from benchmarks import scoring
 from benchmarks.estimator import vpo_advantages
 from vpo_plugin.advantages import default_num_weights, group_z_norm
+from vpo_plugin.rewards.files import load_spec
+from vpo_plugin.rewards.scoring import score_response
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -62,3 +65,11 @@ def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureF
         bench.main(arguments)
     assert stopped.value.code == 2
     assert "is no shape" in (said := capsys.readouterr().err) or "not a whole number above 0" in said
+
+
+@pytest.mark.parametrize("name", scoring.RESPONSES)
+def test_what_is_timed_is_scored(name: str) -> None:
+    spec = load_spec(name)
+    scored = [score_response(spec, response, label, 3) for response, label in scoring.RESPONSES[name](spec)]
+    assert all(one.parsed == 3 for one in scored) and sum(one.unique for one in scored) > 2 * len(scored)
+    assert sum(one.reward > 0 for one in scored) == len(scored)
