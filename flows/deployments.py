@@ -10,13 +10,13 @@ from prefect.states import Completed
 from flows.hooks import explain_failure
 from flows.parameters import settings_flow
 from flows.pipeline import (
+    candidates_of,
     check_specification,
     evaluate,
     pipeline,
     prepare_data,
     prepare_policy,
     report_pools,
-    trains_sets,
 )
 from flows.retrain import retrain
 from flows.settings import DataSettings, PipelineSettings, SearchSettings
@@ -45,7 +45,7 @@ def train_flow(settings: PipelineSettings) -> State:
     data = prepare_data(settings)
     base = prepare_policy(settings)
     m = settings.candidates or spec.candidates
-    policies = [train(settings, method, m if trains_sets(method) else 1, base, data) for method in settings.methods]
+    policies = [train(settings, method, candidates_of(method, m), base, data) for method in settings.methods]
     return Completed(message=f"Trained with {', '.join(settings.methods)}: {', '.join(policies)}.")
 
 

@@ -16,11 +16,11 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, field_validator
 
-from flows.pipeline import check_settings, evaluate, prepare_data, prepare_policy, train, trains_sets
+from flows.pipeline import candidates_of, check_settings, evaluate, prepare_data, prepare_policy, train
 from flows.process import exit_on_sigterm, stopping_threads
 from flows.server import check_server
 from flows.settings import Method, PipelineSettings
-from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
+from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, parse_method
 from vpo_plugin.cli.settings import flags, read
 from vpo_plugin.openrlhf.log import read_steps
 from vpo_plugin.provenance import provenance
@@ -89,7 +89,7 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
     first = settings.seeds[0]
     heats = settings.temperatures
     folders = {(BASE, first): evaluate_at(heats, seeds[first], BASE, base, 1, data[first])}
-    if m > 1 and any(map(trains_sets, settings.methods)):
+    if m > 1 and any(candidates_of(method, m) == m for method in settings.methods):
         sets = evaluate_at(heats, seeds[first], f"{BASE}_sets_of_{m}", base, m, data[first])
         folders[f"{BASE}, sets of {m}", first] = sets
     rollouts = single_rollouts(settings, m, [load_pool(by_heat[heats[0]]) for by_heat in folders.values()])
@@ -104,7 +104,7 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
     with stopping_threads():
         for seed in settings.seeds:
             for method in settings.methods:
-                candidates = m if trains_sets(method) else 1
+                candidates = candidates_of(method, m)
                 of_cell = seeds[seed]
                 if candidates == 1:
                     of_cell = of_cell.model_copy(update={"candidates": 1, "rollouts_per_prompt": rollouts})
@@ -242,5 +242,5 @@ def check_experiment(settings: ExperimentSettings) -> None:
             "fixed objectives. Use the pipeline, whose report takes them."
         )
     for method in settings.methods:
-        get_advantage_estimator(method)
+        get_advantage_estimator(parse_method(method)[0])
     check_settings(settings, spec)

@@ -31,7 +31,7 @@ from flows.stage import (
     working_on,
 )
 from flows.train import tells_weights, train
-from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
+from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, parse_method
 from vpo_plugin.cli.settings import flags
 from vpo_plugin.files import digest
 from vpo_plugin.models import check_policy, resolve_policy
@@ -59,7 +59,7 @@ def pipeline(settings: PipelineSettings) -> State:
 
     policies = {"base": (base, 1)}
     for method in settings.methods:
-        candidates = m if trains_sets(method) else 1
+        candidates = candidates_of(method, m)
         policies[method] = (train(settings, method, candidates, base, data), candidates)
     pools = {
         name: evaluate(settings, name, policy, candidates, data) for name, (policy, candidates) in policies.items()
@@ -199,9 +199,17 @@ def report_pools(
     return f"{sentence}. Report: {settings.folder / 'report.html'}"
 
 
-def trains_sets(method: str) -> bool:
-    """Whether a method's responses hold several candidates; with every other one, the host's too, they hold one."""
-    return method in advantage_estimator_names() and get_advantage_estimator(method).candidates == "several"
+def candidates_of(method: str, m: int) -> int:
+    """Candidates in a response of a method: those that it names (`vpo_at_k:1`), m if it rewards sets, else one."""
+    name, candidates = parse_method(method)
+    if candidates is not None:
+        return candidates
+    if name not in advantage_estimator_names():
+        return 1
+    estimator = get_advantage_estimator(name)
+    # What takes any number takes the best of them, but for grpo, which takes their mean and gains nothing by a set.
+    rewards_sets = estimator.candidates == "several" or (estimator.candidates == "any" and estimator.takes_k)
+    return m if rewards_sets else 1
 
 
 def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flows.pipeline import check_settings, trains_sets, write_prompts
+from flows.pipeline import candidates_of, check_settings, write_prompts
 from flows.settings import DataSettings, PipelineSettings, RetrainSettings, SearchSettings, TrainSettings
 from flows.train import train_command
 from vpo_plugin.models import SMOLLM2, SMOLLM2_FILE, resolve_policy
@@ -82,7 +82,7 @@ def _training(settings: PipelineSettings, spec: RewardSpec, note: str = "") -> l
         final = {str(data): str((settings.folder / "data").resolve()), str(base): policy}
         for method in settings.methods:
             output = settings.folder / "train" / method / "policy"
-            candidates = m if trains_sets(method) else 1
+            candidates = candidates_of(method, m)
             command = train_command(settings, method, candidates, str(base), data, output)
             for scratch, place in final.items():
                 command = [part.replace(scratch, place) for part in command]

@@ -17,11 +17,11 @@ from flows.hooks import explain_failure
 from flows.mlflow_mirror import check_mlflow, mirror
 from flows.parameters import settings_flow
 from flows.pipeline import (
+    candidates_of,
     check_settings,
     check_specification,
     evaluate,
     report_pools,
-    trains_sets,
     write_prompts,
 )
 from flows.promotion import Decision, decide, table
@@ -70,7 +70,7 @@ def challenge(settings: RetrainSettings) -> State:
     training = challenger_settings(settings, champion, fresh, held_out)
     spec = check_specification(training)
     data = write_data(training, fresh, held_out)
-    m = (settings.candidates or spec.candidates) if trains_sets(settings.method) else 1
+    m = candidates_of(settings.method, settings.candidates or spec.candidates)
     policy = train(training, settings.method, m, champion.policy, data)
     pools = {
         "champion": evaluate(training, "champion", champion.policy, champion.candidates, data),
@@ -90,7 +90,7 @@ def find_champion(settings: RetrainSettings) -> Version:
     champion = registry.champion(settings.registry)
     if champion is None:
         check_settings(settings.training(), spec)
-        m = (settings.candidates or spec.candidates) if trains_sets(settings.method) else 1
+        m = candidates_of(settings.method, settings.candidates or spec.candidates)
         policy = resolve_policy(settings.model, settings.registry / "policies")
         first = registry.add_version(
             settings.registry, policy=absolute(policy), spec=spec.name, candidates=m, run=f"first {settings.model}"

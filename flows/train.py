@@ -18,7 +18,7 @@ from prefect.logging import get_run_logger
 from flows.process import run_logged
 from flows.settings import PipelineSettings
 from flows.stage import code_version, file_digest, policy_digest, skip, spec_digest, working_on
-from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights
+from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights, parse_method
 from vpo_plugin.files import digest
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints
 from vpo_plugin.openrlhf.log import read_steps, remark_of
@@ -111,7 +111,7 @@ def training_flags(
     micro_batch = math.gcd(batch, 32)
     named = settings.spec in spec_files()
     flags: dict[str, Any] = {
-        "advantage": method,
+        "advantage": parse_method(method)[0],
         "vpo.spec": settings.spec if named else Path(settings.spec).resolve(),
         "vpo.candidates": candidates,
         "vpo.seed": settings.seed,
@@ -148,7 +148,8 @@ def training_flags(
 
 def tells_weights(method: str) -> bool:
     """Whether a method's prompts tell objective weights, in training and in the search."""
-    return method in advantage_estimator_names() and get_advantage_estimator(method).weights_in_prompt
+    name, _candidates = parse_method(method)
+    return name in advantage_estimator_names() and get_advantage_estimator(name).weights_in_prompt
 
 
 def host_command(settings: PipelineSettings, flags: dict[str, Any]) -> list[str]:

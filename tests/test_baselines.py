@@ -228,7 +228,9 @@ def test_max_at_k_takes_its_k_through_the_registry() -> None:
 
 @pytest.mark.parametrize(("k", "n"), [(0, 4), (5, 4), (2, 1)])
 def test_max_at_k_refuses_a_k_that_the_group_does_not_have(k: int, n: int) -> None:
-    with pytest.raises(ValueError, match=r"max_at_k (takes the best of k = \d rollouts|needs at least 2)"):
+    with pytest.raises(
+        ValueError, match=r"best of (\d cannot be taken: with 4 rollouts per prompt, k is 1 to 4|k needs at least 2)"
+    ):
         max_at_k(torch.rand(1, n), k=k)
 
 
@@ -408,7 +410,10 @@ def test_set_methods_take_several_candidates(refusal: Callable[..., str], name: 
 def test_k_is_at_most_the_group(refusal: Callable[..., str], k: str, allowed: bool) -> None:
     sentence = refusal("--advantage", "max_at_k", "--vpo.candidates", "1", "--vpo.k", k)
     assert (sentence == "") == allowed
-    assert allowed or f"--vpo.k is {k}: max_at_k takes the best of 1 to 4 rollouts" in sentence
+    assert (
+        allowed
+        or f"--vpo.k is {k}: The best of {k} cannot be taken: with 4 rollouts per prompt, k is 1 to 4." in sentence
+    )
 
 
 def test_gdpo_refuses_to_scale_what_is_below_zero(refusal: Callable[..., str]) -> None:

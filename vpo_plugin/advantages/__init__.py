@@ -10,11 +10,13 @@ from vpo_plugin.advantages import (  # noqa: F401  (importing an estimator's mod
     goal_conditioned,
     grpo,
     max_at_k,
+    max_at_k_norm,
     maxrl,
     multi_rlvr,
     random_weighting,
     set_max,
     vpo,
+    vpo_at_k,
 )
 from vpo_plugin.advantages.batch import RewardBatch
 from vpo_plugin.advantages.goal_conditioned import goal_weights, write_goal
@@ -23,6 +25,7 @@ from vpo_plugin.advantages.registry import (
     AdvantageEstimator,
     advantage_estimator_names,
     get_advantage_estimator,
+    parse_method,
     register_advantage_estimator,
 )
 from vpo_plugin.advantages.set_reward import default_num_weights
@@ -36,6 +39,7 @@ __all__ = [
     "get_advantage_estimator",
     "goal_weights",
     "group_z_norm",
+    "parse_method",
     "register_advantage_estimator",
     "sample_simplex_weights",
     "write_goal",

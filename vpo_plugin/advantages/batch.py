@@ -85,13 +85,13 @@ class RewardBatch:
         """One `w ~ Dir(alpha)` a group, on the objectives that it has; together they cover the simplex evenly."""
         return self._log_gammas(len(self.objectives)).masked_fill(~self.objectives, -torch.inf).softmax(-1)
 
-    def random_weights(self) -> Float[Tensor, "groups weightings objectives"]:
+    def random_weights(self, number: int | None = None) -> Float[Tensor, "groups weightings objectives"]:
         """Quasi-random `w ~ Dir(alpha)`, the same for all groups with the same objectives, in the batch's dtype.
 
         They are scaled to have the exact mean, so that expectations of what is linear in `w` are exact.
         """
         present, pattern = self.objectives.unique(dim=0, return_inverse=True)
-        log_gammas = self._log_gammas(self.number_of_weights).to(self.dtype)
+        log_gammas = self._log_gammas(number or self.number_of_weights).to(self.dtype)
         weights = log_gammas.masked_fill(~present[:, None], -torch.inf).softmax(-1)  # (patterns, W, k)
         mean = weights.mean(1, keepdim=True) * present.sum(-1)[:, None, None]
         weights = weights / mean.masked_fill(~present[:, None], 1.0)

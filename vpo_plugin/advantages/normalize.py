@@ -35,3 +35,10 @@ def group_norm(worth: Float[Tensor, "groups rollouts"]) -> Float[Tensor, "groups
     rewards = worth.to(torch.float64)
     centred = rewards - rewards.mean(-1, keepdim=True)
     return (centred / (rewards.std(-1, keepdim=True) + 1e-9)).to(worth.dtype)
+
+
+def batch_rms_norm(advantages: Float[Tensor, "groups rollouts"]) -> Float[Tensor, "groups rollouts"]:
+    """`A_i / (rms + 1e-6)` with the root mean square of the whole batch; 0 where that is below 1e-6. The direction of
+    the gradient stays, and its size is that of z-normalised advantages."""
+    rms = advantages.to(torch.float64).square().mean().sqrt()
+    return torch.where(rms < 1e-6, 0.0, advantages / (rms + 1e-6)).to(advantages.dtype)

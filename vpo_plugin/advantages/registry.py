@@ -88,6 +88,25 @@ def get_advantage_estimator(name: str) -> AdvantageEstimator:
     return _estimators[name]
 
 
+def parse_method(method: str) -> tuple[str, int | None]:
+    """How runs that compare methods name one: an estimator, or `NAME:CANDIDATES`, with the candidates of a response.
+
+    Returns:
+        The name, of the plugin's estimators or the host's, and the candidates; None leaves them to the run.
+
+    Raises:
+        ValueError: candidates that are not a whole number above 0, or several for an estimator that rewards one.
+    """
+    name, colon, number = method.partition(":")
+    if not colon:
+        return name, None
+    if not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"{method!r} names no method: after the colon stands how many candidates a response holds.")
+    if int(number) > 1 and name in _estimators and _estimators[name].candidates == "one":
+        raise ValueError(f"{method!r} names no method: {name} rewards one candidate a response.")
+    return name, int(number)
+
+
 def advantage_estimator_names() -> list[str]:
     """The names of all registered estimators, sorted."""
     return sorted(_estimators)

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from vpo_plugin.advantages import AdvantageEstimator, advantage_estimator_names, get_advantage_estimator
+import torch
+
+from vpo_plugin.advantages import AdvantageEstimator, RewardBatch, advantage_estimator_names, get_advantage_estimator
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.flags import ESTIMATOR
 from vpo_plugin.openrlhf.output import check_output
@@ -91,11 +93,11 @@ def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
             f"--vpo.candidates is {given['vpo.candidates']}: {name} rewards one candidate a response. Set it to 1, "
             "with as many times the rollouts for the same number of candidates."
         )
-    if estimator.takes_k and given["vpo.k"] is not None and not 1 <= given["vpo.k"] <= rollouts:
-        yield (
-            f"--vpo.k is {given['vpo.k']}: {name} takes the best of 1 to {rollouts} rollouts, those of a prompt "
-            "(--rollout.n_samples_per_prompt)."
-        )
+    if estimator.takes_k and rollouts >= 2:
+        try:
+            estimator(RewardBatch(torch.zeros(1, rollouts, 1, 1), k=given["vpo.k"]))
+        except ValueError as error:
+            yield f"--vpo.k {given['vpo.k']} and --rollout.n_samples_per_prompt {rollouts} do not fit: {error}"
     if estimator.weights_in_prompt and spec.ragged:
         yield (
             f"--advantage {name} names the objectives in the prompt, and those of spec {spec.name!r} differ in number "

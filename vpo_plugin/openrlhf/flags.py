@@ -77,10 +77,13 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
     group.add_argument(
         "--vpo.num_weights",
         type=int,
-        help="random weightings for each set reward (default: 1,024, or 3,200 above 8 objectives)",
+        help="random weightings (default: 1,024, or 3,200 above 8 objectives; half of it for vpo_at_k)",
     )
     group.add_argument(
-        "--vpo.k", type=int, help="max_at_k: of how many rollouts the best counts (default: half of a prompt's)"
+        "--vpo.k",
+        type=int,
+        metavar="K",
+        help="vpo_at_k, max_at_k: of how many rollouts the best counts (default: half of a prompt's, at least 2)",
     )
     group.add_argument("--vpo.seed", type=int, default=0, help="seed of the random weightings")
     group.add_argument(
