@@ -1,7 +1,7 @@
-"""`python -m benchmarks.estimator`: what the estimator of `vpo` costs, and how exact it is.
+"""`python -m benchmarks.estimator`: what the estimators `vpo` and `vpo_at_k` cost, and how exact they are.
 
-Beside it, in alternation in one run: the usual implementation, a Python loop over rollouts with 100 independent
-Dirichlet draws a group.
+Beside `vpo`, in alternation in one run: the usual implementation, a Python loop over rollouts with 100 independent
+Dirichlet draws a group. `vpo_at_k` takes the best of half the rollouts.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from math import comb
 
 import torch
 from torch import Tensor
@@ -60,12 +60,40 @@ def vpo_advantages(reward_matrices: Tensor, num_weights: int | None = None) -> T
     return get_advantage_estimator("vpo")(RewardBatch(reward_matrices, num_weights=num_weights))
 
 
-def reference_advantages(reward_matrices: Tensor, seed: int) -> tuple[Tensor, float]:
+def vpo_at_k_advantages(reward_matrices: Tensor, num_weights: int | None = None) -> Tensor:
+    """What `vpo_at_k` computes, of size 1 on the groups that have a reference: `(G, N, m, k)` -> `(G, N)`."""
+    gains = get_advantage_estimator("vpo_at_k_derived")(RewardBatch(reward_matrices, num_weights=num_weights))
+    return gains / root_mean_square(gains[:REFERENCE_GROUPS])
+
+
+def plain_gains(values: Tensor) -> Tensor:
+    """The formula of `vpo_at_k` for half of the rollouts, by an ordinary sort: `(N, W)` -> `(N, W)`."""
+    rollouts = len(values)
+    k = max(2, rollouts // 2)
+    ranked, order = values.sort(0)
+    sets = values.new_tensor([comb(j, k - 2) for j in range(rollouts)])[:, None]
+    below = sets.cumsum(0) * ranked - (sets * ranked).cumsum(0)
+    return torch.empty_like(values).scatter_(0, order, below * (k / comb(rollouts - 1, k - 1)))
+
+
+def root_mean_square(values: Tensor) -> Tensor:
+    return values.square().mean().sqrt()
+
+
+FORMULAS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "vpo": (lambda values: values, group_z_norm),
+    "vpo_at_k": (plain_gains, lambda gains: gains / root_mean_square(gains)),
+}
+"""What a rollout gets of each weighting, values `(N, W)` -> `(N, W)`, and its mean over weightings at the size of 1."""
+
+
+def reference_advantages(reward_matrices: Tensor, seed: int, estimator: str = "vpo") -> tuple[Tensor, float]:
     """The advantages `(G, N)` from 2^20 points in float64, and an estimate of their root mean square error.
 
     The points are 16 independent scrambles of a Sobol sequence, whose spread gives the error. Memory is bounded by
     `POINTS_AT_ONCE`.
     """
+    of_weightings, scale = FORMULAS[estimator]
     rewards = reward_matrices.double()
     generator = torch.Generator().manual_seed(seed)
     scrambles = []
@@ -73,27 +101,26 @@ def reference_advantages(reward_matrices: Tensor, seed: int) -> tuple[Tensor, fl
         weights = sample_simplex_weights(REFERENCE_POINTS, rewards.shape[-1], generator=generator)
         worth = torch.zeros(rewards.shape[:2], dtype=torch.float64)
         for points in weights.split(POINTS_AT_ONCE):
-            worth += torch.stack([(group @ points.T).amax(1).sum(-1) for group in rewards])
+            worth += torch.stack([of_weightings((group @ points.T).amax(1)).sum(-1) for group in rewards])
         scrambles.append(worth / REFERENCE_POINTS)
     worths = torch.stack(scrambles)
-    spread = torch.stack([group_z_norm(worth) for worth in worths]).var(0).mean()
-    return group_z_norm(worths.mean(0)), float((spread / REFERENCE_SCRAMBLES).sqrt())
+    spread = torch.stack([scale(worth) for worth in worths]).var(0).mean()
+    return scale(worths.mean(0)), float((spread / REFERENCE_SCRAMBLES).sqrt())
 
 
 def measure(
-    shape: tuple[int, int, int, int], num_weights: Sequence[int], *, repeats: int, seed: int
+    shape: tuple[int, int, int, int], num_weights: Sequence[int], *, repeats: int, seed: int, estimator: str = "vpo"
 ) -> tuple[list[Measurement], float]:
-    """Time and error of the loop and of `vpo_advantages` at each number of weights, on uniform random rewards.
+    """Time and error of an estimator at each number of weights, on uniform random rewards.
 
     Returns:
-        The measurements, the loop's first, and the error of the reference itself.
+        The measurements, for `vpo` the loop's first, and the error of the reference itself.
     """
     rewards = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-    reference, reference_error = reference_advantages(rewards[:REFERENCE_GROUPS], seed + 1)
-    methods: dict[str, Callable[[], Tensor]] = {LOOP: lambda: loop_advantages(rewards)}
-    methods |= {
-        f"vpo, {number} weights": partial(vpo_advantages, rewards, num_weights=number) for number in num_weights
-    }
+    reference, reference_error = reference_advantages(rewards[:REFERENCE_GROUPS], seed + 1, estimator)
+    compute = vpo_advantages if estimator == "vpo" else vpo_at_k_advantages
+    methods: dict[str, Callable[[], Tensor]] = {LOOP: lambda: loop_advantages(rewards)} if estimator == "vpo" else {}
+    methods |= {f"{estimator}, {n} weights": lambda n=n: compute(rewards, num_weights=n) for n in num_weights}
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     squares: dict[str, list[float]] = {name: [] for name in methods}
     with torch.random.fork_rng(devices=[]):
@@ -124,6 +151,13 @@ def bench_estimator(args: argparse.Namespace) -> None:
         num_weights = args.num_weights or [256, default, 3 * default]
         measurements, reference_error = measure(shape, num_weights, repeats=args.repeats, seed=args.seed)
         loop = measurements[0]
+        across, across_error = measure(
+            shape,
+            args.num_weights or [256, default // 2, default],
+            repeats=args.repeats,
+            seed=args.seed,
+            estimator="vpo_at_k",
+        )
         groups, rollouts, candidates, objectives = shape
         print(f"\n{groups} groups x {rollouts} rollouts x {candidates} candidates x {objectives} objectives")
         print(f"  {'':26}{'ms':>9}{'RMS error':>12}{'less time':>12}{'less error':>12}")
@@ -133,7 +167,11 @@ def bench_estimator(args: argparse.Namespace) -> None:
                 f"  {row.method:26}{row.milliseconds:9.2f}{row.error:12.5f}"
                 f"{loop.milliseconds / row.milliseconds:11.1f}x{loop.error / row.error:11.1f}x{mark}"
             )
-        print(f"  errors against 2^20 points ({reference_error:.0e} off) on {min(groups, REFERENCE_GROUPS)} groups")
+        for row in across:
+            mark = "  (default)" if row.method == f"vpo_at_k, {default // 2} weights" else ""
+            print(f"  {row.method:26}{row.milliseconds:9.2f}{row.error:12.5f}{'':24}{mark}")
+        off = max(reference_error, across_error)
+        print(f"  errors, of advantages of size 1, against 2^20 points ({off:.0e} off) on {REFERENCE_GROUPS} groups")
 
 
 def read_shape(text: str) -> tuple[int, int, int, int]:

@@ -229,16 +229,23 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
                 "prompt to prompt."
             )
     m = settings.candidates or spec.candidates
-    if settings.eval_candidates % m:
-        raise ValueError(
-            f"eval_candidates is {settings.eval_candidates}, which responses of {m} candidates do not fill: make it a "
-            f"multiple of {m}."
-        )
-    needed = m * spec.limits.tokens_per_candidate
-    if settings.max_new_tokens < needed:
-        raise ValueError(
-            f"max_new_tokens is {settings.max_new_tokens}, {m} candidates of spec {spec.name!r} take up to {needed}."
-        )
+    for candidates in sorted({m, *(candidates_of(method, m) for method in settings.methods)}):
+        if settings.eval_candidates % candidates:
+            raise ValueError(
+                f"eval_candidates is {settings.eval_candidates}, which responses of {candidates} candidates do not "
+                f"fill: make it a multiple of {candidates}."
+            )
+        if settings.rollouts_per_prompt * m % candidates:
+            raise ValueError(
+                f"A prompt has {settings.rollouts_per_prompt * m} candidates (rollouts_per_prompt times {m}), which "
+                f"responses of {candidates} do not fill: another method would have more."
+            )
+        needed = candidates * spec.limits.tokens_per_candidate
+        if settings.max_new_tokens < needed:
+            raise ValueError(
+                f"max_new_tokens is {settings.max_new_tokens}, {candidates} candidates of spec {spec.name!r} take up "
+                f"to {needed}."
+            )
     marker = settings.folder / "run.json"
     if marker.exists() and (earlier := json.loads(marker.read_text())["spec"]) != spec.name:
         raise ValueError(

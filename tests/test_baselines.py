@@ -1,7 +1,6 @@
 """The baseline estimators against direct float64 transcriptions, and their way through the host."""
 
 import copy
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -29,8 +28,8 @@ from vpo_plugin.openrlhf import launcher, worker
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import load_spec
 
-SINGLE = ["gdpo", "goal_conditioned", "max_at_k", "maxrl", "random_weighting"]
-SETS = ["multi_rlvr", "set_max", "vpo"]
+SINGLE = ["gdpo", "goal_conditioned", "max_at_k", "max_at_k_norm", "maxrl", "random_weighting"]
+SETS = ["multi_rlvr", "set_max", "vpo", "vpo_at_k"]
 settings.register_profile("baselines", deadline=None, max_examples=50)
 settings.load_profile("baselines")
 
@@ -51,11 +50,6 @@ def advantages_of(name: str, reward_matrices: torch.Tensor, **settings: Any) -> 
 
 def worth_of(name: str, reward_matrices: torch.Tensor, **settings: Any) -> torch.Tensor:
     return get_advantage_estimator(name).values(RewardBatch(reward_matrices, **settings))
-
-
-def max_at_k(rollout_rewards: torch.Tensor, k: int | None = None) -> torch.Tensor:
-    """The advantages of single rewards, (groups, rollouts)."""
-    return advantages_of("max_at_k", rollout_rewards[..., None, None], k=k)
 
 
 def some_weights(k: int) -> np.ndarray:
@@ -111,11 +105,11 @@ def test_batched_groups_are_the_groups_one_by_one(name: str) -> None:
     rewards = torch.rand(3, 6, 1 if name in SINGLE else 3, 4, dtype=torch.float64, generator=seeded())
     estimator = get_advantage_estimator(name)
     worth = worth_of(name, rewards, generator=seeded(1))
-    if name != "random_weighting":  # whose groups have weights of their own
+    if name not in ("random_weighting", "vpo_at_k"):  # groups have weights of their own, or share their scale
         for group, alone in zip(rewards, worth, strict=True):
             expected = worth_of(name, group[None], generator=seeded(1))[0]
             torch.testing.assert_close(alone, expected, rtol=1e-12, atol=1e-12)
-    if name not in ("gdpo", "max_at_k"):  # one normalises the batch, the other nothing
+    if estimator.normalize is not None and name != "gdpo":  # which normalises the batch
         one_by_one = torch.cat([estimator.normalize(group[None]) for group in worth])
         torch.testing.assert_close(estimator.normalize(worth), one_by_one, rtol=1e-12, atol=1e-12)
     assert advantages_of(name, rewards).abs().max() > 0.01
@@ -169,69 +163,6 @@ def test_set_max_is_vpo_at_a_large_alpha() -> None:
     rewards = torch.rand(2, 4, 3, 4, dtype=torch.float64, generator=seeded())
     vpo = worth_of("vpo", rewards, alpha=1e6, generator=seeded())
     torch.testing.assert_close(worth_of("set_max", rewards), vpo, rtol=0, atol=1e-3)
-
-
-# max@k
-
-
-def direct_max_at_k(rewards: list[float], k: int) -> list[float]:
-    """The mean over all k-subsets that hold rollout i of what i adds to the subset's best, times k."""
-    advantages = []
-    for i, own in enumerate(rewards):
-        others = rewards[:i] + rewards[i + 1 :]
-        gains = [max(own, *rest) - max(rest) for rest in itertools.combinations(others, k - 1)]
-        advantages.append(k * math.fsum(gains) / len(gains))
-    return advantages
-
-
-@given(st.lists(st.sampled_from([0.0, 0.25, 1.0]) | st.floats(-1, 1, width=32), min_size=2, max_size=7), st.data())
-def test_max_at_k_against_all_subsets(rewards: list[float], data: st.DataObject) -> None:
-    k = data.draw(st.integers(2, len(rewards)))
-    advantages = max_at_k(torch.tensor([rewards], dtype=torch.float64), k=k)[0]
-    np.testing.assert_allclose(advantages, direct_max_at_k(rewards, k), rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize(("k", "n"), [(1, 3), (2, 2), (2, 4), (3, 4), (4, 4)])
-def test_max_at_k_is_the_gradient_of_the_best_of_k(k: int, n: int) -> None:
-    """Its expectation over all groups of n draws of a softmax policy is the exact gradient of E[max of k draws]."""
-    answers = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
-    logits = torch.tensor([0.5, 0.1, -0.8], dtype=torch.float64, requires_grad=True)
-    policy = logits.softmax(0)
-    best_of_k = sum(
-        (policy[list(draw)].prod() * answers[list(draw)].max() for draw in itertools.product(range(3), repeat=k)),
-        torch.zeros((), dtype=torch.float64),
-    )
-    (exact,) = torch.autograd.grad(best_of_k, logits)
-
-    p = policy.detach()
-    estimate = torch.zeros(3, dtype=torch.float64)
-    for draw in itertools.product(range(3), repeat=n):
-        advantages = max_at_k(answers[list(draw)][None], k=k)[0]
-        scores = torch.eye(3, dtype=torch.float64)[list(draw)] - p  # grad log p of each draw
-        estimate += p[list(draw)].prod() * (advantages[:, None] * scores).mean(0)
-    torch.testing.assert_close(estimate, exact, rtol=1e-9, atol=1e-12)
-
-
-def test_max_at_1_is_reinforce_with_the_leave_one_out_mean() -> None:
-    rewards = torch.rand(2, 5, dtype=torch.float64, generator=seeded())
-    others = (rewards.sum(-1, keepdim=True) - rewards) / 4
-    torch.testing.assert_close(max_at_k(rewards, k=1), rewards - others)
-
-
-def test_max_at_k_takes_its_k_through_the_registry() -> None:
-    rewards = torch.rand(2, 6, 1, 3, generator=seeded())
-    for k in (None, 1, 6):
-        expected = max_at_k(rewards.mean((2, 3)), k=k)
-        torch.testing.assert_close(advantages_of("max_at_k", rewards, k=k), expected)
-    torch.testing.assert_close(max_at_k(rewards.mean((2, 3))), max_at_k(rewards.mean((2, 3)), k=3))
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 4), (5, 4), (2, 1)])
-def test_max_at_k_refuses_a_k_that_the_group_does_not_have(k: int, n: int) -> None:
-    with pytest.raises(
-        ValueError, match=r"best of (\d cannot be taken: with 4 rollouts per prompt, k is 1 to 4|k needs at least 2)"
-    ):
-        max_at_k(torch.rand(1, n), k=k)
 
 
 # Random weights
@@ -337,7 +268,7 @@ def test_the_host_carries_the_advantages_as_they_are(run_settings: Settings, nam
     if name == "goal_conditioned":
         weights = [goal_weights(label, 4, seed=7) for label in labels]
     expected = advantages_of(name, rewards, objective_weights=weights, generator=seeded(7 * 2**20), k=3)
-    flags = ["--vpo.k", "3"] if name == "max_at_k" else []
+    flags = ["--vpo.k", "3"] if get_advantage_estimator(name).takes_k else []
     carried = carry(name, rewards, labels, *flags)
     torch.testing.assert_close(carried, expected, rtol=1e-4, atol=1e-5)
     if name == "max_at_k":
@@ -406,14 +337,22 @@ def test_set_methods_take_several_candidates(refusal: Callable[..., str], name: 
     assert refusal("--advantage", name) == ""
 
 
+def test_vpo_at_k_takes_single_candidates(refusal: Callable[..., str]) -> None:
+    assert refusal("--advantage", "vpo_at_k", "--vpo.k", "4", "--vpo.candidates", "1") == ""
+
+
+def test_max_at_k_norm_needs_a_rollout_beside_the_best_of_k(refusal: Callable[..., str]) -> None:
+    flags = ["--advantage", "max_at_k_norm", "--vpo.candidates", "1", "--vpo.k"]
+    assert "with 4 rollouts per prompt, k is 1 to 3" in refusal(*flags, "4")
+    assert refusal(*flags, "3") == ""
+
+
 @pytest.mark.parametrize(("k", "allowed"), [("0", False), ("1", True), ("4", True), ("5", False)])
 def test_k_is_at_most_the_group(refusal: Callable[..., str], k: str, allowed: bool) -> None:
     sentence = refusal("--advantage", "max_at_k", "--vpo.candidates", "1", "--vpo.k", k)
     assert (sentence == "") == allowed
-    assert (
-        allowed
-        or f"--vpo.k is {k}: The best of {k} cannot be taken: with 4 rollouts per prompt, k is 1 to 4." in sentence
-    )
+    said = f"--vpo.k {k} and --rollout.n_samples_per_prompt 4 do not fit: The best of {k} cannot be taken"
+    assert allowed or said in sentence
 
 
 def test_gdpo_refuses_to_scale_what_is_below_zero(refusal: Callable[..., str]) -> None:

@@ -41,12 +41,37 @@ def test_the_error_is_measured_against_the_reference(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("shape", bench.SHAPES)
-def test_default_settings_have_far_less_error(shape: tuple[int, int, int, int]) -> None:
-    """Time depends on the machine and its load, so `bench estimator` shows it and no test asserts it."""
+def test_default_settings_have_far_less_error(
+    shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time depends on the machine and its load, so the benchmark shows it and no test asserts it."""
+    monkeypatch.setattr(bench, "REFERENCE_POINTS", 2**12)
     few = (bench.REFERENCE_GROUPS, *shape[1:])
     (loop, default), reference_error = bench.measure(few, [default_num_weights(shape[3])], repeats=8, seed=0)
     assert loop.error > 20 * default.error
     assert default.error > 3 * reference_error
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 1, 1), (3, 6, 2, 1)])
+def test_the_formula_of_vpo_at_k_is_the_estimators(
+    shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one objective a few points are exact, so the benchmark's formula and the estimator's are the same."""
+    monkeypatch.setattr(bench, "REFERENCE_POINTS", 2)
+    rewards = torch.rand(shape, dtype=torch.float64, generator=seeded())
+    reference, error = bench.reference_advantages(rewards, 1, "vpo_at_k")
+    torch.testing.assert_close(reference, bench.vpo_at_k_advantages(rewards))
+    assert error < 1e-12
+
+
+def test_the_default_of_vpo_at_k_is_within_a_hundredth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "REFERENCE_POINTS", 2**11)
+    default = default_num_weights(5) // 2
+    (few, enough), reference_error = bench.measure(
+        (8, 16, 3, 5), [32, default], repeats=4, seed=0, estimator="vpo_at_k"
+    )
+    assert enough.error < 0.01 < few.error
+    assert reference_error < enough.error / 3
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +80,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert bench.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "4 groups x 4 rollouts x 3 candidates x 3 objectives" in printed
-    assert printed.count("vpo, ") == 2
+    assert printed.count("vpo, ") == printed.count("vpo_at_k, ") == 2
     assert printed.count("(default)") == 1
 
 

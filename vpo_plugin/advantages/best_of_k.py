@@ -71,7 +71,7 @@ def gains_over_others(values: Float[Tensor, "groups weightings rollouts"], k: in
         return (worth - worth.mean(-1, keepdim=True)) * (rollouts / (rollouts - 1))
     sets = np.array([k * comb(j, k - 2) / comb(rollouts - 1, k - 1) for j in range(rollouts)])
     losses = np.triu(np.repeat(sets[:, None], rollouts, 1), 1)  # of rank i, a column, to rank j below it
-    return mean_by_rank(values, np.diag(losses.sum(0)) - losses)
+    return mean_by_rank(values, np.diag(losses.sum(0)) - losses).clamp_(min=0)
 
 
 def mean_by_rank(

@@ -8,7 +8,6 @@ and the host, told of no baseline of its own, carries them to the tokens with it
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +49,8 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
     batch = Batch(experiences, args.rollout.n_samples_per_prompt)
     packed = batch.in_order([row for experience in experiences for row in experience.info.pop(INFO_KEY).flatten(1)])
     matrices, mask = stack_groups([unpack(row) for row in packed], batch.rollouts)
-    rewards = reward_batch(args, spec, matrices, mask, batch.of_prompts("labels"), step=maker.global_step)
+    labels, step = batch.of_prompts("labels"), maker.global_step
+    rewards = reward_batch(args, spec, matrices, mask, labels, step=step)
     batch.log(set_metrics(spec, matrices, mask) | {"set_reward": rewards.set_rewards})
 
     name = args.algo.advantage.estimator
@@ -62,7 +62,7 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
     scalars = batch.penalized(batch.gather([experience.rewards.float() for experience in experiences]), args)
     if estimator.normalize is None:
         worth = scalars
-        advantages = estimator(replace(rewards, matrices=batch.penalized(matrices, args)))
+        advantages = estimator(reward_batch(args, spec, batch.penalized(matrices, args), mask, labels, step=step))
     else:
         worth = batch.penalized(estimator.values(rewards), args)
         advantages = estimator.normalize(worth)
@@ -79,7 +79,7 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
     batch.log({"reward": scalars, "group_reward_std": spread, "zero_spread": equal.float()})
     log_rollouts(
         run.log_dir,
-        maker.global_step + 1,
+        step + 1,
         reward_matrices=matrices.numpy(),
         mask=torch.ones_like(matrices, dtype=torch.bool).numpy() if mask is None else mask.numpy(),
         rollout_rewards=worth.numpy(),

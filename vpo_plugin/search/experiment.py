@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from vpo_plugin.advantages import parse_method
 from vpo_plugin.search.comparison import Comparison, Measured
 from vpo_plugin.search.metrics import Floats, difference
 
 Values = Callable[[Measured], Floats]
 
 BASE = "base"
-RANDOM_WEIGHTS = ("vpo", "vpo_at_k", "random_weighting", "goal_conditioned")
+RANDOM_WEIGHTS = ("vpo", "vpo_at_k", "vpo_at_k_derived", "random_weighting", "goal_conditioned")
 """Methods that are trained on random weightings; the others on the deployment weights."""
-NO_BASELINES = ("vpo", "vpo_at_k", "set_max")
+NO_BASELINES = ("vpo", "vpo_at_k", "vpo_at_k_derived", "set_max")
 """Methods that pay for a set in ways of the paper's: not among its scalar baselines."""
 LEVEL = 0.01
 """A difference in a reward, or in a share of prompts, that counts as none."""
@@ -103,7 +104,7 @@ def analyse(
         if set_ks:
             ahead = _first(compared.ahead(last, "grpo", lambda m: m.best_at_k_sets))
             claims.append((f"{last} is ahead of grpo at best@{set_ks[0]}, whole sets", 0, ahead))
-    if scalars := [name for name in trained_ones if name not in NO_BASELINES]:
+    if scalars := [name for name in trained_ones if parse_method(name)[0] not in NO_BASELINES]:
         names, best = _strongest(compared, scalars, lambda m: m.best_at_k)
         results["strongest"] = {"names": names, **difference(mine.best_at_k, best)}
         level = "matches or beats the strongest scalar baseline"
@@ -113,7 +114,7 @@ def analyse(
         claims.append((f"{last} {level} ({by_pass[-1]}) at pass@{ks[-1]}", -LEVEL, gap))
         growth = difference(grown(mine.best_at_k), grown(best))
         claims.append((f"{last}'s lead over the strongest grows from best@{ks[one_set]} to best@{ks[-1]}", 0, growth))
-    if fixed := [name for name in trained_ones if name not in RANDOM_WEIGHTS]:
+    if fixed := [name for name in trained_ones if parse_method(name)[0] not in RANDOM_WEIGHTS]:
         [name], worth = _strongest(compared, fixed, lambda m: m.expected_set_reward[..., None])
         gap = difference(mine.expected_set_reward, worth[..., 0])
         claims.append((f"over all weightings {last} is ahead of every method of fixed weights ({name})", 0, gap))
