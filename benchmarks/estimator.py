@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import comb
 
 import torch
@@ -120,7 +121,7 @@ def measure(
     reference, reference_error = reference_advantages(rewards[:REFERENCE_GROUPS], seed + 1, estimator)
     compute = vpo_advantages if estimator == "vpo" else vpo_at_k_advantages
     methods: dict[str, Callable[[], Tensor]] = {LOOP: lambda: loop_advantages(rewards)} if estimator == "vpo" else {}
-    methods |= {f"{estimator}, {n} weights": lambda n=n: compute(rewards, num_weights=n) for n in num_weights}
+    methods |= {f"{estimator}, {number} weights": partial(compute, rewards, number) for number in num_weights}
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     squares: dict[str, list[float]] = {name: [] for name in methods}
     with torch.random.fork_rng(devices=[]):

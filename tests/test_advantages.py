@@ -17,6 +17,7 @@ from vpo_plugin.advantages import (
     advantage_estimator_names,
     get_advantage_estimator,
     group_z_norm,
+    parse_method,
     register_advantage_estimator,
     sample_simplex_weights,
 )
@@ -369,6 +370,17 @@ def test_an_unknown_estimator_is_an_error_that_lists_the_known_ones():
 def test_a_name_can_be_registered_once():
     with pytest.raises(ValueError, match="'vpo' exists already"):
         register_advantage_estimator("vpo")(get_advantage_estimator("vpo").function)
+
+
+def test_a_method_may_name_the_candidates_of_a_response():
+    assert parse_method("vpo_at_k") == ("vpo_at_k", None)
+    assert parse_method("vpo_at_k:1") == ("vpo_at_k", 1)
+    assert parse_method("rloo:3") == ("rloo", 3)
+    for method in ("vpo:", "vpo:0", "vpo:-1", "vpo:two", "vpo:1:2"):
+        with pytest.raises(ValueError, match="after the colon stands how many candidates"):
+            parse_method(method)
+    with pytest.raises(ValueError, match="'maxrl:2' names no method: maxrl rewards one candidate"):
+        parse_method("maxrl:2")
 
 
 def test_an_estimator_of_ones_own(monkeypatch):

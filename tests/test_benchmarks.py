@@ -32,7 +32,7 @@ def test_the_reference_is_exact_where_there_is_a_closed_form() -> None:
 
 def test_the_error_is_measured_against_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method that returns the reference has no error, so the figures are of the methods, not of the measuring."""
-    monkeypatch.setattr(bench, "vpo_advantages", lambda rewards, **_: bench.reference_advantages(rewards, 1)[0])
+    monkeypatch.setattr(bench, "vpo_advantages", lambda rewards, *_: bench.reference_advantages(rewards, 1)[0])
     monkeypatch.setattr(bench, "REFERENCE_POINTS", 2**10)
     (loop, exact), _ = bench.measure((4, 4, 3, 3), [1], repeats=1, seed=0)
     assert exact.error < 1e-7

@@ -110,17 +110,18 @@ def commands(printed: str) -> list[list[str]]:
 
 
 def test_a_dry_run_prints_the_commands_and_leaves_nothing(tmp_path: Path) -> None:
-    done = vpo_run(tmp_path, "maze-cpu", "steps=3", "--dry_run")
+    methods = {"grpo": "24", "vpo_at_k": "8", "vpo_at_k:1": "24", "vpo": "8"}  # with rollouts for each prompt
+    done = vpo_run(tmp_path, "maze-cpu", "steps=3", f"methods=[{','.join(methods)}]", "--dry_run")
     assert done.returncode == 0, done.stderr
     stages = [line.split()[1] for line in done.stdout.splitlines() if line[:3].strip().isdigit()]
     assert stages == [
-        *("check-spec", "prepare-data", "prepare-policy", "train-grpo", "train-vpo"),
-        *("evaluate-base", "evaluate-grpo", "evaluate-vpo", "report"),
+        *("check-spec", "prepare-data", "prepare-policy", *(f"train-{method}" for method in methods)),
+        *("evaluate-base", *(f"evaluate-{method}" for method in methods), "report"),
     ]
     assert [path.name for path in tmp_path.iterdir()] in ([], ["prefect"])
-    for command, method, rollouts in zip(commands(done.stdout), ("grpo", "vpo"), ("24", "8"), strict=True):
+    for command, (method, rollouts) in zip(commands(done.stdout), methods.items(), strict=True):
         flags = dict(zip(command[3::2], command[4::2], strict=False))
-        assert flags["--advantage"] == method and flags["--rollout.n_samples_per_prompt"] == rollouts
+        assert flags["--advantage"] == method.removesuffix(":1") and flags["--rollout.n_samples_per_prompt"] == rollouts
         assert flags["--data.prompt_dataset"] == str(tmp_path / "runs" / "maze-cpu" / "data" / "train")
         assert Path(flags["--ckpt.output_dir"]).parts[-5:] == ("runs", "maze-cpu", "train", method, "policy")
 
