@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-from vpo_plugin.advantages import advantage_estimator_names
+from vpo_plugin.advantages import advantage_estimator_names, parse_method
 from vpo_plugin.cli import is_it
 from vpo_plugin.models import SMOLLM2, TINY
 from vpo_plugin.rewards.files import spec_files
@@ -16,11 +16,12 @@ HOST_ESTIMATORS = ("gae", "reinforce", "rloo", "reinforce_baseline", "group_norm
 """The host's own: choices of its `--algo.advantage.estimator` (OpenRLHF 0.11.2, `cli/train_ppo_ray.py`)."""
 
 
-def _known_method(name: str) -> str:
+def _known_method(method: str) -> str:
     known = [*advantage_estimator_names(), *HOST_ESTIMATORS]
+    name, _candidates = parse_method(method)
     if name not in known:
         raise ValueError(f"There is no advantage estimator named {name!r}{is_it(name, known)}")
-    return name
+    return method
 
 
 def _choices(names: list[str]) -> WithJsonSchema:
@@ -31,7 +32,14 @@ def _choices(names: list[str]) -> WithJsonSchema:
 Method = Annotated[
     str,
     AfterValidator(_known_method),
-    WithJsonSchema({"type": "string", "enum": [*advantage_estimator_names(), *HOST_ESTIMATORS]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": [*advantage_estimator_names(), *HOST_ESTIMATORS]},
+                {"type": "string", "pattern": r"^\w+:[1-9][0-9]*$"},  # with the candidates of a response
+            ]
+        }
+    ),
 ]
 Spec = Annotated[str, _choices(list(spec_files()))]
 Model = Annotated[str, _choices([TINY, SMOLLM2])]
