@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from datasets import Dataset
+from xdist.scheduler import LoadScopeScheduling
 
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import load_spec
@@ -34,11 +36,20 @@ ENGINES = {
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+class ByFile(LoadScopeScheduling):
+    """One worker runs the files with engines, one after the other; the others go file by file to whoever is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        stem = Path(nodeid.split("::", 1)[0]).stem
+        return "engines" if stem in ENGINES else stem
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("engines" if item.path.stem in ENGINES else item.path.stem))
-    items.sort(key=lambda item: item.path.stem not in ENGINES)
+    items.sort(key=lambda item: item.path.stem not in ENGINES)  # the longest part begins first
 
 
 def python_lines() -> dict[str, int]:
