@@ -26,7 +26,7 @@ from vpo_plugin.advantages import RewardBatch, default_num_weights
 from vpo_plugin.openrlhf import cpu, matrices
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.openrlhf.worker import SETUP
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import score_response
 
 ENGINES = 64
 ROLLOUTS_PER_PROMPT = 8

@@ -38,6 +38,7 @@ from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import provenance
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
+from vpo_plugin.rewards.labels import pack_label
 from vpo_plugin.rewards.task import read_rows
 
 FREE_BYTES = 200 << 20
@@ -267,7 +268,7 @@ def write_prompts(rows: list[dict[str, Any]], folder: Path) -> str:
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
-    prompts = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in rows]
+    prompts = [{"input": row["prompt"], "label": pack_label(row["label"])} for row in rows]
     Dataset.from_list(prompts).save_to_disk(str(folder))
     return digest(prompts)
 

@@ -56,15 +56,14 @@ def test_rows_become_matrices_in_their_order(tmp_path: Path, workers: int) -> No
 
 
 BAD = [
-    (b"{", "JSONDecodeError"),
-    (b"", "JSONDecodeError"),
-    (b"\xff\xfe", "UnicodeDecodeError"),
-    (b"[" * 100_000, "RecursionError"),
+    (b"{", "it is not JSON"),
+    (b"\xff\xfe", "it is not UTF-8"),
+    (b"[" * 100_000, "it is not JSON"),
     ([1], "A row is an object with a 'response' text"),
     ({"response": 3, "label": LABEL}, "A row is an object with a 'response' text"),
     ({"response": "x"}, "A row is an object with a 'response' text"),
     ({**GOOD, "label": {"grid": []}}, "A maze label needs the keys"),
-    ({**GOOD, "label": "{"}, "must be JSON"),
+    ({**GOOD, "label": "{"}, "is not JSON, as `label: json` says"),
     ({**GOOD, "candidates": 0}, "'candidates' is a number from 1 to"),
     ({**GOOD, "candidates": 10**9}, "'candidates' is a number from 1 to"),
     ({**GOOD, "candidates": True}, "'candidates' is a number from 1 to"),
@@ -84,7 +83,9 @@ def test_bad_rows_are_reported_by_line_and_are_not_fatal(tmp_path: Path) -> None
     for i, (_, sentence) in enumerate(BAD):
         assert scored[2 * i] == SCORED
         assert scored[2 * i + 1]["line"] == 2 * i + 2 and sentence in scored[2 * i + 1]["error"]
-        assert re.search(rf"^Line {2 * i + 2}: .*{re.escape(sentence)}", done.stderr, re.MULTILINE)
+        assert re.search(
+            rf"^Line {2 * i + 2} of .* cannot be scored: .*{re.escape(sentence)}", done.stderr, re.MULTILINE
+        )
     assert all(one["parsed"] == 0 for one in scored[-4:-1]) and len(scored[-1]["matrix"]) == 100_000
     assert f"{len(rows) - len(BAD)} rows scored" in done.stderr and f"{len(BAD)} could not be scored." in done.stderr
 
@@ -123,16 +124,28 @@ def test_a_scorer_that_raises_costs_its_row_only(tmp_path: Path) -> None:
     spec = write_scorer(tmp_path / "raising", "return [1 / len(candidate), 0, 0, 0]")
     source = write_lines(tmp_path / "in.jsonl", GOOD, {**GOOD, "response": "<route_1></route_1>"}, GOOD)
     done = vpo("score", "--spec", spec, "--input", source, "--output", tmp_path / "out.jsonl", "--workers", "2")
-    assert done.returncode == 0 and "Line 2: ZeroDivisionError" in done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(r"^Line 2 of \S+in\.jsonl: .* failed: ZeroDivisionError: .*raising_scorer\.py:5\)", done.stderr)
     assert ["error" in row for row in read_lines(tmp_path / "out.jsonl")] == [False, True, False]
+    assert "2 rows scored into" in done.stderr and "1 could not be scored." in done.stderr
+    [kept] = (tmp_path / "out.jsonl.errors").iterdir()
+    assert str(kept) in done.stderr and "Traceback" in kept.read_text()
+    strict = [*("score", "--strict", "--traceback", "--spec", spec, "--input", source), "--output", tmp_path / "strict"]
+    shown = vpo(*strict)
+    assert shown.returncode == 1 and "    return [1 / len(candidate)" in shown.stderr and "vpo: Line 2" in shown.stderr
 
 
-def test_a_process_that_dies_is_one_sentence(tmp_path: Path) -> None:
-    spec = write_scorer(tmp_path / "dying", "os._exit(9)")
-    source = write_lines(tmp_path / "in.jsonl", *[GOOD] * 3)
-    done = vpo("score", "--spec", spec, "--input", source, "--output", tmp_path / "out.jsonl", "--workers", "2")
-    assert done.returncode == 1 and done.stderr.startswith("vpo: A scoring process ended early")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dying", "in.jsonl"]
+def test_a_scorer_that_fails_may_count_as_zero(tmp_path: Path) -> None:
+    spec = write_scorer(tmp_path / "dying", "os._exit(9) if not candidate else None; return [1, 0, 0, 0]")
+    source = write_lines(tmp_path / "in.jsonl", GOOD, {**GOOD, "response": "<route_1></route_1>"}, b"{")
+    output = tmp_path / "out.jsonl"
+    done = vpo("score", "--on_scorer_error", "zero", "--spec", spec, "--input", source, "--output", output)
+    assert done.returncode == 0, done.stderr
+    good, dead, unread = read_lines(output)
+    assert good["matrix"] == [[1, 0, 0, 0]] * 2 + [[0] * 4] and "error" not in good
+    assert dead["matrix"] == [[0] * 4] * 3 and "ended its process with exit code 9" in dead["error"]
+    assert unread["line"] == 3 and "not JSON" in unread["error"]
+    assert "2 rows scored into" in done.stderr and "1 responses scored zero because the scorer" in done.stderr
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -164,7 +177,8 @@ def test_a_long_input_is_streamed(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from vpo_plugin.rewards.score_file import score_file; from pathlib import Path; "
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-        "score_file('maze_small', Path(sys.argv[1]), Path(sys.argv[2])); "
+        "from vpo_plugin.rewards import load_spec; from vpo_plugin.rewards.scoring import Scoring; "
+        "score_file(Scoring(load_spec('maze_small')), Path(sys.argv[1]), Path(sys.argv[2])); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     command = [sys.executable, "-c", code, source, tmp_path / "out"]
@@ -178,12 +192,12 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     for arguments, sentence in [
         (("--spec", "maize", "--input", source, "--output", out), "vpo: There is no spec 'maize'"),
-        (("--spec", "maze", "--input", tmp_path / "none", "--output", out), "No such file"),
+        (("--spec", "maze", "--input", tmp_path / "none", "--output", out), "does not exist."),
         (
             ("--spec", "maze", "--input", source, "--output", out, "--workers", "0"),
             "--workers is 0: it must be greater",
         ),
-        (("--spec", "maze", "--input", source, "--output", tmp_path / "no" / "out"), "No such file"),
+        (("--spec", "maze", "--input", source, "--output", source / "out"), "File exists"),
     ]:
         done = vpo("score", *arguments)
         assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr

@@ -18,7 +18,7 @@ from reward_specs.code.code import canonical, label_check, same_output, score
 from reward_specs.code.dataset import contest_label, function_label, livecodebench, read_cases, split_check
 from vpo_plugin.rewards import check_spec, load_spec
 from vpo_plugin.rewards.formats import write_response
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.task import read_rows
 
 HUMANEVAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "humaneval_first82.jsonl.gz"

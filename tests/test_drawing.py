@@ -11,7 +11,7 @@ from vpo_plugin.report.write import write_report
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.check import check_spec
 from vpo_plugin.rewards.formats import write_response
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.task import draw, known_answers, read_rows
 from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.pool import Pool
@@ -21,7 +21,7 @@ LABEL = {"grid": ["S.G", "#B.", "DLE"], "max_steps": 6}
 
 def test_the_maze_is_drawn_with_the_cells_that_each_route_visits():
     spec = load_spec("maze_small")
-    drawn = draw(spec, json.dumps(LABEL), ["RIGHT RIGHT DOWN DOWN UP", "right, down LEFT", "RIGHT RIGHT DOWN DOWN UP"])
+    drawn = draw(spec, LABEL, ["RIGHT RIGHT DOWN DOWN UP", "right, down LEFT", "RIGHT RIGHT DOWN DOWN UP"])
     assert (drawn["width"], drawn["height"]) == (3, 3)
     assert {(tile["x"], tile["y"]): tile["name"] for tile in drawn["tiles"]} == {
         **{(0, 0): "start", (2, 0): "gold", (0, 1): "wall", (1, 1): "bonus"},
@@ -78,12 +78,12 @@ def test_a_wrong_drawing_is_refused(change, complaint, monkeypatch):
 def test_a_comparison_draws_its_prompts_and_the_report_shows_them(tmp_path):
     spec = load_spec("maze_small")
     rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(spec, "test", 2, seed=0)]
-    routes = [[text for text, _ in known_answers(spec, row["label"])][:2] for row in rows]
+    routes = [[text for text, _ in known_answers(spec, json.loads(row["label"]))][:2] for row in rows]
     matrices, responses = [], []
     for number, (row, texts) in enumerate(zip(rows, routes, strict=True)):
         candidates = [*texts, "<script>alert(1)</script>"]
         response = write_response(spec, candidates)
-        matrices.append([score_response(spec, response, row["label"], 3).matrix])
+        matrices.append([score_response(spec, response, json.loads(row["label"]), 3).matrix])
         responses.append({"prompt": number, "response": response, "candidates": candidates, "tokens": 9})
     pool = Pool(np.array(matrices), responses, {}, rows)
     compared = Comparison({("one", 0): pool, ("other", 0): pool}, spec, rows)

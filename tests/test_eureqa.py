@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from reward_specs.eureqa.eureqa import LETTERS, answers, canonical, label_check, read, rows, score
 from vpo_plugin.rewards import check_spec, load_spec
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.task import read_rows
 
 NAMES = ["Robert_Rodriguez", "From_Dusk_till_Dawn:_The_Series", "32nd_European_Film_Awards", "The_The", "São_Paulo"]

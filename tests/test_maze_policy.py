@@ -13,7 +13,7 @@ from reward_specs.maze.maze import read_label
 from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import load_spec, parse_candidates
 from vpo_plugin.rewards.formats import render_prompt, write_response
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.task import best_reward, read_rows
 
 POLICY = Path(__file__).parent.parent / "reward_specs" / "maze_small" / "policy"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reward_specs.musique.musique import canonical, label_check, read, rows, score
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.text import multiset_f1, normalize, word_f1
 
 LABEL = {"support": [3, 11], "answers": ["The Eiffel Tower", "la tour Eiffel"]}

@@ -324,9 +324,19 @@ def test_a_reward_model_in_process(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the spec
 
 
-def test_the_spec_proves_itself() -> None:
+def test_the_spec_is_checked_with_its_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its check asks the judges, names the one that does not answer, and does not say more than it proved."""
     spec = load_spec("personas")
-    assert check_spec(spec)
+    with serving(lambda *_: says("Score: 5")) as server:
+        monkeypatch.setattr("reward_specs.personas.personas.score", panel([judge(server)] * 3))
+        assert check_spec(spec)[-1].startswith("NOT CHECKED: whether a right candidate gets its reward")
+        assert server.requests
+    with serving(lambda *_: (404, {})) as server:
+        monkeypatch.setattr("reward_specs.personas.personas.score", panel([judge(server)] * 3))
+        with pytest.raises(
+            RuntimeError, match=r"A dummy response to row 0 .*JudgeError: The judge model at .* cannot be"
+        ):
+            check_spec(spec)
     assert len(spec.objective_keys) == 3
     with pytest.raises(ValueError, match="needs a 'question' text"):
         check_label(spec, {"answer": 1})

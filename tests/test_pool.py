@@ -21,7 +21,7 @@ from endpoint import serving
 from vpo_plugin.cli import main
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import load_spec
-from vpo_plugin.rewards.scoring import score_all, score_response
+from vpo_plugin.rewards.response import score_all, score_response
 from vpo_plugin.rewards.task import best_reward, known_answers, read_rows
 from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.evaluate import as_columns, batch_seed

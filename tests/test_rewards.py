@@ -1,6 +1,5 @@
 """The reward specification, the candidate parser and the scoring."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from hypothesis import strategies as st
 
 from vpo_plugin.rewards import RewardSpec, SpecError, check_spec, load_spec, parse_candidates
 from vpo_plugin.rewards.formats import render_prompt, write_response
-from vpo_plugin.rewards.scoring import score_response
-from vpo_plugin.rewards.task import check_label, read_rows
+from vpo_plugin.rewards.response import score_response
+from vpo_plugin.rewards.task import read_rows
 
 SPECS = Path(__file__).parent.parent / "reward_specs"
 
@@ -57,7 +56,7 @@ def line_of(folder: Path, start: str) -> int:
 def test_shipped_specs_prove_themselves(name: str) -> None:
     spec = load_spec(name)
     found = check_spec(spec)
-    assert len(found) == 5 and all(sentence.endswith(".") for sentence in found)
+    assert len(found) == 6
     assert spec == load_spec(SPECS / name) == load_spec(SPECS / name / "spec.yaml")
     assert sum(spec.objective_weights) == pytest.approx(1)
     assert "<route_1>" in render_prompt(spec, "A maze.", 1)
@@ -171,14 +170,6 @@ def test_a_response_becomes_a_matrix(spec: RewardSpec) -> None:
     assert scored.candidates == [GOLD, "RIGHT DOWN DOWN RIGHT", bumping, None]
 
 
-def test_a_label_may_be_json_text(spec: RewardSpec) -> None:
-    response = write_response(spec, [GOLD])
-    assert score_response(spec, response, json.dumps(LABEL), 1).reward == 0.75
-    check_label(spec, json.dumps(LABEL))
-    with pytest.raises(ValueError, match="must be JSON"):
-        score_response(spec, response, "{", 1)
-
-
 def test_what_comes_after_the_limit_is_not_read(spec: RewardSpec) -> None:
     response = write_response(spec, [GOLD])
     filler = " " * (spec.limits.response_chars - len(response))
@@ -200,7 +191,7 @@ def test_any_response_scores_within_the_ranges(response: str, candidates: int) -
     [
         ("[1, 0, 0, float('nan')]", "'avoid_lava' nan"),
         ("[1, 0, 1.5, 0]", r"'diamond' 1\.5, which is not within 0\.0 to 1\.0"),
-        ("[1, 0]", "2 rewards for the 4 objectives"),
+        ("[1, 0]", "returned 2 rewards"),
     ],
 )
 def test_rewards_out_of_range_are_refused(tmp_path: Path, rewards: str, sentence: str) -> None:

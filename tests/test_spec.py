@@ -5,7 +5,6 @@ import importlib
 import json
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from vpo_plugin.rewards import RewardSpec, SpecError, check_spec, load_spec
 from vpo_plugin.rewards.check import measure_spec
 from vpo_plugin.rewards.files import spec_files
 from vpo_plugin.rewards.formats import parse, render_prompt, start_response, write_response
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import score_response
+from vpo_plugin.rewards.scoring import Scoring
 from vpo_plugin.rewards.skeleton import skeleton_files
 from vpo_plugin.rewards.spec import json_schema
 from vpo_plugin.rewards.task import best_reward, check_label, known_answers, pareto_front, read_rows
@@ -37,6 +37,8 @@ def rows(split, num_rows, seed, **args):
         yield {"question": f"{split} {i}: WRITE HERE", "answer": {"values": [i, 1, 0]}}
 
 def score(candidate, label):
+    if candidate.startswith("candidate"):  # a dummy
+        return [0, 0]
     if candidate == "slow":
         time.sleep(0.2)
         return [0, 0]
@@ -203,7 +205,7 @@ def test_values_outside_the_range_are_an_error_or_clamped(load, value: str, clam
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_values_that_are_not_finite_are_never_clamped(load, value: str) -> None:
-    with pytest.raises(ValueError, match="not within"):
+    with pytest.raises(ValueError, match="not finite"):
         matrix(load(outside_range="clamp"), f"{value} 0")
 
 
@@ -250,13 +252,13 @@ RAGGED = {"ragged": {"prefix": "test", "description": "passed", "max": 4, "count
 def test_ragged_objectives_have_as_many_columns_as_the_prompt(load) -> None:
     spec = load(objectives=RAGGED)
     assert spec.objective_keys == ("test_1", "test_2", "test_3", "test_4") and spec.objective_weights is None
-    two, three = {"values": [1, 1]}, json.dumps({"values": [1, 1, 1]})
+    two, three = {"values": [1, 1]}, {"values": [1, 1, 1]}
     assert matrix(spec, "1 0.5", m=3, label=two) == [[1, 0.5], [0, 0], [0, 0]]
     assert matrix(spec, "1 0 1", m=1, label=three) == [[1, 0, 1]]
     assert score_response(spec, "", three, 2).matrix.tolist() == [[0, 0, 0]] * 2
     scored = score_response(spec, write_response(spec, ["1 0.5", "0 1"]), two, 2)
     assert scored.reward == pytest.approx((0.75 + 0.5) / 2)
-    with pytest.raises(ValueError, match="gave 3 rewards for the 2 objectives"):
+    with pytest.raises(ValueError, match="returned 3 rewards"):
         matrix(spec, "1 0 0", label=two)
 
 
@@ -394,7 +396,7 @@ def test_fenced_and_separated_candidates(load) -> None:
     separated = load(tag=None, separator="====", prompt=separator)
     assert score_response(separated, "1 0\n====\n0 1", None, 3).matrix.tolist() == [[1, 0], [0, 1], [0, 0]]
     for spec in (fenced, separated):
-        assert len(check_spec(spec)) == 3
+        assert len(check_spec(spec)) == 5
 
 
 def test_a_response_is_begun_in_the_format_of_the_spec(load) -> None:
@@ -424,14 +426,6 @@ def test_a_prompt_says_the_format(write, changes: dict[str, Any], sentence: str)
     assert sentence in complaint(write(changed(tag=None, **changes)))
 
 
-def test_a_slow_scorer_is_stopped_between_candidates(load) -> None:
-    spec = load(limits__seconds=0.1)
-    started = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"more than 0\.1 s, and 1 of 50 candidates are done"):
-        score_response(spec, write_response(spec, ["slow", *["0 0"] * 49]), None, 50)
-    assert time.monotonic() - started < 1
-
-
 def test_rows_without_the_columns_are_refused(load) -> None:
     with pytest.raises(
         ValueError, match=r"Row 0 of the split 'test' of the spec 'small' has no 'q'; it has \['answer'"
@@ -458,7 +452,7 @@ def test_the_comparison_shows_the_front_as_ceiling() -> None:
 
     spec = load_spec("maze_small")
     rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(spec, "test", 4, 0)]
-    fronts = [np.asarray(pareto_front(spec, row["label"])) for row in rows]
+    fronts = [np.asarray(pareto_front(spec, json.loads(row["label"]))) for row in rows]
     size = max(map(len, fronts))
     whole = np.stack([np.pad(front, ((0, size - len(front)), (0, 0)), "edge") for front in fronts])[:, :, None]
     responses = [
@@ -471,7 +465,7 @@ def test_the_comparison_shows_the_front_as_ceiling() -> None:
     assert results["ceiling"] == pytest.approx(
         {"best": all_of_it["best_at_k"]["mean"][-1], "expected_set_reward": all_of_it["expected_set_reward"]["mean"]}
     )
-    best = [best_reward(spec, row["label"]) for row in rows]
+    best = [best_reward(spec, json.loads(row["label"])) for row in rows]
     assert results["ceiling"]["best"] == pytest.approx(np.mean(best))
     assert less["expected_set_reward"]["mean"] < results["ceiling"]["expected_set_reward"] - 0.05
 
@@ -557,18 +551,23 @@ def test_the_schema_takes_the_shipped_specs_and_refuses_others() -> None:
         assert not validator.is_valid(bad)
 
 
+def measured(spec: RewardSpec, *more: Any) -> list[str]:
+    with Scoring(spec) as scoring:
+        return measure_spec(spec, scoring, *more)
+
+
 def test_measuring_a_spec(load) -> None:
-    assert "speed and length of responses are not measured" in measure_spec(load())[-1]
+    assert "speed and length of responses are not measured" in measured(load())[-1]
     spec = load(front="spec_test_module:front")
-    speed, length = measure_spec(spec)
+    speed, length = measured(spec)
     assert re.match(r"Scoring a response of 2 known answers takes [\d.]+ ms\.", speed) and "within the 20 of" in length
-    assert "has 6 of the 20 tokens allowed." in measure_spec(spec, lambda text: 6)[1]
+    assert "has 6 of the 20 tokens allowed." in measured(spec, lambda text: 6)[1]
     with pytest.raises(ValueError, match=r"has 21 tokens; limits\.tokens_per_candidate allows 10 each, 20 in all"):
-        measure_spec(spec, lambda text: 21)
+        measured(spec, lambda text: 21)
     with pytest.raises(ValueError, match=r"characters, and limits\.response_chars reads 20 of them"):
-        measure_spec(load(front="spec_test_module:front", limits__response_chars=20))
+        measured(load(front="spec_test_module:front", limits__response_chars=20))
     wide = [SPEC["objectives"][0], {"key": "b", "description": "b", "range": [0, 10]}]
-    assert "the widest count most" in measure_spec(load(objectives=wide))[0]
+    assert "the widest count most" in measured(load(objectives=wide))[0]
 
 
 def test_the_example_of_the_readme_is_what_a_new_spec_is(tmp_path: Path) -> None:
@@ -584,7 +583,7 @@ def test_the_example_of_the_readme_is_what_a_new_spec_is(tmp_path: Path) -> None
     for file, content in skeleton_files("facts", "../schema.json").items():
         (home / file).write_text(content)
     spec = load_spec(home)
-    assert len(check_spec(spec)) == 5
+    assert len(check_spec(spec)) == 6
     [row] = read_rows(spec, "test", 1, 0)
     scored = score_response(spec, "<sentence_1> " + " and ".join(row["label"]) + ". </sentence_1>", row["label"], 1)
     assert scored.matrix[0, :2].tolist() == [1, 1] and scored.reward > 0.8

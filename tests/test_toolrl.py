@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reward_specs.toolrl.toolrl import Call, align, canonical, label_check, read, score, value_match
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 from vpo_plugin.rewards.formats import write_response
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.task import check_label, read_rows
 
 ROWS = Path(__file__).parents[2] / "shared" / "data" / "toolrl_rlla_4k_test_first40.parquet"
@@ -269,8 +269,8 @@ def test_every_published_gold_answer_scores_one_everywhere() -> None:
     for row in rows:
         check_label(spec, row["label"])
         gold = row["label"]["gold"]
-        scored = score_response(spec, write_response(spec, [gold]), json.dumps(row["label"]), 1)
+        scored = score_response(spec, write_response(spec, [gold]), row["label"], 1)
         assert scored.matrix.tolist() == [[1, 1, 1, 1]] and scored.reward == 1, gold
         others = [other["label"]["gold"] for other in rows if read(other["label"]["gold"]).calls != read(gold).calls]
         assert all(score(other, row["label"]) != [1] * 4 for other in others)
-    assert len(check_spec(spec)) == 5
+    assert len(check_spec(spec)) == 6

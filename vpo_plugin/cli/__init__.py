@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points, version
@@ -29,9 +30,13 @@ class UsageError(ValueError):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; what is wrong is said in one sentence on stderr, with exit code 1, or 2 for wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    shown = "--traceback" in arguments
     try:
-        return dispatch(sys.argv[1:] if arguments is None else arguments)
+        return dispatch([argument for argument in arguments if argument != "--traceback"])
     except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if shown:
+            print(getattr(error, "trace", "") or traceback.format_exc(), file=sys.stderr)
         print(f"vpo: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
@@ -61,7 +66,7 @@ def help_text(added: dict[str, EntryPoint]) -> str:
     """What `vpo --help` prints; imports nothing heavy."""
     texts = COMMANDS | {name: point.load().__doc__ or "" for name, point in added.items()}
     lines = [f"  {name:12}{text}" for name, text in sorted(texts.items())]
-    return "\n".join(["usage: vpo COMMAND …", "", *lines, "", "vpo COMMAND --help: its flags; vpo --version"])
+    return "\n".join(["usage: vpo COMMAND …", "", *lines, "", "vpo COMMAND --help: its flags; --traceback: where an error comes from; vpo --version"])
 
 
 def is_it(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -17,40 +18,46 @@ class Score(Command):
     """
 
     spec: str = Field(description="Name, folder or YAML file of the specification.")
-    input: Path = Field(description="File of responses, one JSON row a line.")
+    input: Path = Field(description="Responses: JSON lines, a JSON array, CSV or Parquet, also compressed with gzip.")
     output: Path = Field(description="File of matrices; replaced when all is done.")
     strict: bool = Field(False, description="End at the first row that cannot be scored.")
     workers: int = Field(os.cpu_count() or 1, ge=1, description="Processes.")
+    on_scorer_error: Literal["raise", "zero"] = Field(
+        "raise", description="A response whose scorer fails: an error, reported (raise), or zero, counted."
+    )
     unsafe_no_sandbox: bool = Field(False, description="Run programs that are scored without a boundary.")
 
 
 def main(arguments: list[str]) -> int:
-    """Score; rows that cannot be scored are reported on stderr. Exit code 1 where no row was scored."""
+    """Score; what cannot be scored is reported on stderr. Exit code 1 if a scorer failed, or no row was scored."""
     settings = read(Score, arguments, "vpo score")
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+    from tqdm import tqdm
 
     from vpo_plugin.rewards.files import load_spec
     from vpo_plugin.rewards.sandbox import UNSAFE
     from vpo_plugin.rewards.score_file import score_file
+    from vpo_plugin.rewards.scoring import Scoring
 
     if settings.unsafe_no_sandbox:
         os.environ[UNSAFE] = "1"  # read here and in the processes that score
-    load_spec(settings.spec)  # a mistake in it is reported before any process starts
-    console = Console(stderr=True)
-    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task("", total=settings.input.stat().st_size)
-        rows, bad = score_file(
-            settings.spec,
+    scoring = Scoring(
+        load_spec(settings.spec),
+        processes=settings.workers,
+        on_error=settings.on_scorer_error,
+        failures=settings.output.with_name(f"{settings.output.name}.errors"),
+    )
+    with scoring, tqdm(unit=" rows", disable=not sys.stderr.isatty(), leave=False) as bar:
+        counted = score_file(
+            scoring,
             settings.input,
             settings.output,
-            workers=settings.workers,
             strict=settings.strict,
-            on_error=lambda number, sentence: console.print(
-                f"Line {number}: {sentence}", markup=False, highlight=False, soft_wrap=True
-            ),
-            on_progress=lambda size: progress.advance(bar, size),
+            on_error=lambda error: bar.write(str(error), file=sys.stderr),
+            on_progress=lambda rows: bar.update(rows - bar.n) and None,
         )
-    print(f"{rows - bad} rows scored into {settings.output}, {bad} could not be scored.", file=sys.stderr)
-    return 0 if rows > bad else 1
+    bad = counted.unreadable + (0 if settings.on_scorer_error == "zero" else counted.failed)
+    print(f"{counted.rows - bad} rows scored into {settings.output}, {bad} could not be scored.", file=sys.stderr)
+    if said := scoring.summary():
+        print(said, file=sys.stderr)
+    failed = counted.failed and settings.on_scorer_error == "raise"
+    return 1 if failed or bad == counted.rows else 0

@@ -1,8 +1,9 @@
 """`vpo spec`."""
 
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
@@ -31,6 +32,9 @@ class Check(Command):
     )
     scores: Path | None = Field(None, description="Matrices that `vpo score` wrote: measure whether VPO can help.")
     tokenizer: str | None = Field(None, description="Model folder or hub id whose tokenizer counts the tokens.")
+    on_scorer_error: Literal["raise", "zero"] = Field(
+        "raise", description="A response whose scorer fails: an error (raise), or zero, counted."
+    )
     unsafe_no_sandbox: bool = Field(False, description="Run programs that are scored without a boundary.")
 
 
@@ -72,7 +76,12 @@ def check(arguments: list[str]) -> int:
     from vpo_plugin.rewards.collinear import measure_disagreement, read_matrices
     from vpo_plugin.rewards.data import SAMPLE, DatasetError
     from vpo_plugin.rewards.files import load_spec, spec_file
+    from vpo_plugin.rewards.sandbox import UNSAFE
+    from vpo_plugin.rewards.scoring import Scoring
+    from vpo_plugin.rewards.task import read_rows
 
+    if settings.unsafe_no_sandbox:
+        os.environ[UNSAFE] = "1"  # read here and in the processes that score
     spec = load_spec(settings.spec)
     if settings.data is not None:
         spec = _with_source(spec, settings.data)
@@ -86,20 +95,20 @@ def check(arguments: list[str]) -> int:
             return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     try:
-        findings = check_spec(spec)
+        next(read_rows(spec, "train", 1, 0), None)
     except DatasetError as error:
         sample = spec_file(settings.spec).parent / SAMPLE
         if settings.data is not None or not sample.is_file():
             raise
         print(f"NOT CHECKED on its dataset but on the few rows of {sample}: {error}")
         spec = _with_source(spec, str(sample))
-        findings = check_spec(spec)
-    for finding in [*findings, *measure_spec(spec, tokens)]:
-        print(finding)
+    with Scoring(spec, on_error=settings.on_scorer_error) as scoring:
+        findings = check_spec(spec, scoring) + measure_spec(spec, scoring, tokens)
     if settings.scores is not None:
-        for finding in measure_disagreement(spec, list(read_matrices(settings.scores, spec))):
-            print(finding)
-    print(f"The spec '{spec.name}' is sound.")
+        findings += measure_disagreement(spec, list(read_matrices(settings.scores, spec)))
+    print("\n".join([*findings, *filter(None, [scoring.summary()])]))
+    unsound = scoring.zeros or any(finding.startswith("NOT CHECKED") for finding in findings)
+    print(f"The spec '{spec.name}' is sound{' in what was checked' if unsound else ''}.")
     return 0
 
 

@@ -4,14 +4,16 @@ The host loads this file by path in every rollout actor. Generation is the host'
 text that is scored is the engine's, and the matrix travels to the trainer in ``extra_logs``.
 """
 
+import asyncio
 from typing import Any
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
 from vpo_plugin.openrlhf import given_rewards
-from vpo_plugin.openrlhf.scorer import start_scorer
+from vpo_plugin.openrlhf.scorer import start_scoring
 from vpo_plugin.openrlhf.settings import current_settings
-from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.labels import read_label
+from vpo_plugin.rewards.scoring import Item
 
 
 class _Listener:
@@ -33,8 +35,9 @@ class AgentExecutor(SingleTurnAgentExecutor):
     def __init__(self) -> None:
         super().__init__(remote_rm_url=None)
         run = current_settings()
-        self.spec = load_spec(str(run.spec))
-        self.scorer = start_scorer(run)
+        self.candidates = run.candidates
+        self.scoring = start_scoring(run)
+        self.spec = self.scoring.spec
 
     async def execute(
         self,
@@ -52,4 +55,5 @@ class AgentExecutor(SingleTurnAgentExecutor):
 
     async def score(self, prompt: str, response: str, label: Any) -> dict[str, Any]:
         """What the host is told of a response's rewards."""
-        return given_rewards.scored(*await self.scorer.score.remote(prompt, response, label))
+        item = Item(response, read_label(self.spec, label), self.candidates, "A response of the policy", prompt)
+        return given_rewards.scored(await asyncio.wrap_future(self.scoring.submit(item)))

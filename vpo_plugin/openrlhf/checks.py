@@ -18,6 +18,7 @@ from vpo_plugin.openrlhf.output import check_output
 from vpo_plugin.openrlhf.prompts import with_instruction
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.formats import render_prompt
+from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.rewards.task import check_label
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -243,18 +244,21 @@ def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterato
     except (OSError, ValueError, DatasetsError, StopIteration) as error:
         yield f"--{flag} {given[flag]} cannot be read: {str(error.__cause__ or error) or 'it has no rows'}"
         return
-    missing = [key for key in (given["data.input_key"], given["data.label_key"]) if key not in rows.column_names]
+    label_key = None if spec.label == "none" else given["data.label_key"]
+    keys = [given["data.input_key"], *([] if spec.label == "none" else [label_key])]
+    missing = [key for key in keys if key not in rows.column_names]
     if missing:
         yield (
             f"--{flag} {given[flag]} has no column {missing[0]!r} (it has {', '.join(rows.column_names)}): name the "
             "prompt's and the label's with --data.input_key and --data.label_key."
         )
         return
-    prompts, labels = rows[given["data.input_key"]], rows[given["data.label_key"]]
+    prompts = rows[given["data.input_key"]]
+    labels = [None] * len(rows) if label_key is None else rows[label_key]
     for number, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
         try:
             if not given["reward.remote_url"]:
-                check_label(spec, label)
+                check_label(spec, read_label(spec, label))
             if not prompt:
                 raise ValueError("Its prompt is empty.")
             if not (isinstance(prompt, str) or given["data.apply_chat_template"]):

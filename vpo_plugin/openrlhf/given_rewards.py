@@ -7,7 +7,8 @@ import numpy as np
 
 from vpo_plugin.openrlhf import matrices
 from vpo_plugin.rewards import RewardSpec
-from vpo_plugin.rewards.scoring import ScoredResponse, columns_of, read_label, read_rewards
+from vpo_plugin.rewards.labels import read_label
+from vpo_plugin.rewards.response import ScoredResponse, columns_of, read_rewards
 
 
 def read_matrix(spec: RewardSpec, given: Any, label: Any, what: str) -> np.ndarray:
@@ -21,7 +22,7 @@ def read_matrix(spec: RewardSpec, given: Any, label: Any, what: str) -> np.ndarr
     Raises:
         ValueError: it has another shape, or values that are not finite or out of range.
     """
-    columns = columns_of(spec, read_label(label)) if spec.ragged else spec.columns(len(spec.objective_keys))
+    columns = columns_of(spec, read_label(spec, label)) if spec.ragged else spec.columns(len(spec.objective_keys))
     try:
         values = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -38,13 +39,13 @@ def read_matrix(spec: RewardSpec, given: Any, label: Any, what: str) -> np.ndarr
 
 def floor(spec: RewardSpec, label: Any, candidates: int) -> np.ndarray:
     """The matrix of a rollout that is worth nothing, (candidates, k)."""
-    columns = columns_of(spec, read_label(label)) if spec.ragged else spec.columns(len(spec.objective_keys))
+    columns = columns_of(spec, read_label(spec, label)) if spec.ragged else spec.columns(len(spec.objective_keys))
     return np.tile(np.array([column.low for column in columns], dtype=np.float32), (candidates, 1))
 
 
-def scored(scored: ScoredResponse, failed: bool) -> dict[str, Any]:
+def scored(scored: ScoredResponse) -> dict[str, Any]:
     """What the host's executors return of rewards, for a response that the spec scored."""
-    return fields(scored.matrix, scored.reward, scored.parsed, scored.unique, failed)
+    return fields(scored.matrix, scored.reward, scored.parsed, scored.unique, scored.error is not None)
 
 
 def given(spec: RewardSpec, matrix: np.ndarray, logs: Mapping[str, Any], failed: bool = False) -> dict[str, Any]:

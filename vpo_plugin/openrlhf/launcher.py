@@ -160,6 +160,8 @@ def run_settings(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> Setting
         chat_template_kwargs=given["vpo.chat_template_kwargs"],
         own_agent=given["train.agent_func_path"] and str(Path(given["train.agent_func_path"]).resolve()),
         own_reward=tuple(absolute(url) for url in (given["reward.remote_url"] or "").split(",") if url),
+        spec_data=None if spec is None else spec.model_dump(mode="json"),
+        engines=given["vllm.num_engines"],
         goal=(given["vpo.alpha"], given["vpo.seed"]) if tells_weights else None,
     )
 

@@ -1,69 +1,22 @@
-"""Scoring beside generation: a process of its own on the engine's node, so that a scorer that computes does not share
-Python's lock with the engine's event loop."""
+"""The scoring service of a rollout engine: its processes run beside the engine, on the engine's node."""
 
-import itertools
 import os
-import traceback
-from typing import Any
 
 from vpo_plugin.openrlhf.settings import Settings
-from vpo_plugin.rewards import ScoredResponse, load_spec
-from vpo_plugin.rewards.sandbox import SandboxError
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.files import load_checked
+from vpo_plugin.rewards.scoring import Scoring
 
-RESTARTS = 3
-"""How often a scorer's process that died is started again, with the responses that it was scoring."""
-
-
-class Scorer:
-    """Scores responses with the specification of the run, several at a time."""
-
-    def __init__(self, settings: Settings, devices: str | None) -> None:
-        if devices is not None:  # a reward model in the scorer has the engine's GPU; Ray hides all of them
-            os.environ["CUDA_VISIBLE_DEVICES"] = devices
-        self.settings = settings
-        self.spec = load_spec(str(settings.spec))
-        self._error_numbers = itertools.count(1)
-
-    def score(self, prompt: str, response: str, label: Any) -> tuple[ScoredResponse, bool]:
-        """The scored response, and whether its scorer failed and it was given zeros.
-
-        Raises RuntimeError, which names the file with prompt, response and traceback, for a scorer that fails where
-        the run does not say to score zeros, and for a sandbox that does not work.
-        """
-        try:
-            return score_response(self.spec, response, label, self.settings.candidates), False
-        except Exception as error:
-            path = self.settings.log_dir / f"scorer_error_{os.getpid()}_{next(self._error_numbers)}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(
-                f"# prompt\n{prompt}\n\n# response\n{response}\n\n# label\n{label!r}\n\n"
-                f"# error\n{traceback.format_exc()}",
-                errors="backslashreplace",
-            )
-            if self.settings.on_scorer_error == "zero" and not isinstance(error, SandboxError):
-                return score_response(self.spec, "", label, self.settings.candidates), True
-            raise RuntimeError(
-                f"The scorer of spec {self.spec.name!r} failed on a response ({type(error).__name__}: {error}). "
-                f"Prompt, response and traceback are in {path}. Fix the scorer, or pass --vpo.on_scorer_error zero "
-                "to score such responses zero and count them."
-            ) from error
-
-
-def start_scorer(settings: Settings) -> Any:
-    """A Ray actor with a `Scorer` on this process's node; it ends with this process."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(Scorer).options(
-        num_cpus=0,
-        scheduling_strategy=here,
-        max_concurrency=min(32, (os.cpu_count() or 1) + 4),
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
+def start_scoring(settings: Settings) -> Scoring:
+    """The scoring of a run's responses in an engine's process; what it starts ends with that process."""
+    devices = engine_devices()  # a reward model in a scorer has the engine's GPU
+    return Scoring(
+        load_checked(str(settings.spec), settings.spec_data),
+        processes=max(1, len(os.sched_getaffinity(0)) // settings.engines),
+        on_error=settings.on_scorer_error,
+        failures=settings.log_dir,
+        flag="--vpo.on_scorer_error",
+        environment={} if devices is None else {"CUDA_VISIBLE_DEVICES": devices},
     )
-    return actor.remote(settings, engine_devices())
 
 
 def engine_devices() -> str | None:

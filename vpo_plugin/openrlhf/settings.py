@@ -37,6 +37,10 @@ class Settings:
     """File of the user's own agent executor."""
     own_reward: tuple[str, ...] = ()
     """File, or addresses of servers, of the user's own reward function."""
+    spec_data: dict[str, Any] | None = None
+    """What the specification says, for processes that must not import what it names."""
+    engines: int = 1
+    """Rollout engines, which share a machine's cores for scoring."""
     goal: tuple[float, int] | None = None
     """Dirichlet parameter and seed of the objective weights that each prompt is told; None tells none."""
 

@@ -1,39 +1,75 @@
-"""Check a spec on its own data before anything is spent on it, and measure what it will cost."""
+"""Check a spec on its own data before anything is spent on it, and measure what it will cost.
 
-import json
+All that is scored goes through the service that training uses.
+"""
+
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from vpo_plugin.rewards.formats import parse, render_prompt, write_response
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import ScoredResponse
+from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.spec import RewardSpec
 from vpo_plugin.rewards.task import check_label, draw, known_answers, read_rows
 
 ROWS = 16  # of each split
 SEED = 0
+MEASURED_SECONDS = 0.5
 CHARS_PER_TOKEN = 3  # a careful estimate where no tokenizer is named
 
 
-def check_spec(spec: RewardSpec) -> list[str]:
+def check_spec(spec: RewardSpec, scoring: Scoring | None = None) -> list[str]:
     """Load rows of both splits and prove on them that prompts, labels, format and known answers fit the scorer.
 
-    Returns what was found, one sentence each. Raises ValueError at the first thing that is wrong.
+    Every row is scored: its known answers, a response of dummy candidates and an empty one.
+
+    Args:
+        scoring: the service of this spec; default: one of its own, in which a scorer that fails is an error.
+
+    Returns:
+        What was found, one sentence each, what was not checked among them.
+
+    Raises:
+        ValueError: the first thing that is wrong.
+        RuntimeError: the scorer failed, or cannot be started.
     """
+    if scoring is None:
+        with Scoring(spec) as own:
+            return check_spec(spec, own)
     found = []
     for split in ("train", "test"):
         rows = _rows(spec, split)
-        answers = sum(_check_row(spec, row, f"row {i} of the split '{split}'") for i, row in enumerate(rows))
-        found.append(f"{len(rows)} rows of the split '{split}' have a prompt and a label that the scorer reads.")
-        if spec.answers or spec.front:
+        answers = 0
+        items: list[Item] = []
+        checks: list[Callable[[ScoredResponse], None]] = []
+        for i, row in enumerate(rows):
+            for item, check in _check_row(spec, row, f"row {i} of the split '{split}'"):
+                items.append(item)
+                checks.append(check)
+            answers += len(known_answers(spec, row["label"]))
+        for scored, check in zip(scoring.score(items), checks, strict=True):
+            check(scored)
+        found.append(
+            f"{len(rows)} rows of the split '{split}' have a prompt and a label that the scorer reads: it scored a "
+            "dummy response and an empty one to each."
+        )
+        if answers:
             found.append(f"{answers} known answers of the split '{split}' score what they should.")
     found.append(f"Responses of 1 and of {spec.candidates} candidates are parsed as the prompts ask for them.")
+    shape = " ".join(write_response(spec, [f"candidate {s}" for s in (1, 2)][: spec.candidates]).split())
+    found.append(f"What a response must contain to be scored: {shape}{' …' if spec.candidates > 2 else ''}")
+    if not (spec.answers or spec.front):
+        found.append(
+            "NOT CHECKED: whether a right candidate gets its reward, as the task names no known answers (`answers`, "
+            "`front`)."
+        )
     return found
 
 
-def measure_spec(spec: RewardSpec, tokens: Callable[[str], int] | None = None) -> list[str]:
+def measure_spec(spec: RewardSpec, scoring: Scoring, tokens: Callable[[str], int] | None = None) -> list[str]:
     """What scoring takes and how long responses get, measured on the known answers of the split 'train'.
 
     `tokens` counts the tokens of a text. Raises ValueError if the longest response that the known answers make
@@ -48,15 +84,8 @@ def measure_spec(spec: RewardSpec, tokens: Callable[[str], int] | None = None) -
     if not known:
         return [*found, "No answers are known (`answers`, `front`): speed and length of responses are not measured."]
     m = spec.candidates
-    started, scored = time.perf_counter(), 0
-    while scored < len(known) or time.perf_counter() - started < 0.5:
-        label, answers = known[scored % len(known)]
-        score_response(spec, write_response(spec, (answers * m)[:m]), label, m)
-        scored += 1
-    seconds = (time.perf_counter() - started) / scored
-    found.append(f"Scoring a response of {m} known answers takes {seconds * 1000:.2g} ms.")
-    if seconds > spec.limits.seconds:
-        raise ValueError(f"Scoring a response takes {seconds:.1f} s, limits.seconds is {spec.limits.seconds:g}.")
+    seconds = _seconds(scoring, known)
+    found.append(f"Scoring a response of {m} known answers takes {seconds * 1000:.3g} ms.")
 
     longest = max((answer for _, answers in known for answer in answers), key=len)
     response = write_response(spec, [longest] * m)
@@ -84,6 +113,18 @@ def measure_spec(spec: RewardSpec, tokens: Callable[[str], int] | None = None) -
     return found
 
 
+def _seconds(scoring: Scoring, known: Sequence[tuple[object, Sequence[str]]]) -> float:
+    """Seconds for a response, with as many at a time as the service scores."""
+    m = scoring.spec.candidates
+    responses = [(write_response(scoring.spec, ([*answers] * m)[:m]), label) for label, answers in known]
+    items = [Item(response, label, m, "A response of known answers") for response, label in responses]
+    list(scoring.score(items))  # the processes have started
+    started, scored = time.perf_counter(), 0
+    while not scored or time.perf_counter() - started < MEASURED_SECONDS:
+        scored += len(list(scoring.score(items)))
+    return (time.perf_counter() - started) / scored
+
+
 def _rows(spec: RewardSpec, split: str) -> list[dict[str, Any]]:
     rows = list(read_rows(spec, split, ROWS, SEED))
     if not rows:
@@ -91,36 +132,45 @@ def _rows(spec: RewardSpec, split: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _check_row(spec: RewardSpec, row: dict[str, Any], where: str) -> int:
-    """Check one row; returns how many known answers it has."""
+def _check_row(
+    spec: RewardSpec, row: dict[str, Any], where: str
+) -> Iterator[tuple[Item, Callable[[ScoredResponse], None]]]:
+    """Check one row; what is to be scored for it, each with what its score must be."""
     if not isinstance(row["prompt"], str):
         raise ValueError(f"The prompt of {where} is not a text but {str(row['prompt'])[:80]!r}.")
+    label = row["label"]
     try:
-        label = json.loads(json.dumps(row["label"]))
         check_label(spec, label)
     except (TypeError, ValueError) as error:
         raise ValueError(f"The label of {where} cannot be used: {error}") from error
     answers = known_answers(spec, label)
-    for candidates in {1, spec.candidates}:
+    for m in {1, spec.candidates}:
         try:
-            render_prompt(spec, row["prompt"], candidates)
+            render_prompt(spec, row["prompt"], m)
         except ValueError as error:
             raise ValueError(f"The prompt of {where} cannot be used: {error}") from error
-        _check_format(spec, candidates)
+        dummies = [f"candidate {slot}" for slot in range(1, m + 1)]
+        if parse(spec, write_response(spec, dummies), m) != dummies:
+            raise ValueError(f"A response of {m} candidates in the format of the spec is not parsed back.")
+        yield Item(write_response(spec, dummies), label, m, f"A dummy response to {where}"), lambda scored: None
+        yield Item("", label, m, f"An empty response to {where}"), lambda scored: None
         for candidate, rewards in answers:
-            scored = score_response(spec, write_response(spec, [candidate], candidates), label, candidates)
-            if scored.candidates[0] != candidate.strip():
-                raise ValueError(f"The known answer {candidate[:80]!r} of {where} is not parsed back from a response.")
-            if scored.matrix[0].shape != np.shape(rewards) or not np.allclose(scored.matrix[0], rewards, atol=1e-6):
-                raise ValueError(
-                    f"The known answer {candidate[:80]!r} of {where} should score {list(rewards)}, "
-                    f"the scorer gives {scored.matrix[0].tolist()}."
-                )
+            response = write_response(spec, [candidate], m)
+            item = Item(response, label, m, f"The known answer {candidate[:80]!r} of {where}")
+            yield item, _must_score(candidate, rewards, where)
     draw(spec, label, [candidate for candidate, _ in answers])
-    return len(answers)
 
 
-def _check_format(spec: RewardSpec, candidates: int) -> None:
-    texts = [f"candidate {slot}" for slot in range(1, candidates + 1)]
-    if parse(spec, write_response(spec, texts), candidates) != texts:
-        raise ValueError(f"A response of {candidates} candidates in the format of the spec is not parsed back.")
+def _must_score(candidate: str, rewards: Sequence[float], where: str) -> Callable[[ScoredResponse], None]:
+    def check(scored: ScoredResponse) -> None:
+        if scored.error is not None:
+            return
+        if scored.candidates[0] != candidate.strip():
+            raise ValueError(f"The known answer {candidate[:80]!r} of {where} is not parsed back from a response.")
+        if scored.matrix[0].shape != np.shape(rewards) or not np.allclose(scored.matrix[0], rewards, atol=1e-6):
+            raise ValueError(
+                f"The known answer {candidate[:80]!r} of {where} should score {list(rewards)}, "
+                f"the scorer gives {scored.matrix[0].tolist()}."
+            )
+
+    return check

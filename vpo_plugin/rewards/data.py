@@ -1,12 +1,16 @@
 """Rows of a dataset, for loaders: from the Hugging Face hub, a URL or a local file, by way of `datasets`."""
 
+import gzip
+import itertools
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+BOM = b"\xef\xbb\xbf"
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 SAMPLE = "sample.jsonl"  # rows in the dataset's own format that a spec may hold, for checks where it cannot be read
 TEST_SHARE = 8  # of a file that holds both splits, one row in eight is for `test`
@@ -14,6 +18,69 @@ TEST_SHARE = 8  # of a file that holds both splits, one row in eight is for `tes
 
 class DatasetError(ValueError):
     """A dataset that cannot be read, for want of a network or of the dataset."""
+
+
+class Unreadable(ValueError):
+    """A row of a file that is no JSON; the message says why."""
+
+
+def read_records(file: Path) -> Iterator[tuple[int, str, Any]]:
+    """The rows of a local file, each with its number, from 1, and what it is called in messages: `Line 3 of x.jsonl`.
+
+    JSON lines, of which blank ones are skipped, a JSON array, both as they are and one at a time, and by way of
+    `datasets` CSV and Parquet; any of them compressed with gzip. A line that is no JSON is an `Unreadable`.
+
+    Raises:
+        ValueError: there is no such file, it is of another kind, or it holds no rows.
+    """
+    if not file.is_file():
+        raise ValueError(f"The file {file} does not exist.")
+    with file.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    with cast(IO[bytes], gzip.open(file) if packed else file.open("rb")) as content:
+        start = content.read(64)
+        content.seek(0)
+        if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ValueError(f"The file {file} is UTF-16, not UTF-8: convert it, as `iconv -f UTF-16 -t UTF-8` does.")
+        if start.startswith(b"PAR1") or _suffix(str(file)) in (".csv", ".tsv", ".parquet", ".arrow"):
+            rows: Iterator[Any] = iter(
+                _load("parquet" if start.startswith(b"PAR1") else BUILDERS[_suffix(str(file))], str(file))
+            )
+            found = ((number, f"Row {number} of {file}", row) for number, row in enumerate(rows, start=1))
+        elif start.removeprefix(BOM).lstrip().startswith(b"["):
+            try:
+                values = json.loads(content.read().removeprefix(BOM))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"The file {file} begins as a JSON array and is none: {error}.") from error
+            found = ((number, f"Row {number} of {file}", row) for number, row in enumerate(values, start=1))
+        else:
+            lines = ((n, line.removeprefix(BOM) if n == 1 else line) for n, line in enumerate(content, start=1))
+            found = ((n, f"Line {n} of {file}", _value(line)) for n, line in lines if line.strip())
+        first = next(found, None)
+        if first is None:
+            raise ValueError(f"The file {file} holds no rows.")
+        yield from itertools.chain([first], found)
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        return Unreadable(f"it is not UTF-8 ({error})")
+    except (ValueError, RecursionError) as error:
+        return Unreadable(f"it is not JSON ({error})")
+
+
+def _load(builder: str, file: str) -> "Dataset":
+    from datasets import disable_progress_bars, load_dataset
+
+    disable_progress_bars()
+    try:
+        return load_dataset(builder, data_files=file, split="train")
+    except Exception as error:  # datasets raises what its many parts raise
+        raise ValueError(
+            f"The file {file} cannot be read as {builder} ({type(error).__name__}: {str(error)[:300]})."
+        ) from error
 
 
 def rows(

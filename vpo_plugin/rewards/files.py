@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from vpo_plugin.rewards.spec import FUNCTIONS, RewardSpec
+from vpo_plugin.rewards.spec import CHECKED, FUNCTIONS, RewardSpec
 
 GROUP = "vpo_plugin.reward_specs"
 """Entry point group in which a package publishes specs: name = the package whose folder holds the spec.yaml."""
@@ -73,14 +73,12 @@ def load_spec(name_or_path: str | Path) -> RewardSpec:
     chain = _read(spec_file(name_or_path))
     complaints = [complaint for source in chain for complaint in _repeated_keys(source)]
     data: dict[str, Any] = {}
+    _add_folders(chain)
     for source in reversed(chain):  # the parent first
         data.pop("name", None)
         if isinstance(source.data.get("dataset"), dict) and "loader" in source.data["dataset"]:
             data.pop("dataset", None)  # the arguments and columns are the other loader's
         data = _merged(data, source.data)
-        folder = str(source.file.parent.resolve())
-        if folder not in sys.path:
-            sys.path.append(folder)
     try:
         spec = RewardSpec.model_validate(data)
     except ValidationError as error:
@@ -90,6 +88,21 @@ def load_spec(name_or_path: str | Path) -> RewardSpec:
         complaints.sort(key=lambda complaint: (files.index(complaint[0]), complaint[1:]))
         raise SpecError("\n".join(f"{file}:{line}: {sentence}" for file, line, sentence in complaints))
     return spec
+
+
+def load_checked(path: str, data: Any) -> RewardSpec:
+    """A spec that was loaded before, from this path, of which `model_dump` gave this data. Nothing that it names is
+    imported in this process; others that it starts find it."""
+    _add_folders(_read(Path(path)))
+    return RewardSpec.model_validate(data, context=CHECKED)
+
+
+def _add_folders(chain: "list[_Source]") -> None:
+    """Let Python find the modules beside a spec and those that it extends."""
+    for source in reversed(chain):
+        folder = str(source.file.parent.resolve())
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 @dataclass(frozen=True)

@@ -1,133 +1,224 @@
-"""Score a response: its candidates become the rows of a reward matrix."""
+"""The scoring service: responses in, reward matrices out, the same for every command.
 
-import json
-import math
+The scorer of a spec runs in processes of its own, one response at a time in a process's main thread
+(`vpo_plugin.rewards.workers`), so signals work, nothing is shared, and what it breaks is its own. A spec that says
+`limits: {concurrent: N}` has a scorer that waits for others, such as judges, and is called from N threads instead.
+"""
+
 import os
-import time
-from collections.abc import Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from vpo_plugin.rewards.formats import parse
+from vpo_plugin import files
+from vpo_plugin.rewards.response import RewardError, ScoredResponse, floor_response, response_scorer
 from vpo_plugin.rewards.sandbox import SandboxError
-from vpo_plugin.rewards.spec import Column, RewardSpec, load_entry_point
+from vpo_plugin.rewards.spec import RewardSpec, load_entry_point
+from vpo_plugin.rewards.workers import StartError, Threads, WorkerError, Workers, place
+
+OnError = Literal["raise", "zero"]
+SAVED = 20  # failures that are kept in files
+AHEAD = 512  # responses that are under way for each process
+
+
+class Item(NamedTuple):
+    """A response to score."""
+
+    response: str
+    label: object
+    """Decoded."""
+    candidates: int
+    where: str
+    """What it is called in messages: `Line 3 of in.jsonl`."""
+    prompt: str | None = None
+    """Kept with a failure."""
+
+
+class ScorerError(RuntimeError):
+    """A response whose scorer failed; the message names it, and where the scorer failed. `trace` is the traceback."""
+
+    trace = ""
+
+
+class Scoring:
+    """Scores the responses of one spec.
+
+    Args:
+        processes: at most so many; default: one for each core, or what the spec's limits allow if that is less.
+        on_error: `raise` makes a scorer that fails a `ScorerError`; `zero` scores the floor, and counts it (`zeros`).
+        failures: folder in which the first 20 failures are kept, a file each.
+        flag: the command's flag for `on_error`, as messages name it.
+        environment: variables for the processes, beside this one's.
+    """
+
+    def __init__(
+        self,
+        spec: RewardSpec,
+        *,
+        processes: int | None = None,
+        on_error: OnError = "raise",
+        failures: Path | None = None,
+        flag: str = "--on_scorer_error",
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.spec, self.on_error, self.failures, self.flag = spec, on_error, failures, flag
+        self.zeros = 0
+        """Responses that scored zero because their scorer failed."""
+        limits = spec.limits
+        cores = len(os.sched_getaffinity(0))
+        self.processes = min(processes or cores, limits.processes or cores)
+        self.ahead = max(AHEAD * self.processes, 2 * (limits.concurrent or 0))
+        """Responses that are best under way at a time."""
+        self._saving = threading.Lock()
+        self._workers: Workers | Threads
+        if limits.concurrent:
+            self._workers = Threads(prepare(spec), concurrent=limits.concurrent, seconds=limits.seconds)
+        else:
+            threads = {"OMP_NUM_THREADS": str(max(1, cores // self.processes)), "TOKENIZERS_PARALLELISM": "false"}
+            self._workers = Workers(
+                f"{__name__}:prepare",
+                spec,
+                processes=self.processes,
+                seconds=limits.seconds,
+                memory=_memory(spec),
+                environment={name: os.environ.get(name, value) for name, value in threads.items()}
+                | (environment or {}),
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; responses that are under way are given up."""
+        self._workers.close()
+
+    def submit(self, item: Item) -> "Future[ScoredResponse]":
+        """The scored response.
+
+        It is a ScorerError if its scorer failed and that is not to count as zero, and a RuntimeError if no response can
+        be scored: the processes cannot start, or the sandbox does not work.
+        """
+        return self._workers.submit(tuple(item[:3]), lambda outcome: self._read(item, outcome))
+
+    def score(self, items: Iterable[Item]) -> Iterator[ScoredResponse]:
+        """Scored responses in the order of the items, of which some are read ahead. Raises what `submit` says."""
+        under_way: deque[Future[ScoredResponse]] = deque()
+        for item in items:
+            under_way.append(self.submit(item))
+            if len(under_way) >= self.ahead:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+    def summary(self) -> str | None:
+        """A sentence on the responses that scored zero because their scorer failed, if there are any."""
+        if not self.zeros:
+            return None
+        kept = f"; the first are in {self.failures}/scorer_error_*.txt" if self.failures else ""
+        return f"{self.zeros} responses scored zero because the scorer of the spec '{self.spec.name}' failed{kept}."
+
+    def _read(self, item: Item, outcome: Any) -> ScoredResponse:
+        if isinstance(outcome, CancelledError):
+            raise outcome
+        if isinstance(outcome, StartError):
+            raise RuntimeError(f"The scorer of the spec '{self.spec.name}' cannot be started: {outcome}")
+        if isinstance(outcome, WorkerError):
+            outcome = _Failure(f"it {outcome}", "", "", False)
+        if isinstance(outcome, _Failure):
+            return self._failed(item, outcome)
+        matrix, parsed, unique, reward, candidates = outcome
+        return ScoredResponse(
+            np.frombuffer(matrix, dtype=np.float32).reshape(item.candidates, -1), parsed, unique, reward, candidates
+        )
+
+    def _failed(self, item: Item, failure: "_Failure") -> ScoredResponse:
+        if failure.fatal:
+            raise RuntimeError(failure.message)
+        kept = self._save(item, failure)
+        said = f"{item.where}: the scorer of the spec '{self.spec.name}' failed: {failure.message}{failure.place}."
+        if self.on_error == "zero":
+            self.zeros += 1
+            return floor_response(self.spec, item.label, item.candidates, said)
+        saved = f" Response and traceback are in {kept}." if kept else ""
+        error = ScorerError(
+            f"{said}{saved} Fix the scorer, or score such responses zero and count them: {self.flag} zero."
+        )
+        error.trace = failure.trace
+        raise error
+
+    def _save(self, item: Item, failure: "_Failure") -> Path | None:
+        if self.failures is None:
+            return None
+        with self._saving:
+            number = len(list(self.failures.glob("scorer_error_*.txt")))
+            if number >= SAVED:
+                return None
+            file = self.failures / f"scorer_error_{os.getpid()}_{number + 1}.txt"
+            parts = {"where": item.where, "prompt": item.prompt, "response": item.response, "label": repr(item.label)}
+            parts |= {"error": failure.message + failure.place, "traceback": failure.trace}
+            text = "\n\n".join(f"# {name}\n{part}" for name, part in parts.items() if part)
+            files.write(file, text.encode(errors="backslashreplace"))
+        return file
+
+
+def _memory(spec: RewardSpec) -> int:
+    """Bytes that a scoring process may hold: what the spec says, else half of the machine's memory."""
+    if spec.limits.memory_mb:
+        return spec.limits.memory_mb << 20
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+# ------------------------------------------------------------------------------------------------ in the process
 
 
 @dataclass(frozen=True)
-class ScoredResponse:
-    """One rollout, scored.
-
-    `matrix` has shape (m, k): row s holds the rewards of candidate s, higher is better; the row of a missing
-    candidate, and of one that repeats an earlier candidate, is the floor of each objective. `reward` is the mean over
-    all m rows of the deployment scalarization: the scalar that the host sees.
-    """
-
-    matrix: np.ndarray
-    parsed: int
-    unique: int
-    reward: float
-    candidates: list[str | None]
+class _Failure:
+    message: str
+    place: str
+    trace: str
+    fatal: bool
+    """No response can be scored."""
 
 
-def score_all(spec: RewardSpec, pairs: Sequence[tuple[str, str]], candidates: int) -> list[ScoredResponse]:
-    """Score responses with their labels, some at a time, in order.
+def prepare(spec: RewardSpec) -> Any:
+    """The function that a process calls on each `(response, label, candidates)`."""
+    score = response_scorer(spec)
 
-    Raises:
-        RuntimeError: the scorer failed on one; the message has its beginning.
-    """
-
-    def score(pair: tuple[str, str]) -> ScoredResponse:
+    def run(item: tuple[str, object, int]) -> Any:
         try:
-            return score_response(spec, *pair, candidates)
-        except SandboxError:
-            raise
-        except Exception as error:
-            raise RuntimeError(
-                f"The scorer of spec {spec.name!r} failed ({type(error).__name__}: {error}) on the response "
-                f"{pair[0][:300]!r} to the label {str(pair[1])[:300]}. Fix it and run the same command again."
-            ) from error
+            scored = score(*item)
+            return bytearray(scored.matrix), scored.parsed, scored.unique, scored.reward, scored.candidates
+        except BaseException as error:  # a scorer may raise anything, and exit
+            return _failure(spec, error)
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that was left belongs to no other response
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return list(threads.map(score, pairs))
+    return run
 
 
-def score_response(spec: RewardSpec, response: str, label: object, candidates: int) -> ScoredResponse:
-    """The reward matrix of a response, shape (candidates, k). `label` may be its JSON text.
-
-    Raises ValueError if the scorer returns a value that is not finite or out of its objective's range, or not one
-    value an objective, and TimeoutError, between two candidates, if it has taken more than `limits.seconds`. What the
-    scorer itself raises propagates.
-    """
-    decoded = read_label(label)
-    columns = columns_of(spec, decoded)
-    scorer = load_entry_point(spec.scorer)
-    canonical = load_entry_point(spec.canonical) if spec.canonical else None
-    deadline = time.monotonic() + spec.limits.seconds
-    texts = parse(spec, response, candidates)
-    matrix = np.tile(np.array([column.low for column in columns], dtype=np.float32), (candidates, 1))
-    seen: set[Hashable] = set()
-    for slot, candidate in enumerate(texts):
-        if candidate is None:
-            continue
-        if time.monotonic() > deadline:
-            raise TimeoutError(
-                f"Scoring took more than {spec.limits.seconds:g} s, and {slot} of {candidates} candidates are done: "
-                "make the scorer faster, or raise limits.seconds in the spec."
-            )
-        key = canonical(candidate, decoded) if canonical else candidate
-        if key in seen:
-            continue
-        seen.add(key)
-        rewards = read_rewards(scorer(candidate, decoded), columns)
-        if all(column.gate is None or reward >= column.gate for column, reward in zip(columns, rewards, strict=True)):
-            matrix[slot] = rewards
-    return ScoredResponse(
-        matrix=matrix,
-        parsed=sum(candidate is not None for candidate in texts),
-        unique=len(seen),
-        reward=float((matrix.astype(np.float64) @ spec.weights_of(len(columns))).mean()),
-        candidates=texts,
-    )
-
-
-def read_rewards(values: Sequence[float], columns: Sequence[Column]) -> list[float]:
-    """One reward an objective, higher is better. Raises ValueError for another number of them, or one out of range."""
-    if len(values) != len(columns):
-        raise ValueError(
-            f"The scorer gave {len(values)} rewards for the {len(columns)} objectives {[c.key for c in columns]}."
-        )
-    return [_reward(float(value), column) for column, value in zip(columns, values, strict=True)]
-
-
-def _reward(value: float, column: Column) -> float:
-    if not math.isfinite(value) or not (column.clamped or column.low <= value <= column.high):
-        raise ValueError(
-            f"The scorer gave the objective '{column.key}' {value}, which is not within {column.low} to {column.high}."
-        )
-    value = min(max(value, column.low), column.high)
-    return column.low + column.high - value if column.mirrored else value
-
-
-def columns_of(spec: RewardSpec, label: object) -> list[Column]:
-    """The columns of a decoded label's prompt. Raises ValueError if a ragged spec's label has too many, or none."""
-    if spec.ragged is None:
-        return spec.columns(len(spec.objective_keys))
-    count = load_entry_point(spec.ragged.count)(label)
-    if not isinstance(count, int) or not 1 <= count <= spec.ragged.max:
-        raise ValueError(f"A label has {count!r} objectives, the spec '{spec.name}' allows 1 to {spec.ragged.max}.")
-    return spec.columns(count)
-
-
-def read_label(label: object) -> object:
-    """A label as the scorer takes it: JSON text, which is how a dataset column carries it, is decoded.
-
-    Raises ValueError if the text is not JSON.
-    """
-    if not isinstance(label, str):
-        return label
-    try:
-        return json.loads(label)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"A label that is text must be JSON; {label[:80]!r} is not: {error}.") from error
+def _failure(spec: RewardSpec, error: BaseException) -> _Failure:
+    if isinstance(error, SandboxError):
+        return _Failure(str(error), "", "", True)
+    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, RewardError):
+        message = str(error).rstrip(".")
+        code = getattr(load_entry_point(spec.scorer), "__code__", None)
+        where = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+    else:
+        message = " ".join(f"{type(error).__name__}: {error}"[:500].split()).rstrip(".: ")
+        where = f" ({found})" if (found := place(frames)) else ""
+    message = message.encode(errors="backslashreplace").decode()
+    trace = "".join(traceback.format_exception(error)).encode(errors="backslashreplace").decode()
+    return _Failure(message, where, trace, False)

@@ -63,13 +63,19 @@ def load_entry_point(path: str) -> Callable[..., Any]:
     return function
 
 
-def _importable(path: str) -> str:
-    load_entry_point(path)
+CHECKED = {"checked": True}
+"""The context in which a spec is validated that was before: nothing is imported."""
+
+
+def _importable(path: str, info: ValidationInfo) -> str:
+    if info.context != CHECKED:
+        load_entry_point(path)
     return path
 
 
-def _module(name: str) -> str:
-    load_module(name, f"The module '{name}'")
+def _module(name: str, info: ValidationInfo) -> str:
+    if info.context != CHECKED:
+        load_module(name, f"The module '{name}'")
     return name
 
 
@@ -192,7 +198,14 @@ class Limits(_Model):
     tokens_per_candidate: int = Field(gt=0)
     """A response budget below `candidates` times this many tokens is refused."""
     seconds: float = Field(60.0, gt=0)
-    """Time for scoring one response. It is checked between candidates, and exceeding it is an error."""
+    """Time for scoring one response, from when it begins: a scorer that takes longer is ended, and has failed."""
+    memory_mb: int | None = Field(None, ge=64)
+    """Memory that a scoring process may hold. Default: half of the machine's."""
+    processes: int | None = Field(None, ge=1)
+    """At most so many scoring processes, as for a model that each of them would load. Default: one for each core."""
+    concurrent: int | None = Field(None, ge=1)
+    """For a scorer that waits for others, such as judges, and may be called from several threads: so many responses at
+    a time, in threads of one process. Default: one response at a time, in processes of their own."""
 
 
 def _form(value: Any) -> str:
@@ -221,6 +234,9 @@ class RewardSpec(_Model):
     """The Python module with the task's functions, found by their names: `score`, `rows`, and, where there are such,
     `canonical`, `label_check`, `answers`, `front`, `drawing`, `mutation` and `count`. A key that names a function,
     `package.module:function`, goes before; null leaves the task's function out."""
+    label: Literal["text", "json", "none"] | None = None
+    """What a label is that a dataset holds as text: given to the scorer as it is (`text`) or as what it holds as JSON
+    (`json`). `none` for a scorer that needs no label. Not needed where the rows hold objects."""
     objectives: Objectives
     """The components of the reward vector."""
     weights: Weights = Field({}, validate_default=True)
@@ -265,9 +281,9 @@ class RewardSpec(_Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_task(cls, data: Any) -> Any:
+    def _from_task(cls, data: Any, info: ValidationInfo) -> Any:
         """The task's functions under the keys that name functions, where the spec does not say otherwise."""
-        if not isinstance(data, dict) or not isinstance(data.get("task"), str):
+        if not isinstance(data, dict) or not isinstance(data.get("task"), str) or info.context == CHECKED:
             return data
         try:
             module = importlib.import_module(data["task"])

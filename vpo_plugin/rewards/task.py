@@ -1,6 +1,6 @@
 """What a spec's Python tells about the task: its rows, what a label holds, known answers, the front, a drawing.
 
-Each function takes the spec first, and a label as the dataset carries it: the object, or its JSON text.
+Each function takes the spec first. Labels are what the scorer gets (`labels.read_label`).
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -9,44 +9,48 @@ from typing import Any
 import numpy as np
 
 from vpo_plugin.rewards.drawing import draw as read_drawing
-from vpo_plugin.rewards.scoring import columns_of, read_label
+from vpo_plugin.rewards.labels import read_label
+from vpo_plugin.rewards.response import columns_of
 from vpo_plugin.rewards.spec import RewardSpec, load_entry_point
 
 
 def read_rows(spec: RewardSpec, split: str, num_rows: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows `{"prompt": str, "label": JSON-serialisable}` of a split; the same arguments give the same rows.
+    """Rows `{"prompt", "label"}` of a split; the same arguments give the same rows.
 
-    Raises ValueError if a row of the loader lacks one of the spec's columns.
+    Raises ValueError if a row of the loader lacks one of the spec's columns, or its label cannot be read.
     """
     columns = spec.dataset.columns
+    needed = (columns.prompt,) if spec.label == "none" else (columns.prompt, columns.label)
     loader = load_entry_point(spec.dataset.loader)
     for number, row in enumerate(loader(split, num_rows, seed, **spec.dataset.args)):
-        for column in (columns.prompt, columns.label):
+        for column in needed:
             if not isinstance(row, Mapping) or column not in row:
                 has = f"it has {sorted(row)}" if isinstance(row, Mapping) else f"it is {str(row)[:80]!r}"
                 raise ValueError(
                     f"Row {number} of the split '{split}' of the spec '{spec.name}' has no '{column}'; {has}."
                 )
-        yield {"prompt": row[columns.prompt], "label": row[columns.label]}
+        try:
+            label = read_label(spec, row.get(columns.label))
+        except ValueError as error:
+            raise ValueError(f"Row {number} of the split '{split}' of the spec '{spec.name}': {error}") from error
+        yield {"prompt": row[columns.prompt], "label": label}
 
 
 def check_label(spec: RewardSpec, label: object) -> None:
     """Raises ValueError, in one sentence, if a label lacks what the scorer needs."""
-    decoded = read_label(label)
     if spec.label_check:
-        load_entry_point(spec.label_check)(decoded)
-    columns_of(spec, decoded)
+        load_entry_point(spec.label_check)(label)
+    columns_of(spec, label)
 
 
 def canonical(spec: RewardSpec, candidate: str, label: object) -> Hashable:
-    """What makes a candidate the same as another, by its decoded label: without the task's `canonical`, its text."""
+    """What makes a candidate the same as another: without the task's `canonical`, its text."""
     return load_entry_point(spec.canonical)(candidate, label) if spec.canonical else candidate
 
 
 def known_answers(spec: RewardSpec, label: object) -> list[tuple[str, Sequence[float]]]:
     """Candidates with the rewards they must get, those of the front among them; empty where the task names none."""
-    decoded = read_label(label)
-    return [answer for path in (spec.answers, spec.front) if path for answer in load_entry_point(path)(decoded)]
+    return [answer for path in (spec.answers, spec.front) if path for answer in load_entry_point(path)(label)]
 
 
 def pareto_front(spec: RewardSpec, label: object) -> np.ndarray | None:
@@ -56,9 +60,8 @@ def pareto_front(spec: RewardSpec, label: object) -> np.ndarray | None:
     """
     if spec.front is None:
         return None
-    decoded = read_label(label)
-    vectors = [rewards for _, rewards in load_entry_point(spec.front)(decoded)]
-    return np.array(vectors or [[column.low for column in columns_of(spec, decoded)]], dtype=np.float64)
+    vectors = [rewards for _, rewards in load_entry_point(spec.front)(label)]
+    return np.array(vectors or [[column.low for column in columns_of(spec, label)]], dtype=np.float64)
 
 
 def best_reward(spec: RewardSpec, label: object) -> float | None:
@@ -72,4 +75,4 @@ def draw(spec: RewardSpec, label: object, candidates: Iterable[str]) -> dict[str
 
     Raises ValueError if what the task's function returns is no drawing; what it raises propagates.
     """
-    return read_drawing(load_entry_point(spec.drawing), read_label(label), candidates) if spec.drawing else None
+    return read_drawing(load_entry_point(spec.drawing), label, candidates) if spec.drawing else None

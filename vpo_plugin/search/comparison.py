@@ -4,6 +4,7 @@ A policy has a pool for each seed of its training, all of the same prompts. A me
 and is shown as its mean with a 95 % interval over both (`metrics.figure`).
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -12,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 
 from vpo_plugin.rewards import RewardSpec
-from vpo_plugin.rewards.scoring import read_label
 from vpo_plugin.rewards.task import canonical, draw
 from vpo_plugin.search.metrics import (
     Floats,
@@ -136,7 +136,7 @@ class Measured:
     @property
     def duplicates(self) -> Floats:
         def share(pool: Pool, number: int) -> float:
-            label = read_label(self.rows[number]["label"]) if self.spec.canonical else None
+            label = json.loads(self.rows[number]["label"]) if self.spec.canonical else None
             return duplicate_share([t if t is None else canonical(self.spec, t, label) for t in pool.texts(number)])
 
         return np.array([[share(pool, number) for number in range(len(pool.reward_matrices))] for pool in self.pools])
@@ -305,7 +305,7 @@ class Comparison:
                 "label": row["label"],
                 "solved_at": self.targets.solved_at[number],
                 "policies": policies,
-                "drawing": draw(self.spec, row["label"], texts),
+                "drawing": draw(self.spec, json.loads(row["label"]), texts),
             }
 
     def results(self) -> dict[str, Any]:

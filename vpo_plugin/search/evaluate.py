@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from vpo_plugin import files
 from vpo_plugin.provenance import versions
 from vpo_plugin.rewards import RewardSpec, ScoredResponse, load_spec
 from vpo_plugin.rewards.sandbox import UNSAFE
-from vpo_plugin.rewards.scoring import score_all
-from vpo_plugin.rewards.task import read_rows
+from vpo_plugin.rewards.labels import read_label
+from vpo_plugin.rewards.scoring import Item, OnError, Scoring
+from vpo_plugin.rewards.task import check_label, read_rows
 from vpo_plugin.search.policy import Endpoint, Engine, Policy, Request, as_chat, fingerprint, prepare_environment
 from vpo_plugin.search.pool import (
     Pool,
@@ -54,12 +55,18 @@ def evaluate(
     claim_folder(folder, made)
     if any(not batch_file(folder, n).exists() for n in range(-(-len(rows) // batch))):
         with owned(folder):
-            sample_pool(make_policy(settings, spec, rows, made), spec, rows, made, folder)
+            policy = make_policy(settings, spec, rows, made)
+            sample_pool(policy, spec, rows, made, folder, settings.on_scorer_error)
     return load_pool(folder), spec, rows
 
 
 def sample_pool(
-    policy: Policy, spec: RewardSpec, rows: Sequence[dict[str, Any]], settings: dict[str, Any], folder: Path
+    policy: Policy,
+    spec: RewardSpec,
+    rows: Sequence[dict[str, Any]],
+    settings: dict[str, Any],
+    folder: Path,
+    on_scorer_error: OnError = "raise",
 ) -> None:
     """Sample, score and store the batches that a claimed folder does not hold yet.
 
@@ -67,7 +74,8 @@ def sample_pool(
         RuntimeError: the policy cannot be asked, or the scorer failed; what was stored before is kept.
     """
     batch, candidates = settings["batch"], settings["candidates"]
-    with progress_bar(len(rows), "prompt", "Sampling") as bar:
+    scoring = Scoring(spec, on_error=on_scorer_error, failures=folder)
+    with scoring, progress_bar(len(rows), "prompt", "Sampling") as bar:
         for number, first in enumerate(range(0, len(rows), batch)):
             numbers = range(first, min(first + batch, len(rows)))
             file, seed = batch_file(folder, number), batch_seed(settings["seed"], number)
@@ -82,12 +90,23 @@ def sample_pool(
                 for i in numbers
                 for rollout, response in zip(range(settings["rollouts"]), responses, strict=False)
             ]
-            scores = score_all(spec, [(sample["response"], sample["label"]) for sample in samples], candidates)
+            scores = score_samples(scoring, samples, candidates)
             stored = [
                 sample | as_columns(score) | {"seed": seed} for sample, score in zip(samples, scores, strict=True)
             ]
             write_rows(file, stored)
             bar.update(len(numbers))
+    if said := scoring.summary():
+        print(said, file=sys.stderr)
+
+
+def score_samples(scoring: Scoring, samples: Sequence[dict[str, Any]], candidates: int) -> Iterator[ScoredResponse]:
+    """The scores of samples (prompt, input, label as JSON, response), in their order."""
+    labels = {text: json.loads(text) for text in {sample["label"] for sample in samples}}
+    return scoring.score(
+        Item(s["response"], labels[s["label"]], candidates, f"A response to prompt {s['prompt']}", s["input"])
+        for s in samples
+    )
 
 
 def progress_bar(total: int, unit: str, what: str) -> "tqdm[Any]":
@@ -111,6 +130,7 @@ def as_columns(score: ScoredResponse) -> dict[str, Any]:
         "rewards": score.matrix.tolist(),
         "parsed": score.parsed,
         "unique": score.unique,
+        "error": score.error,
     }
 
 
@@ -144,9 +164,7 @@ def read_task(
     if rows is not None:
         pass
     elif settings.data is not None:
-        rows = [{"input": row["input"], "label": row["label"]} for row in load_prompts(settings.data)][
-            : settings.prompts
-        ]
+        rows = [_prompt(spec, row) for row in load_prompts(settings.data)][: settings.prompts]
     else:
         drawn = read_rows(spec, "test", settings.prompts or 100, settings.seed)
         rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in drawn]
@@ -177,6 +195,12 @@ def read_task(
             "versions": versions(),
         },
     )
+
+
+def _prompt(spec: RewardSpec, row: dict[str, Any]) -> dict[str, Any]:
+    label = read_label(spec, row.get("label"))
+    check_label(spec, label)
+    return {"input": row["input"], "label": json.dumps(label)}
 
 
 def make_policy(

@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         ("tokens", pa.int64()),
         ("parsed", pa.int64()),
         ("unique", pa.int64()),
+        ("error", pa.string()),  # why the scorer failed, where that counts as zero
         ("seed", pa.int64()),  # of the batch
     ]
 )
@@ -48,7 +49,7 @@ class Pool:
     reward_matrices: np.ndarray
     """(prompts, rollouts, candidates, objectives), float32; NaN where a prompt has fewer objectives than another."""
     responses: list[dict[str, Any]]
-    """One a rollout, prompt by prompt: prompt number, response text, candidates, tokens, parsed, unique, seed."""
+    """One a rollout, prompt by prompt: prompt number, response, candidates, tokens, parsed, unique, error, seed."""
     made: Mapping[str, Any]
     """Model and its fingerprint, spec, sampling, versions."""
     rows: Sequence[Mapping[str, Any]] = ()
@@ -266,7 +267,7 @@ def _arrays(table: pa.Table, made: dict[str, Any]) -> tuple[np.ndarray, list[dic
     lengths = vectors.value_lengths().to_numpy()
     matrices = np.full((len(lengths), lengths.max()), np.nan, dtype=np.float32)
     matrices[np.arange(lengths.max()) < lengths[:, None]] = vectors.flatten().to_numpy()
-    columns = ["prompt", "response", "candidates", "tokens", "parsed", "unique", "seed"]
+    columns = ["prompt", "response", "candidates", "tokens", "parsed", "unique", "error", "seed"]
     return matrices.reshape(-1, rollouts, candidates, lengths.max()), table.select(columns).to_pylist()
 
 

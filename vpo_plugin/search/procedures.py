@@ -5,6 +5,7 @@ and asks again while `problem.open`. It is written for one prompt; the prompts o
 what they ask for in a round goes to the policy as one batch (`vpo_plugin/search/run.py`).
 """
 
+import json
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vpo_plugin.rewards import RewardSpec
-from vpo_plugin.rewards.scoring import columns_of, read_label
+from vpo_plugin.rewards.response import columns_of
 from vpo_plugin.rewards.task import canonical
 from vpo_plugin.search.metrics import Floats
 from vpo_plugin.search.pool import prompt_text, random_goals
@@ -77,7 +78,7 @@ class Problem:
     """How many candidates it took, None while it is not solved."""
 
     def __post_init__(self) -> None:
-        self.label = read_label(self.row["label"])
+        self.label = json.loads(self.row["label"])
         self.objectives = [column.key for column in columns_of(self.spec, self.label)]
         self.weights = self.spec.weights_of(len(self.objectives))
         self.floor = float(self.weights @ [column.low for column in columns_of(self.spec, self.label)])

@@ -4,6 +4,7 @@ A resumed search replays its stored rounds (`searches.py`), so nothing is sample
 """
 
 import asyncio
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import numpy as np
 from tqdm import tqdm
 
 from vpo_plugin.rewards import RewardSpec, load_spec
-from vpo_plugin.rewards.scoring import score_all
+from vpo_plugin.rewards.scoring import OnError, Scoring
 from vpo_plugin.search.evaluate import (
     as_columns,
     batch_seed,
     make_policy,
     progress_bar,
     read_task,
+    score_samples,
 )
 from vpo_plugin.search.policy import Policy, Request
 from vpo_plugin.search.pool import claim_folder, load_pool, owned, shared_prompts, write_rows
@@ -78,7 +80,8 @@ def run_searches(
             with owned(place):
                 if policy is None:
                     policy = make_policy(settings, spec, rows, made, more=4 * made["max_new_tokens"] + 256)
-                search_all(policy, spec, rows, procedure, made | {"procedure": name}, place)
+                made_here = made | {"procedure": name}
+                search_all(policy, spec, rows, procedure, made_here, place, settings.on_scorer_error)
     return {name: load_search(folder / name) for name in made_procedures}
 
 
@@ -119,14 +122,16 @@ def search_all(
     procedure: Procedure,
     settings: dict[str, Any],
     folder: Path,
+    on_scorer_error: OnError = "raise",
 ) -> None:
     """Run a procedure on every prompt, from where the claimed folder's rounds end, and store the result.
 
     Raises:
         RuntimeError: the policy cannot be asked, or the scorer failed; the rounds before are kept.
     """
-    with progress_bar(len(rows) * settings["budget"], "candidate", settings["procedure"]) as bar:
-        rounds = Rounds(policy, spec, settings, folder, bar)
+    scoring = Scoring(spec, on_error=on_scorer_error, failures=folder)
+    with scoring, progress_bar(len(rows) * settings["budget"], "candidate", settings["procedure"]) as bar:
+        rounds = Rounds(policy, scoring, settings, folder, bar)
         problems = [
             Problem(
                 number,
@@ -144,6 +149,8 @@ def search_all(
         asyncio.run(_run_all(procedure, problems))
         rounds.show_progress()
     write_rows(folder / RESULT, [_result(problem) for problem in problems], RESULT_SCHEMA)
+    if said := scoring.summary():
+        print(said, file=sys.stderr)
 
 
 async def _run_all(procedure: Procedure, problems: Sequence[Problem]) -> None:
@@ -165,9 +172,9 @@ class Rounds:
     """Collects what the prompts ask until all of them wait, and answers it as one batch, which it stores."""
 
     def __init__(
-        self, policy: Policy, spec: RewardSpec, settings: dict[str, Any], folder: Path, bar: "tqdm[Any]"
+        self, policy: Policy, scoring: Scoring, settings: dict[str, Any], folder: Path, bar: "tqdm[Any]"
     ) -> None:
-        self.policy, self.spec, self.settings, self.folder, self.bar = policy, spec, settings, folder, bar
+        self.policy, self.scoring, self.settings, self.folder, self.bar = policy, scoring, settings, folder, bar
         self.problems: Sequence[Problem] = []
         stored = [read_table(file, SCHEMA).to_pylist() for file in round_files(folder)]
         self.number = len(stored)
@@ -217,7 +224,7 @@ class Rounds:
             }
             for (problem, question, _), [answer] in zip(waiting, answers, strict=True)
         ]
-        scores = score_all(self.spec, [(row["response"], row["label"]) for row in rows], self.settings["candidates"])
+        scores = score_samples(self.scoring, rows, self.settings["candidates"])
         rows = [row | as_columns(score) for row, score in zip(rows, scores, strict=True)]
         write_rows(round_file(self.folder, self.number), rows, SCHEMA)
         self.number += 1

@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         ("tokens", pa.int64()),
         ("parsed", pa.int64()),
         ("unique", pa.int64()),
+        ("error", pa.string()),  # why the scorer failed, where that counts as zero
         ("seed", pa.int64()),
     ]
 )

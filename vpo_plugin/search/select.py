@@ -79,7 +79,7 @@ def what_it_gives_up(pool: Pool, spec: RewardSpec, weights: Floats, values: Floa
     if spec.front:
         reachable = []
         for row in pool.rows:
-            front = np.asarray(pareto_front(spec, row["label"]))
+            front = np.asarray(pareto_front(spec, json.loads(row["label"])))
             reachable.append((front @ weights[: front.shape[1]]).max())
         given_up = np.array(reachable) - values
         share = given_up.mean() / np.mean(reachable) if np.mean(reachable) else 0.0

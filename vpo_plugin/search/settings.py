@@ -36,4 +36,7 @@ class PolicySettings(BaseModel):
     api: Literal["chat", "completions"] = Field("chat", description="The endpoint's interface.")
     at_once: int = Field(32, ge=1, description="Requests to the endpoint at a time.")
     timeout: float = Field(600.0, gt=0, description="Seconds for one request to the endpoint.")
+    on_scorer_error: Literal["raise", "zero"] = Field(
+        "raise", description="A response whose scorer fails: stop (raise), or score zero and count it."
+    )
     unsafe_no_sandbox: bool = Field(False, description="Run programs that are scored without a boundary.")

@@ -1,5 +1,6 @@
 """What a specification asks of each prompt: the deployment weights, when a candidate solves it, what can be reached."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vpo_plugin.rewards import RewardSpec
-from vpo_plugin.rewards.scoring import columns_of, read_label
+from vpo_plugin.rewards.response import columns_of
 from vpo_plugin.rewards.task import best_reward, pareto_front
 from vpo_plugin.search.metrics import Floats, expected_set_reward
 
@@ -40,7 +41,7 @@ class Targets:
 
 def read_targets(spec: RewardSpec, rows: Sequence[Mapping[str, Any]]) -> Targets:
     """The targets of these prompts, keys ``input`` and ``label`` (JSON)."""
-    labels = [read_label(row["label"]) for row in rows]
+    labels = [json.loads(row["label"]) for row in rows]
     counts = [len(columns_of(spec, label)) for label in labels]
     present = np.arange(max(counts)) < np.array(counts)[:, None]
     weights = np.zeros(present.shape)

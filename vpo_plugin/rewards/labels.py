@@ -1,0 +1,51 @@
+"""Labels: what a row of a dataset holds becomes what a scorer gets, in the same way at every door."""
+
+import json
+from typing import Any
+
+from vpo_plugin.rewards.spec import RewardSpec
+
+MARK = '{"vpo_label": '  # begins a label that was packed here
+
+
+def read_label(spec: RewardSpec, value: Any) -> object:
+    """The label that the scorer gets for what a row of a dataset holds.
+
+    Text stays as it is, byte for byte, where the spec says `label: text`, and is decoded where it says `label: json`.
+    Anything else is a label already. None for a task whose scorer needs none (`label: none`).
+
+    Raises ValueError for text of which the spec does not say what it is, and for anything that cannot be such a label.
+    """
+    if spec.label == "none":
+        return None
+    if not isinstance(value, str):
+        if spec.label == "text" and value is not None:
+            raise ValueError(
+                f"The label {str(value)[:80]!r} is no text ({type(value).__name__}), as `label: text` says."
+            )
+        return json.loads(_as_json(value))
+    if value.startswith(MARK):
+        return json.loads(value)["vpo_label"]
+    if spec.label == "text":
+        return value
+    if spec.label is None:
+        raise ValueError(
+            f"The label {value[:80]!r} is text, and the spec '{spec.name}' does not say of what kind: `label: text` "
+            "gives it to the scorer as it is, `label: json` gives what it holds as JSON."
+        )
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The label {value[:80]!r} is not JSON, as `label: json` says: {error}.") from error
+
+
+def pack_label(label: object) -> str:
+    """A label as text for a column of a dataset, from which `read_label` gives it back whatever the spec says."""
+    return f"{MARK}{_as_json(label)}}}"
+
+
+def _as_json(label: object) -> str:
+    try:
+        return json.dumps(label)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"The label {str(label)[:80]!r} cannot be written as JSON: {error}.") from error

@@ -1,0 +1,176 @@
+"""Score a response in this process: its candidates become the rows of a reward matrix."""
+
+import asyncio
+import inspect
+import math
+import threading
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from vpo_plugin.rewards.formats import parse
+from vpo_plugin.rewards.spec import Column, RewardSpec, load_entry_point
+
+ROUNDING = 1e-6  # of an objective's range: a value that is so little outside was rounded
+
+
+class RewardError(ValueError):
+    """What a scorer returned is not one number an objective, within its range; the message says what came."""
+
+
+@dataclass(frozen=True)
+class ScoredResponse:
+    """One rollout, scored.
+
+    `matrix` has shape (m, k), float32: row s holds the rewards of candidate s, higher is better; the row of a missing
+    candidate, and of one that repeats an earlier candidate, is the floor of each objective. `reward` is the mean over
+    all m rows of the deployment scalarization: the scalar that the host sees.
+    """
+
+    matrix: np.ndarray
+    parsed: int
+    unique: int
+    reward: float
+    candidates: list[str | None]
+    error: str | None = None
+    """Why the scorer failed, where that was to count as zero: all rows are the floor."""
+
+
+def score_response(spec: RewardSpec, response: str, label: object, candidates: int) -> ScoredResponse:
+    """The reward matrix of a response, shape (candidates, k).
+
+    Raises RewardError if the scorer returns what is not one number an objective within its range. What the scorer
+    itself raises propagates. Nothing limits its time here: `vpo_plugin.rewards.scoring` does.
+    """
+    return response_scorer(spec)(response, label, candidates)
+
+
+def response_scorer(spec: RewardSpec) -> Callable[[str, object, int], ScoredResponse]:
+    """`score_response` of a spec, with what is the same for all responses done once."""
+    scorer = load_entry_point(spec.scorer)
+    canonical = load_entry_point(spec.canonical) if spec.canonical else None
+    same = None if spec.ragged else (spec.columns(len(spec.objective_keys)), np.array(spec.objective_weights))
+
+    def score(response: str, label: object, candidates: int) -> ScoredResponse:
+        if same is None:
+            columns = columns_of(spec, label)
+            weights = spec.weights_of(len(columns))
+        else:
+            columns, weights = same
+        texts = parse(spec, response, candidates)
+        floor = [column.low for column in columns]
+        rows, seen = [], set[Hashable]()
+        for text in texts:
+            rows.append(floor)
+            if text is None:
+                continue
+            key = canonical(text, label) if canonical else text
+            if key in seen:
+                continue
+            seen.add(key)
+            rewards = read_rewards(scorer(text, label), columns)
+            if all(c.gate is None or r >= c.gate for c, r in zip(columns, rewards, strict=True)):
+                rows[-1] = rewards
+        matrix = np.array(rows, dtype=np.float32)
+        return ScoredResponse(
+            matrix=matrix,
+            parsed=len(texts) - texts.count(None),
+            unique=len(seen),
+            reward=float((matrix @ weights).mean()),
+            candidates=texts,
+        )
+
+    return score
+
+
+def floor_response(spec: RewardSpec, label: object, candidates: int, error: str) -> ScoredResponse:
+    """What a response is worth whose scorer failed: the floor, in every row."""
+    columns = columns_of(spec, label)
+    matrix = np.tile(np.array([column.low for column in columns], dtype=np.float32), (candidates, 1))
+    reward = float(matrix[0] @ spec.weights_of(len(columns)))
+    return ScoredResponse(matrix, 0, 0, reward, [None] * candidates, error)
+
+
+# ------------------------------------------------------------------------------------------------ what a scorer returns
+
+
+def read_rewards(returned: Any, columns: Sequence[Column]) -> list[float]:
+    """The rewards that a scorer returned, one an objective: numbers in order, or by key; an awaitable is awaited.
+
+    Raises RewardError, which says what came and what is wanted.
+    """
+    if isinstance(returned, Awaitable):
+        returned = _await(returned)
+    if isinstance(returned, Mapping):
+        keys = [column.key for column in columns]
+        if returned.keys() != set(keys):
+            raise RewardError(f"The scorer returned the keys {sorted(map(str, returned))}, the objectives are {keys}.")
+        returned = [returned[key] for key in keys]
+    elif hasattr(returned, "tolist"):
+        returned = returned.tolist()  # a tensor, an array
+    elif inspect.isgenerator(returned):
+        returned = list(returned)
+    if not isinstance(returned, list | tuple):
+        raise RewardError(f"The scorer returned {_shown(returned)}. {_wanted(columns)}")
+    if len(returned) != len(columns):
+        raise RewardError(f"The scorer returned {len(returned)} rewards, {_shown(returned)}. {_wanted(columns)}")
+    return [_reward(value, column) for value, column in zip(returned, columns, strict=True)]
+
+
+def _reward(value: Any, column: Column) -> float:
+    if type(value) is not float:
+        value = value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
+        if isinstance(value, str | bytes | complex) or not (isinstance(value, Real) or hasattr(value, "__float__")):
+            raise RewardError(f"The scorer gave the objective '{column.key}' {_shown(value)}, which is no number.")
+        value = float(value)
+    if not column.low <= value <= column.high:
+        margin = ROUNDING * (column.high - column.low)
+        if not math.isfinite(value):
+            raise RewardError(f"The scorer gave the objective '{column.key}' {value}, which is not finite.")
+        if not (column.clamped or column.low - margin <= value <= column.high + margin):
+            raise RewardError(
+                f"The scorer gave the objective '{column.key}' {value}, which is not within {column.low} to "
+                f"{column.high}, its range in the spec (with `outside_range: clamp` it would be moved there)."
+            )
+        value = min(max(value, column.low), column.high)
+    return column.low + column.high - value if column.mirrored else value
+
+
+def _shown(value: object) -> str:
+    return f"{str(value)[:80]!r} ({type(value).__name__})"
+
+
+def _wanted(columns: Sequence[Column]) -> str:
+    return f"It returns a list of {len(columns)} numbers, or a dict, for the objectives {[c.key for c in columns]}."
+
+
+def _await(awaitable: Awaitable[Any]) -> Any:
+    async def waiting() -> Any:
+        return await awaitable
+
+    return asyncio.run_coroutine_threadsafe(waiting(), _loop()).result()
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One event loop for all that scorers await, so that a client which they keep stays usable."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="scorers' event loop", daemon=True).start()
+    return loop
+
+
+# ------------------------------------------------------------------------------------------------ labels
+
+
+def columns_of(spec: RewardSpec, label: object) -> list[Column]:
+    """The columns of a label's prompt. Raises ValueError if a ragged spec's label has too many, or none."""
+    if spec.ragged is None:
+        return spec.columns(len(spec.objective_keys))
+    count = load_entry_point(spec.ragged.count)(label)
+    if not isinstance(count, int) or not 1 <= count <= spec.ragged.max:
+        raise ValueError(f"A label has {count!r} objectives, the spec '{spec.name}' allows 1 to {spec.ragged.max}.")
+    return spec.columns(count)

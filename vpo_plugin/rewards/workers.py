@@ -1,0 +1,374 @@
+"""Processes that each run one function on items, one at a time, in their main thread, and may be ended at any moment.
+
+For code that nobody vouches for: it may set signals, start processes, exit, crash, never return. What it does ends its
+own process, with all that it started, and is the outcome of the item that it was at. Items travel in chunks, so that
+short ones cost little, and a process notes which item it is at in memory that both sides see: an item's time is counted
+from its own start, and of a chunk that is cut short the rest is done elsewhere. (The pools of the standard library,
+loky and pebble end only the process itself, count a chunk as one item, or forbid processes to start others.)
+"""
+
+import asyncio
+import collections
+import ctypes
+import faulthandler
+import importlib
+import mmap
+import os
+import re
+import resource
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+CHUNK_SECONDS, CHUNK_ITEMS = 0.1, 256
+FLUSH_SECONDS = 0.01  # outcomes are handed over this often
+GROW_SECONDS = 0.3  # items that wait this long get more processes
+TICK_SECONDS = 0.05
+BLAMELESS_DEATHS = 3
+PROGRESS = struct.Struct("qd")  # the item that a process is at, -1 for none, and when it began
+TRACE_SIGNAL = signal.SIGRTMAX
+
+
+class WorkerError(RuntimeError):
+    """An item whose process ended, or was ended: the message says how."""
+
+
+class StartError(RuntimeError):
+    """Processes that cannot start; the message says why."""
+
+
+class Workers:
+    """A pool of such processes, started as they are needed.
+
+    Args:
+        prepare: `package.module:function`; a process calls it once, with `argument`, and what it returns on each item.
+        processes: at most so many.
+        seconds: an item that takes longer is a `WorkerError`.
+        memory: bytes that a process may hold; beyond them Python raises MemoryError. None for no limit.
+    """
+
+    def __init__(
+        self,
+        prepare: str,
+        argument: Any,
+        *,
+        processes: int,
+        seconds: float,
+        memory: int | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self._start = (sys.path, prepare, argument, memory)
+        self._environment = {**os.environ, **(environment or {})}
+        self._processes, self._seconds = processes, seconds
+        self._waiting: collections.deque[_Item] = collections.deque()
+        self._workers: list[_Worker] = []
+        self._mean: float | None = None  # seconds of an item
+        self._grown = 0.0
+        self._blameless = 0
+        self._closed = False
+        self._lock = threading.Lock()
+        self._selector = selectors.DefaultSelector()
+        self._wake, woken = socket.socketpair()
+        self._wake.setblocking(False)
+        self._selector.register(woken, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="workers", daemon=True)
+        self._thread.start()
+
+    def submit(self, item: Any, read: Callable[[Any], Any]) -> "Future[Any]":
+        """What `read` makes of the outcome of the function on this item.
+
+        The outcome is a WorkerError if the item's process ended, and a StartError if processes cannot start.
+        """
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("These workers are closed.")
+            self._waiting.append(_Item(item, read, future))
+        self._poke()
+        return future
+
+    def close(self) -> None:
+        """End all processes; what has no outcome yet is cancelled."""
+        with self._lock:
+            self._closed = True
+        self._poke()
+        self._thread.join()
+
+    def _poke(self) -> None:
+        with suppress(BlockingIOError):
+            self._wake.send(b"!")
+
+    # The rest runs in the pool's own thread. Processes are its children, so that they die with it (PR_SET_PDEATHSIG).
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                busy = any(worker.sent or not worker.ready for worker in self._workers)
+                for key, _ in self._selector.select(TICK_SECONDS if busy or self._waiting else None):
+                    if isinstance(key.data, _Worker):
+                        self._receive(key.data)
+                    else:
+                        key.fileobj.recv(4096)  # type: ignore[union-attr]
+                self._end_late()
+                self._hand_out()
+        finally:
+            for worker in self._workers:
+                worker.end()
+            with self._lock:
+                left, self._closed = [*self._waiting], True
+            for item in [*(item for worker in self._workers for item in worker.sent.values()), *left]:
+                if not item.future.cancel():
+                    item.settle(CancelledError())
+
+    def _receive(self, worker: "_Worker") -> None:
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            self._lose(worker, worker.at())
+            return
+        match message:
+            case "ready":
+                worker.ready, self._grown = True, time.monotonic()
+            case str(problem):
+                self._lose(worker, None, problem)
+            case (seconds, outcomes):
+                mean = seconds / len(outcomes)
+                self._mean = mean if self._mean is None else 0.7 * self._mean + 0.3 * mean
+                self._blameless = 0
+                for number, outcome in outcomes:
+                    worker.sent.pop(number).settle(outcome)
+
+    def _end_late(self) -> None:
+        now = time.monotonic()
+        for worker in [*self._workers]:
+            if worker.sent and (late := worker.at(now - self._seconds)) is not None:
+                self._lose(worker, late, f"took more than {self._seconds:g} s (limits.seconds){worker.where()}")
+
+    def _lose(self, worker: "_Worker", at: int | None, how: str | None = None) -> None:
+        """End a process, at this item if any, and have the rest of its chunk done elsewhere."""
+        self._selector.unregister(worker.connection)
+        self._workers.remove(worker)
+        end = worker.end()
+        if not worker.ready:
+            self._fail_all(StartError(how or f"A scoring process {end} before it was ready."))
+            return
+        guilty = worker.sent.pop(at, None) if at is not None else None
+        with self._lock:
+            self._waiting.extendleft(reversed(worker.sent.values()))
+        if guilty is not None:
+            guilty.settle(WorkerError(how or end))
+        else:
+            self._blameless += 1
+            if self._blameless >= BLAMELESS_DEATHS:
+                self._fail_all(StartError(f"Scoring processes end between two responses: the last one {end}."))
+
+    def _fail_all(self, error: Exception) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, collections.deque()
+        for item in waiting:
+            item.settle(error)
+
+    def _hand_out(self) -> None:
+        for worker in [*self._workers]:
+            if worker.ready and not worker.sent and (chunk := self._chunk()):
+                try:
+                    worker.give(chunk)
+                except OSError:
+                    self._lose(worker, worker.at())
+        starting = any(not worker.ready for worker in self._workers)
+        if not self._waiting or starting or len(self._workers) >= self._processes:
+            return
+        if not self._workers or time.monotonic() - self._grown > GROW_SECONDS:
+            for _ in range(min(max(len(self._workers), 1), self._processes - len(self._workers))):
+                worker = _Worker(self._start, self._environment)
+                self._workers.append(worker)
+                self._selector.register(worker.connection, selectors.EVENT_READ, worker)
+
+    def _chunk(self) -> list["_Item"]:
+        with self._lock:
+            fair = -(-len(self._waiting) // len(self._workers))
+            fitting = CHUNK_SECONDS / self._mean if self._mean else 1
+            size = max(1, int(min(fair, fitting, CHUNK_ITEMS)))
+            chunk = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+        return [item for item in chunk if item.running or item.start()]
+
+
+@dataclass(eq=False)
+class _Item:
+    item: Any
+    read: Callable[[Any], Any]
+    future: "Future[Any]"
+    running: bool = False
+
+    def start(self) -> bool:
+        self.running = self.future.set_running_or_notify_cancel()
+        return self.running
+
+    def settle(self, outcome: Any) -> None:
+        if not self.future.cancelled():
+            try:
+                self.future.set_result(self.read(outcome))
+            except (Exception, CancelledError) as error:
+                self.future.set_exception(error)
+
+
+class _Worker:
+    """A process as its pool sees it."""
+
+    def __init__(self, start: Sequence[Any], environment: dict[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        notes = os.memfd_create("workers")
+        os.ftruncate(notes, mmap.PAGESIZE)
+        self.progress = mmap.mmap(notes, PROGRESS.size)
+        self.progress[:] = PROGRESS.pack(-1, 0.0)
+        self.trace = os.memfd_create("workers")
+        descriptors = (theirs.fileno(), notes, self.trace)
+        code = f"import sys; sys.path[:] = {start[0]!r}; from {__name__} import work; work{descriptors!r}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            start_new_session=True,
+            env=environment,
+        )
+        theirs.close()
+        os.close(notes)
+        self.connection = Connection(ours.detach())
+        self.ready = False
+        self.sent: dict[int, _Item] = {}
+        self.given = 0
+        with suppress(OSError):
+            self.connection.send(start)
+
+    def give(self, chunk: Sequence[_Item]) -> None:
+        first = self.given
+        self.given += len(chunk)
+        self.sent = {first + i: item for i, item in enumerate(chunk)}
+        self.connection.send((first, [item.item for item in chunk]))
+
+    def at(self, begun_by: float = float("inf")) -> int | None:
+        """The item that the process is at, if it began by then."""
+        number, began = PROGRESS.unpack(self.progress[:])
+        again, _ = PROGRESS.unpack(self.progress[:])
+        return number if number == again and number in self.sent and began <= begun_by else None
+
+    def where(self) -> str:
+        """The line of Python that the process is at, as words."""
+        with suppress(OSError):
+            os.kill(self.process.pid, TRACE_SIGNAL)
+            time.sleep(TICK_SECONDS)
+            trace = os.pread(self.trace, 1 << 16, 0).decode(errors="replace")
+            frames = re.findall(r'^  File "(.*)", line (\d+) in', trace, re.MULTILINE)
+            if found := place([(file, int(line)) for file, line in reversed(frames)]):
+                return f"; it was at {found}"
+        return ""
+
+    def end(self) -> str:
+        """End the process and all that it started; how it ended, as words."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
+        self.connection.close()
+        self.progress.close()
+        os.close(self.trace)
+        if code >= 0:
+            return f"ended its process with exit code {code}"
+        return (
+            f"was ended by {signal.Signals(-code).name}{', as when memory runs out' if code == -signal.SIGKILL else ''}"
+        )
+
+
+def place(frames: Sequence[tuple[str, int]]) -> str:
+    """`file:line` of the innermost frame, of those given from the outermost on, that is the user's own, if any."""
+    ours = (str(Path(__file__).parents[1]), *sysconfig.get_paths().values())
+    own = [f"{file}:{line}" for file, line in frames if not file.startswith((*ours, "<"))]
+    return own[-1] if own else ""
+
+
+# ------------------------------------------------------------------------------------------------ in the process
+
+
+def work(descriptor: int, notes: int, trace: int) -> None:
+    """What a process does until its pool is gone."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    os.dup2(2, 1)  # what is printed must not end up in a command's output
+    connection = Connection(descriptor)
+    progress = mmap.mmap(notes, PROGRESS.size)
+    faulthandler.register(TRACE_SIGNAL, file=trace, all_threads=False)
+    _path, prepare, argument, memory = connection.recv()
+    with suppress(OSError):  # where memory runs out, this process goes, not another
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if memory:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    try:
+        module, _, name = prepare.partition(":")
+        function = getattr(importlib.import_module(module), name)(argument)
+    except BaseException as error:
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send("ready")
+    with suppress(EOFError):
+        while True:
+            first, items = connection.recv()
+            _do(function, first, items, connection, progress)
+
+
+def _do(function: Callable[[Any], Any], first: int, items: list[Any], connection: Connection, progress: Any) -> None:
+    outcomes: list[tuple[int, Any]] = []
+    flushed = time.monotonic()
+    for number, item in enumerate(items, start=first):
+        progress[:] = PROGRESS.pack(-1, 0.0)
+        progress[:] = PROGRESS.pack(number, time.monotonic())
+        outcomes.append((number, function(item)))
+        now = time.monotonic()
+        if now - flushed > FLUSH_SECONDS:
+            connection.send((now - flushed, outcomes))
+            outcomes, flushed = [], now
+    progress[:] = PROGRESS.pack(-1, 0.0)
+    if outcomes:
+        connection.send((time.monotonic() - flushed, outcomes))
+
+
+# ------------------------------------------------------------------------------------------------ threads instead
+
+
+class Threads:
+    """The same for functions that wait and are safe to call at the same time: `concurrent` of them, in threads here."""
+
+    def __init__(self, function: Callable[[Any], Any], *, concurrent: int, seconds: float) -> None:
+        self._function, self._seconds = function, seconds
+        self._threads = ThreadPoolExecutor(2 * concurrent)  # one that is late keeps its thread
+        self._turns = asyncio.Semaphore(concurrent)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="waiting scorers", daemon=True).start()
+
+    def submit(self, item: Any, read: Callable[[Any], Any]) -> "Future[Any]":
+        """As `Workers.submit`."""
+        return asyncio.run_coroutine_threadsafe(self._call(item, read), self._loop)
+
+    async def _call(self, item: Any, read: Callable[[Any], Any]) -> Any:
+        async with self._turns:
+            try:
+                call = self._loop.run_in_executor(self._threads, self._function, item)
+                outcome = await asyncio.wait_for(call, self._seconds)
+            except TimeoutError:
+                outcome = WorkerError(f"took more than {self._seconds:g} s (limits.seconds)")
+        return read(outcome)
+
+    def close(self) -> None:
+        """Cancel what has not begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._loop.call_soon_threadsafe(self._loop.stop)
