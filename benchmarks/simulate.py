@@ -47,7 +47,8 @@ tag: answer
 prompt: {{single: "Write <answer_1>.", multi: "Write {{candidates}} in <answer_1>."}}
 scorer: synthetic_scorer:score
 dataset: {{loader: "synthetic_scorer:rows"}}
-limits: {{response_chars: 100000, tokens_per_candidate: 8}}
+limits: {{response_chars: 100000, tokens_per_candidate: 8{limits}}}
+label: json
 """
 SCORER = """
 import time
@@ -72,7 +73,10 @@ def write_spec(folder: Path, candidates: int, objectives: int, cost: str = "none
     keys = [f"r{i:02}" for i in range(objectives)]
     listed = ", ".join(f"{{key: {key}, description: digit}}" for key in keys)
     weights = ", ".join(f"{key}: {1 / objectives}" for key in keys)
-    (folder / "spec.yaml").write_text(SPEC.format(objectives=listed, weights=weights, candidates=candidates))
+    limits = ", concurrent: 32" if cost == "waits" else ""
+    (folder / "spec.yaml").write_text(
+        SPEC.format(objectives=listed, weights=weights, candidates=candidates, limits=limits)
+    )
     scorer = SCORER.format(cost=COSTS[cost].format(seconds=seconds), objectives=objectives)
     (folder / "synthetic_scorer.py").write_text(scorer)
     return folder
@@ -256,7 +260,9 @@ def simulate_engine(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="vpo-simulate-") as name:
         folder = Path(name)
         spec_folder = write_spec(folder, CANDIDATES, OBJECTIVES, args.scorer, args.milliseconds / 1e3)
-        settings = Settings(str(spec_folder), CANDIDATES, "raise", folder / "log", on_cpu=not cpu.cuda_available())
+        data = load_spec(spec_folder).model_dump(mode="json")
+        on_cpu = not cpu.cuda_available()
+        settings = Settings(str(spec_folder), CANDIDATES, "raise", folder / "log", on_cpu=on_cpu, spec_data=data)
         runtime_env = {"worker_process_setup_hook": SETUP, "env_vars": {VARIABLE: settings.dump()}}
         if settings.on_cpu:
             cpu.start_private_ray(runtime_env)

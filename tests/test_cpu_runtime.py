@@ -19,8 +19,10 @@ from conftest import MARK, Training
 from host import importable_host
 
 from vpo_plugin.models import TINY, resolve_policy
-from vpo_plugin.openrlhf import cpu, launcher, matrices
+from vpo_plugin.openrlhf import cpu, matrices
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
+from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.scoring import ScorerError
 
 DRIVER = """
 import subprocess, sys, time
@@ -145,7 +147,10 @@ print("run", ray.get(Rank.remote().run.remote()))
 '''
 
 cpu.install()
-settings = Settings(sys.argv[1], 1, "raise", Path(sys.argv[1]), on_cpu=True, run="this one")
+from vpo_plugin.rewards import load_spec
+file = sys.argv[1] + "/spec.yaml"
+data = load_spec(file).model_dump(mode="json")
+settings = Settings(file, 1, "raise", Path(sys.argv[1]), on_cpu=True, run="this one", spec_data=data)
 try:
     launcher.start_ray(settings)
     import json, ray
@@ -164,9 +169,10 @@ try:
             # As in openrlhf/trainer/ray/vllm_engine.py, _configure_device_env.
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
             os.environ["VLLM_RAY_BUNDLE_INDICES"] = bundles
-            from vpo_plugin.openrlhf.scorer import start_scorer
-            self.scorer = start_scorer(settings)
-            scored, failed = ray.get(self.scorer.score.remote("", "<route_1>visible devices</route_1>", '""'))
+            from vpo_plugin.openrlhf.scorer import start_scoring
+            from vpo_plugin.rewards.scoring import Item
+            with start_scoring(settings) as scoring:
+                scored = scoring.submit(Item("<route_1>visible devices</route_1>", "", 1, "")).result()
             return scored.matrix[0, 0]
 
     group = ray.util.placement_group([{"GPU": 1, "CPU": 1}] * 4)
@@ -233,6 +239,7 @@ objectives: [{key: a, description: a}, {key: b, description: b}]
 weights: {a: 0.75, b: 0.25}
 candidates: 2
 tag: route
+label: text
 prompt: {single: "Write <route_1>.", multi: "Write {candidates} in <route_1>."}
 scorer: slow_scorer:score
 dataset: {loader: "slow_scorer:rows"}
@@ -275,18 +282,8 @@ class Engine:
         return SimpleNamespace(outputs=[said])
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """Not `cpu.start_private_ray`, whose end takes every child of its process along, the boxes of other tests too."""
-    import ray
-
-    ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=10**8)
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
-def execute(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """One run of the host's executor with the plugin's scoring, for an engine's text and a label."""
     (tmp_path / "spec.yaml").write_text(SPEC)
     (tmp_path / "slow_scorer.py").write_text(SCORER)
@@ -300,13 +297,20 @@ def execute(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         executors: dict[str, AgentExecutor] = {}
 
         def start(text: str, label: Any, on_scorer_error: Any = "raise") -> Any:
-            run = Settings(str(tmp_path), 2, on_scorer_error, tmp_path / "vpo", on_cpu=True)
+            data = load_spec(tmp_path).model_dump(mode="json")
+            run = Settings(
+                str(tmp_path / "spec.yaml"), 2, on_scorer_error, tmp_path / "vpo", on_cpu=True, spec_data=data
+            )
             monkeypatch.setenv(VARIABLE, run.dump())
             if on_scorer_error not in executors:
                 executors[on_scorer_error] = AgentExecutor()
             return executors[on_scorer_error].execute("a1=start", label, sampling, 100, tokenizer, Engine(text))
 
         yield start
+        for executor in executors.values():
+            executor.scoring.close()
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop("slow_scorer")
 
 
 def test_scoring_leaves_the_event_loop_free(execute: Callable[..., Any]) -> None:
@@ -314,9 +318,9 @@ def test_scoring_leaves_the_event_loop_free(execute: Callable[..., Any]) -> None
 
     async def run() -> tuple[list[dict[str, Any]], float]:
         text = "<route_1>UP</route_1> <route_2>DOWN</route_2>"
-        await execute(text, '"UP"')  # the scorer has started
+        await execute(text, "UP")  # the scorer has started
         longest, last = 0.0, time.monotonic()
-        scoring = asyncio.gather(*[execute(text, '"UP"') for _ in range(4)])
+        scoring = asyncio.gather(*[execute(text, "UP") for _ in range(4)])
         while not scoring.done():
             await asyncio.sleep(0.01)
             now = time.monotonic()
@@ -336,18 +340,22 @@ def test_scoring_leaves_the_event_loop_free(execute: Callable[..., Any]) -> None
         assert output["observation_tokens"][-3:] == [1, 2, 3]
 
 
-def test_scoring_has_a_process_of_its_own(execute: Callable[..., Any]) -> None:
-    """One that brings its process down is started again; after a few times that ends the run as a part that died."""
-    output = asyncio.run(execute("<route_1>crash once</route_1>", '"UP"'))
-    assert output["reward"] == 0.125  # one of two candidates, at the weight 0.25
-    with pytest.raises(Exception, match="actor died") as raised:
-        asyncio.run(execute("<route_1>crash</route_1>", '"UP"'))
-    assert launcher.part_died(raised.value)
+def test_a_scorer_that_brings_its_process_down(execute: Callable[..., Any]) -> None:
+    """It is that response's error, and the next one is scored."""
+
+    async def run() -> dict[str, Any]:
+        with pytest.raises(ScorerError, match="it ended its process with exit code 1"):
+            await execute("<route_1>crash</route_1>", "UP")
+        return await execute("<route_1>UP</route_1>", "UP")
+
+    assert asyncio.run(run())["extra_logs"][matrices.INFO_KEY] == [2, 2, 1, 0, 0, 0]
 
 
 def test_scorer_error_raises(execute: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"spec 'slow' failed on a response \(KeyError: 'no such test'\)") as raised:
-        asyncio.run(execute("<route_1>fail</route_1>", '"UP"'))
+    with pytest.raises(
+        RuntimeError, match=r"spec 'slow' failed: KeyError: 'no such test' \(.*slow_scorer\.py:\d+\)"
+    ) as raised:
+        asyncio.run(execute("<route_1>fail</route_1>", "UP"))
     (file,) = (tmp_path / "vpo").glob("scorer_error_*.txt")
     assert str(file) in str(raised.value)
     saved = file.read_text()
@@ -358,7 +366,7 @@ def test_scorer_error_raises(execute: Callable[..., Any], tmp_path: Path) -> Non
 def test_scorer_error_counts_as_zero(execute: Callable[..., Any], tmp_path: Path) -> None:
     """The whole response is worth nothing, its good candidate as well, and the error is counted and saved."""
     text = "<route_1>UP</route_1> <route_2>fail</route_2>"
-    output = asyncio.run(execute(text, '"UP"', on_scorer_error="zero"))
+    output = asyncio.run(execute(text, "UP", on_scorer_error="zero"))
     assert output["reward"] == 0.0
     assert output["extra_logs"][matrices.INFO_KEY] == [2, 2, 0, 0, 0, 0]
     assert output["extra_logs"]["scorer_errors"] == 1.0

@@ -332,7 +332,7 @@ def test_the_spec_is_checked_with_its_judges(monkeypatch: pytest.MonkeyPatch) ->
         assert check_spec(spec)[-1].startswith("NOT CHECKED: whether a right candidate gets its reward")
         assert server.requests
     with serving(lambda *_: (404, {})) as server:
-        monkeypatch.setattr("reward_specs.personas.personas.score", panel([judge(server)] * 3))
+        monkeypatch.setattr("reward_specs.personas.personas.score", panel([judge(server, "Another.")] * 3))
         with pytest.raises(
             RuntimeError, match=r"A dummy response to row 0 .*JudgeError: The judge model at .* cannot be"
         ):

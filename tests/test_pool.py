@@ -21,7 +21,7 @@ from endpoint import serving
 from vpo_plugin.cli import main
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import load_spec
-from vpo_plugin.rewards.response import score_all, score_response
+from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.task import best_reward, known_answers, read_rows
 from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.evaluate import as_columns, batch_seed
@@ -43,7 +43,7 @@ def compare_pools(pools: dict[str, Pool], *arguments: Any, **more: Any) -> dict[
 
 
 def routes(row: dict[str, str]) -> list[str]:
-    return [text for text, _ in known_answers(SPEC, row["label"])]
+    return [text for text, _ in known_answers(SPEC, json.loads(row["label"]))]
 
 
 def pool_of(texts: list[list[list[str | None]]], rows: list[dict[str, str]], tokens: int = 10) -> Pool:
@@ -53,7 +53,7 @@ def pool_of(texts: list[list[list[str | None]]], rows: list[dict[str, str]], tok
     for number, (row, of_row) in enumerate(zip(rows, texts, strict=True)):
         for candidates in of_row:
             written = [f"<route_{s}> {text} </route_{s}>" for s, text in enumerate(candidates, 1) if text is not None]
-            score = score_response(SPEC, "\n".join(written), row["label"], m)
+            score = score_response(SPEC, "\n".join(written), json.loads(row["label"]), m)
             matrices.append(score.matrix)
             responses.append({"prompt": number, "response": "r", "candidates": score.candidates, "tokens": tokens * m})
     shape = (len(rows), len(texts[0]), m, 4)
@@ -72,7 +72,7 @@ def stored(folder: Path, batch: int = 4) -> dict[str, object]:
         for i in range(first, min(first + batch, 6)):
             response = f"<route_1> {routes(ROWS[i])[0]} </route_1> <b>no second</b>"
             for rollout in range(2):
-                [score] = score_all(SPEC, [(response, ROWS[i]["label"])], 2)
+                score = score_response(SPEC, response, json.loads(ROWS[i]["label"]), 2)
                 line = {"prompt": i, "rollout": rollout, **ROWS[i], "response": response, "tokens": 7, "seed": 3}
                 lines.append(line | as_columns(score))
         write_rows(batch_file(folder, number), lines)
@@ -85,7 +85,7 @@ def test_a_pool_comes_back_as_it_was_stored(tmp_path: Path) -> None:
     assert pool.reward_matrices.shape == (6, 2, 2, 4) and pool.candidates.shape == (6, 4, 4)
     assert pool.rows == ROWS
     for i, row in enumerate(ROWS):
-        expected = score_response(SPEC, pool.responses[2 * i]["response"], row["label"], 2)
+        expected = score_response(SPEC, pool.responses[2 * i]["response"], json.loads(row["label"]), 2)
         np.testing.assert_allclose(pool.reward_matrices[i, 1], expected.matrix)
         assert pool.responses[2 * i]["candidates"] == [routes(row)[0], None]
     assert (pool.responses[0]["tokens"], pool.responses[0]["seed"], pool.responses[0]["parsed"]) == (7, 3, 1)
@@ -440,7 +440,8 @@ def test_what_a_comparison_says_of_each_policy() -> None:
     by_front = set(range(6)) - {i for i in range(6) if one_solves(ROWS[i])}
     assert results["only_solved_by"] == {"nothing": [], "one": [], "front": sorted(by_front)}
     assert len(results["fronts"]["front"]) == 6 and len(results["fronts"]["front"][0]) == len(routes(ROWS[0]))
-    assert results["solved_at"] == pytest.approx([SPEC.solved * best_reward(SPEC, row["label"]) for row in ROWS])
+    best = [best_reward(SPEC, json.loads(row["label"])) for row in ROWS]
+    assert results["solved_at"] == pytest.approx([SPEC.solved * reward for reward in best])
     _, shown, *_ = Comparison({(name, 0): pool for name, pool in pools.items()}, SPEC, ROWS).prompts()
     assert (shown["number"], shown["prompt"], shown["label"]) == (1, ROWS[1]["input"], ROWS[1]["label"])
     assert len(shown["policies"][0]["responses"]) == 12
@@ -450,8 +451,8 @@ def test_what_a_comparison_says_of_each_policy() -> None:
 
 def one_solves(row: dict[str, str]) -> bool:
     """Whether the first route of the front, which the policy `one` repeats, is worth enough."""
-    [reward] = score_response(SPEC, f"<route_1> {routes(row)[0]} </route_1>", row["label"], 1).matrix
-    return float(reward @ SPEC.weights_of(4)) >= SPEC.solved * best_reward(SPEC, row["label"]) - 1e-6
+    [reward] = score_response(SPEC, f"<route_1> {routes(row)[0]} </route_1>", json.loads(row["label"]), 1).matrix
+    return float(reward @ SPEC.weights_of(4)) >= SPEC.solved * best_reward(SPEC, json.loads(row["label"])) - 1e-6
 
 
 def test_a_pool_of_a_single_candidate_and_empty_ones() -> None:

@@ -111,7 +111,7 @@ def test_a_budget_is_spent_in_candidates(procedure: Procedure, tmp_path: Path) -
 @pytest.mark.parametrize("procedure", [BestOfK(), Refinement(), Evolution()])
 def test_a_prompt_that_is_solved_is_not_asked_about_again(procedure: Procedure, tmp_path: Path) -> None:
     """Prompt i is solved by the second candidate of its response number i."""
-    best = [max(known_answers(SPEC, row["label"]), key=lambda known: sum(known[1]))[0] for row in ROWS]
+    best = [max(known_answers(SPEC, json.loads(row["label"])), key=lambda known: sum(known[1]))[0] for row in ROWS]
     asked = [0] * 5
 
     def write(request: Request, _: random.Random) -> str:
@@ -129,7 +129,7 @@ def test_a_prompt_that_is_solved_is_not_asked_about_again(procedure: Procedure, 
 
 
 def test_candidates_beyond_the_budget_solve_nothing(tmp_path: Path) -> None:
-    best = max(known_answers(SPEC, ROWS[0]["label"]), key=lambda known: sum(known[1]))[0]
+    best = max(known_answers(SPEC, json.loads(ROWS[0]["label"])), key=lambda known: sum(known[1]))[0]
     policy = Scripted(lambda *_: f"<route_1> UP </route_1> <route_2> {best} </route_2>")
     assert np.isinf(search(BestOfK(), policy, tmp_path, budget=1).solved_after).all()
 

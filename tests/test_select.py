@@ -10,7 +10,7 @@ from vpo_plugin.cli import main
 from vpo_plugin.cli.report import named
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.formats import write_response
-from vpo_plugin.rewards.scoring import score_all
+from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.task import known_answers, pareto_front, read_rows
 from vpo_plugin.search.evaluate import as_columns
 from vpo_plugin.search.pool import batch_file, claim_folder, load_pool, write_rows
@@ -29,9 +29,9 @@ def store_pool(folder: Path, rows: list[dict[str, str]], routes: int, spec: str 
     claim_folder(folder, {**made, "versions": {"vllm": "0"}})
     lines = []
     for i, row in enumerate(rows):
-        texts = [text for text, _ in known_answers(SPEC, row["label"])][:routes]
+        texts = [text for text, _ in known_answers(SPEC, json.loads(row["label"]))][:routes]
         response = write_response(SPEC, [*texts, ATTACK][:6]) if i else "nothing"
-        [score] = score_all(SPEC, [(response, row["label"])], 6)
+        score = score_response(SPEC, response, json.loads(row["label"]), 6)
         line = {"prompt": i, "rollout": 0, **row, "response": response, "tokens": 9, "seed": 0}
         lines.append(line | as_columns(score))
     write_rows(batch_file(folder, 0), lines)
@@ -80,7 +80,7 @@ def test_each_weighting_gets_the_candidate_that_is_best_under_it(tmp_path: Path)
     for weights in np.random.default_rng(0).dirichlet(np.ones(4), 20):
         rows, values = select(pool, weights)
         for number in range(1, len(ROWS)):
-            known = {text: vector for text, vector in known_answers(SPEC, ROWS[number]["label"])[:6]}
+            known = {text: vector for text, vector in known_answers(SPEC, json.loads(ROWS[number]["label"]))[:6]}
             best = max(np.dot(vector, weights) for vector in known.values())
             assert values[number] == pytest.approx(best, abs=1e-6)
             assert np.dot(known[rows[number]["candidate"]], weights) == pytest.approx(best, abs=1e-6)
@@ -98,7 +98,7 @@ def test_vpo_select_says_what_the_pool_gives_up(tmp_path: Path, capsys: pytest.C
     assert "Weights gold 0.75, avoid_lava 0.25. The best of 6 candidates" in said.err
     assert "against optimizing for these weights" in said.err
     assert "1 prompts have no candidate that could be parsed" in said.err
-    best = [(pareto_front(SPEC, row["label"]) @ [0, 0.75, 0, 0.25]).max() for row in ROWS]
+    best = [(pareto_front(SPEC, json.loads(row["label"])) @ [0, 0.75, 0, 0.25]).max() for row in ROWS]
     given_up = np.mean(best) - np.mean([row["value"] for row in rows])
     assert f"gives up {given_up:.3f}" in said.err and 0 < given_up < 0.3
     assert main([*flags, "--output", str(tmp_path / "chosen.jsonl")]) == 0

@@ -6,6 +6,7 @@ from vpo_plugin.openrlhf.settings import Settings
 from vpo_plugin.rewards.files import load_checked
 from vpo_plugin.rewards.scoring import Scoring
 
+
 def start_scoring(settings: Settings) -> Scoring:
     """The scoring of a run's responses in an engine's process; what it starts ends with that process."""
     devices = engine_devices()  # a reward model in a scorer has the engine's GPU

@@ -93,7 +93,7 @@ def load_spec(name_or_path: str | Path) -> RewardSpec:
 def load_checked(path: str, data: Any) -> RewardSpec:
     """A spec that was loaded before, from this path, of which `model_dump` gave this data. Nothing that it names is
     imported in this process; others that it starts find it."""
-    _add_folders(_read(Path(path)))
+    _add_folders(_read(spec_file(path)))
     return RewardSpec.model_validate(data, context=CHECKED)
 
 

@@ -369,6 +369,13 @@ class Threads:
         return read(outcome)
 
     def close(self) -> None:
-        """Cancel what has not begun."""
+        """Give up what has no outcome yet."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        asyncio.run_coroutine_threadsafe(self._give_up(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _give_up(self) -> None:
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
