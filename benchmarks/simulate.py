@@ -257,6 +257,8 @@ def simulate_engine(args: argparse.Namespace) -> None:
         cpu.install()
     import ray
 
+    from vpo_plugin.rewards import load_spec
+
     with tempfile.TemporaryDirectory(prefix="vpo-simulate-") as name:
         folder = Path(name)
         spec_folder = write_spec(folder, CANDIDATES, OBJECTIVES, args.scorer, args.milliseconds / 1e3)

@@ -269,6 +269,7 @@ objectives: [{key: a, description: a}, {key: b, description: b}]
 weights: {a: 0.5, b: 0.5}
 candidates: 3
 tag: route
+label: json
 prompt: {single: "Write <route_1>.", multi: "Write {candidates} in <route_1>."}
 scorer: broken_scorer:score
 dataset: {loader: "broken_scorer:rows"}
@@ -293,7 +294,7 @@ def test_scorer_that_raises(training: Training, tmp_path: Path, policy: str) -> 
     if policy == "raise":
         assert code == 1
         last = output.strip().splitlines()[-1]
-        assert "The scorer of spec 'broken' failed on a response" in last
+        assert "the scorer of the spec 'broken' failed: KeyError: 'no such test'" in last
         assert str(error.parent) in last
     else:
         assert code == 0, output[-3000:]
