@@ -12,7 +12,7 @@ from typing import Any
 
 from vpo_plugin.rewards.files import load_spec
 from vpo_plugin.rewards.formats import write_response
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.spec import RewardSpec
 from vpo_plugin.rewards.task import known_answers, read_rows
 

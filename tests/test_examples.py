@@ -19,7 +19,7 @@ from vpo_plugin.cli import main
 from vpo_plugin.openrlhf.log import read_steps
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.formats import render_prompt, write_response
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.task import pareto_front, read_rows
 
 ROOT = Path(__file__).parent.parent

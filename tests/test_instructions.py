@@ -18,7 +18,7 @@ from reward_specs.instructions.dataset import benchmark
 from reward_specs.instructions.instructions import count, label_check, score
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 from vpo_plugin.rewards.formats import write_response
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import score_response
 
 FOLDER = Path(prompts.__file__).parent
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -195,6 +195,7 @@ objectives:
 candidates: 1
 tag: guess
 prompt: {single: "Guess. <guess_1>", multi: "Guess. <guess_1>"}
+label: text
 scorer: letters_of_the_test:score
 mutation: letters_of_the_test:mutation
 dataset: {loader: letters_of_the_test:rows}

@@ -66,7 +66,15 @@ def help_text(added: dict[str, EntryPoint]) -> str:
     """What `vpo --help` prints; imports nothing heavy."""
     texts = COMMANDS | {name: point.load().__doc__ or "" for name, point in added.items()}
     lines = [f"  {name:12}{text}" for name, text in sorted(texts.items())]
-    return "\n".join(["usage: vpo COMMAND …", "", *lines, "", "vpo COMMAND --help: its flags; --traceback: where an error comes from; vpo --version"])
+    return "\n".join(
+        [
+            "usage: vpo COMMAND …",
+            "",
+            *lines,
+            "",
+            "vpo COMMAND --help: its flags; --traceback: where an error comes from; vpo --version",
+        ]
+    )
 
 
 def is_it(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -143,7 +143,7 @@ def read_dataset(
         return dataset
     order = dataset.shuffle(seed=0)
     held_out = -(-len(order) // TEST_SHARE)
-    return order.select(range(held_out) if split == "test" else range(held_out, len(order)))
+    return order.select([*range(held_out)] if split == "test" else [*range(held_out, len(order))])
 
 
 def on_hub(source: str) -> bool:

@@ -78,7 +78,7 @@ def load_spec(name_or_path: str | Path) -> RewardSpec:
         data.pop("name", None)
         if isinstance(source.data.get("dataset"), dict) and "loader" in source.data["dataset"]:
             data.pop("dataset", None)  # the arguments and columns are the other loader's
-        data = _merged(data, source.data)
+        data = _merged(data, _with_place(source))
     try:
         spec = RewardSpec.model_validate(data)
     except ValidationError as error:
@@ -154,6 +154,19 @@ def _merged(parent: Any, child: Any) -> Any:
     if not (isinstance(parent, dict) and isinstance(child, dict)):
         return child
     return {**parent, **{key: _merged(parent.get(key), value) for key, value in child.items()}}
+
+
+def _with_place(source: _Source) -> dict[str, Any]:
+    """A file's data, with the dataset's source as an absolute path where it is one beside the file."""
+    dataset = source.data.get("dataset")
+    args = dataset.get("args") if isinstance(dataset, dict) else None
+    named = args.get("source") if isinstance(args, dict) else None
+    if not isinstance(named, str) or "://" in named:
+        return source.data
+    there = source.file.parent.resolve() / named
+    if not (there.exists() or ("{split}" in named and any(there.parent.glob(there.name.replace("{split}", "*"))))):
+        return source.data
+    return {**source.data, "dataset": {**dataset, "args": {**args, "source": str(there)}}}
 
 
 def _complaint(chain: list[_Source], error: dict[str, Any]) -> tuple[Path, int, str]:

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from vpo_plugin import files
 from vpo_plugin.provenance import versions
 from vpo_plugin.rewards import RewardSpec, ScoredResponse, load_spec
-from vpo_plugin.rewards.sandbox import UNSAFE
 from vpo_plugin.rewards.labels import read_label
+from vpo_plugin.rewards.sandbox import UNSAFE
 from vpo_plugin.rewards.scoring import Item, OnError, Scoring
 from vpo_plugin.rewards.task import check_label, read_rows
 from vpo_plugin.search.policy import Endpoint, Engine, Policy, Request, as_chat, fingerprint, prepare_environment

@@ -24,7 +24,7 @@ from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.candidates import answer_of
 from vpo_plugin.rewards.formats import parse, render_prompt, write_response
-from vpo_plugin.rewards.scoring import score_all, score_response
+from vpo_plugin.rewards.response import score_all, score_response
 from vpo_plugin.rewards.task import read_rows
 
 LEAST_SETS = 8
