@@ -222,6 +222,7 @@ def test_text_that_a_spec_does_not_name_is_refused_at_every_door_in_the_same_wor
     assert main([*given, "--output", str(tmp_path / "pool")]) == 1
     assert capsys.readouterr().err.count(sentence) == 2
     flags = {
+        "reward.remote_url": None,
         "use_ms": False,
         "data.apply_chat_template": False,
         "data.prompt_dataset": str(tmp_path / "data"),

@@ -161,7 +161,7 @@ def _with_place(source: _Source) -> dict[str, Any]:
     dataset = source.data.get("dataset")
     args = dataset.get("args") if isinstance(dataset, dict) else None
     named = args.get("source") if isinstance(args, dict) else None
-    if not isinstance(named, str) or "://" in named:
+    if not isinstance(dataset, dict) or not isinstance(args, dict) or not isinstance(named, str) or "://" in named:
         return source.data
     there = source.file.parent.resolve() / named
     if not (there.exists() or ("{split}" in named and any(there.parent.glob(there.name.replace("{split}", "*"))))):

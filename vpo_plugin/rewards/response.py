@@ -87,8 +87,8 @@ def response_scorer(spec: RewardSpec) -> Callable[[str, object, int], ScoredResp
     return score
 
 
-def floor_response(spec: RewardSpec, label: object, candidates: int, error: str) -> ScoredResponse:
-    """What a response is worth whose scorer failed: the floor, in every row."""
+def floor_response(spec: RewardSpec, label: object, candidates: int, error: str | None = None) -> ScoredResponse:
+    """What a response without candidates is worth, or one whose scorer failed: the floor, in every row."""
     columns = columns_of(spec, label)
     matrix = np.tile(np.array([column.low for column in columns], dtype=np.float32), (candidates, 1))
     reward = float(matrix[0] @ spec.weights_of(len(columns)))

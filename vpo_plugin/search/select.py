@@ -1,5 +1,6 @@
 """``vpo select``: the best candidate of a pool for each prompt, under weights of the user's own."""
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -24,8 +24,9 @@ from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.candidates import answer_of
 from vpo_plugin.rewards.formats import parse, render_prompt, write_response
-from vpo_plugin.rewards.response import score_all, score_response
-from vpo_plugin.rewards.task import read_rows
+from vpo_plugin.rewards.response import floor_response
+from vpo_plugin.rewards.scoring import Item, Scoring
+from vpo_plugin.rewards.task import canonical, read_rows
 
 LEAST_SETS = 8
 
@@ -113,17 +114,23 @@ def make_sets(
             candidate.
     """
     rng = random.Random(f"warm start {seed}")
-    for row, responses in zip(rows, answers, strict=True):
-        texts = list(dict.fromkeys(filter(None, (single_answer(spec, response) for response in responses))))
-        scored = score_all(spec, [(write_response(spec, [text]), row["label"]) for text in texts], 1)
-        ranked = sorted(zip(texts, scored, strict=True), key=lambda one: -one[1].reward)
+    found = [list(dict.fromkeys(filter(None, (single_answer(spec, text) for text in texts)))) for texts in answers]
+    items = (
+        Item(write_response(spec, [text]), row["label"], 1, f"An answer to prompt {number}", row["prompt"])
+        for number, (row, texts) in enumerate(zip(rows, found, strict=True))
+        for text in texts
+    )
+    with Scoring(spec) as scoring:
+        scores = iter(list(scoring.score(items)))
+    for row, texts in zip(rows, found, strict=True):
+        ranked = sorted(((text, next(scores)) for text in texts), key=lambda one: -one[1].reward)
         chosen: list[str] = []
         for text, one in ranked:
             if one.parsed and _still_distinct(spec, [*chosen, text], row["label"]):
                 chosen.append(text)
             if len(chosen) == candidates:
                 break
-        if len(chosen) < candidates or not ranked[0][1].reward > _floor(spec, row["label"]):
+        if len(chosen) < candidates or not ranked[0][1].reward > floor_response(spec, row["label"], 1).reward:
             continue
         rng.shuffle(chosen)
         response = write_response(spec, chosen)
@@ -145,12 +152,8 @@ def _still_distinct(spec: RewardSpec, texts: list[str], label: object) -> bool:
     """Whether the set reads back as these candidates, none of them a duplicate."""
     if len(texts) == 1:
         return True
-    scored = score_response(spec, write_response(spec, texts), label, len(texts))
-    return scored.candidates == texts and scored.unique == len(texts)
-
-
-def _floor(spec: RewardSpec, label: object) -> float:
-    return score_response(spec, "", label, 1).reward
+    reads_back = parse(spec, write_response(spec, texts), len(texts)) == texts
+    return reads_back and len({canonical(spec, text, label) for text in texts}) == len(texts)
 
 
 # ------------------------------------------------------------------------------------------------ heavy parts
