@@ -183,7 +183,7 @@ def compare(
     """Compare all cells and write results.json, summary.md and the plots into the experiment's folder."""
     first, *others = settings.temperatures
     pools = {t: {cell: load_pool(of[t]) for cell, of in folders.items()} for t in settings.temperatures}
-    rows = load_prompts(data / "test")
+    rows = load_prompts(spec, data / "test")
     logs = settings.folder.glob  # of each seed's run
     training = {
         method: [

@@ -179,9 +179,10 @@ def report_pools(
     from vpo_plugin.search.pool import load_pool, load_prompts
 
     added = overhead(FlowRunContext.get().start_time.timestamp())
-    rows = load_prompts(data / "test")
+    spec = load_spec(settings.spec)
+    rows = load_prompts(spec, data / "test")
     loaded = {(name, settings.seed): load_pool(folder) for name, folder in pools.items()}
-    compared = Comparison(loaded, load_spec(settings.spec), rows)
+    compared = Comparison(loaded, spec, rows)
     results = compared.results() | {
         "title": f"{settings.name}: {', '.join(training or pools)} on {settings.spec}",
         **provenance(command),

@@ -97,7 +97,7 @@ def training_flags(
 
     spec = load_spec(settings.spec)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    rows = load_prompts(data / "train")
+    rows = load_prompts(spec, data / "train")
     goals = None
     if tells_weights(method):
         goals = [goal_weights(row["label"], len(spec.objective_keys), seed=settings.seed) for row in rows]

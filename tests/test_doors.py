@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from host import importable_host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flows.pipeline import write_prompts
 from vpo_plugin.cli import main
 from vpo_plugin.openrlhf.scorer import start_scoring
 from vpo_plugin.openrlhf.settings import Settings, load_settings
@@ -28,7 +29,7 @@ from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.evaluate import sample_pool
 from vpo_plugin.search.policy import Request, Response
-from vpo_plugin.search.pool import claim_folder, load_pool
+from vpo_plugin.search.pool import claim_folder, load_pool, load_prompts
 from vpo_plugin.search.procedures import BestOfK
 from vpo_plugin.search.run import search_all
 from vpo_plugin.search.searches import SCHEMA, SETTINGS, read_table, round_files
@@ -246,3 +247,16 @@ def refusal(call: Callable[[], Any]) -> ValueError:
     with pytest.raises(ValueError) as error:
         call()
     return error.value
+
+
+@pytest.mark.parametrize("name", ["text", "jsontext", "alarm"])
+def test_what_the_pipeline_writes_is_read_by_training_and_evaluation(
+    case: Callable[[str], RewardSpec], name: str, tmp_path: Path
+) -> None:
+    spec = case(name)
+    rows = list(rows_of(spec).values())
+    write_prompts(rows, tmp_path / "data")
+    expected = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in rows]
+    assert load_prompts(spec, tmp_path / "data") == expected
+    carried = [read_label(spec, row["label"]) for row in load_from_disk(tmp_path / "data")]
+    assert carried == [row["label"] for row in rows]

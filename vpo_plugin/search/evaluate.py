@@ -13,10 +13,9 @@ from tqdm import tqdm
 from vpo_plugin import files
 from vpo_plugin.provenance import versions
 from vpo_plugin.rewards import RewardSpec, ScoredResponse, load_spec
-from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.rewards.sandbox import UNSAFE
 from vpo_plugin.rewards.scoring import Item, OnError, Scoring
-from vpo_plugin.rewards.task import check_label, read_rows
+from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.policy import Endpoint, Engine, Policy, Request, as_chat, fingerprint, prepare_environment
 from vpo_plugin.search.pool import (
     Pool,
@@ -164,7 +163,7 @@ def read_task(
     if rows is not None:
         pass
     elif settings.data is not None:
-        rows = [_prompt(spec, row) for row in load_prompts(settings.data)][: settings.prompts]
+        rows = load_prompts(spec, settings.data)[: settings.prompts]
     else:
         drawn = read_rows(spec, "test", settings.prompts or 100, settings.seed)
         rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in drawn]
@@ -195,12 +194,6 @@ def read_task(
             "versions": versions(),
         },
     )
-
-
-def _prompt(spec: RewardSpec, row: dict[str, Any]) -> dict[str, Any]:
-    label = read_label(spec, row.get("label"))
-    check_label(spec, label)
-    return {"input": row["input"], "label": json.dumps(label)}
 
 
 def make_policy(

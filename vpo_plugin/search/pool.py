@@ -21,6 +21,8 @@ from vpo_plugin import files
 from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.formats import render_prompt
+from vpo_plugin.rewards.labels import read_label
+from vpo_plugin.rewards.task import check_label
 from vpo_plugin.search.policy import as_chat
 
 SCHEMA = pa.schema(
@@ -203,11 +205,20 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -
             )
 
 
-def load_prompts(dataset: Path) -> list[dict[str, Any]]:
-    """The rows of a dataset on disk (``datasets.Dataset.save_to_disk``), keys ``input`` and ``label``."""
+def load_prompts(spec: RewardSpec, dataset: Path) -> list[dict[str, Any]]:
+    """The rows of a dataset on disk (``datasets.Dataset.save_to_disk``), as a pool has them: ``input``, ``label``.
+
+    Raises:
+        ValueError: a label that cannot be read, or lacks what the scorer needs.
+    """
     from datasets import load_from_disk
 
-    return load_from_disk(str(dataset)).to_list()
+    def label(row: dict[str, Any]) -> object:
+        found = read_label(spec, row.get("label"))
+        check_label(spec, found)
+        return found
+
+    return [{"input": row["input"], "label": json.dumps(label(row))} for row in load_from_disk(str(dataset))]
 
 
 def render_prompts(
