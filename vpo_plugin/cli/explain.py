@@ -27,8 +27,10 @@ ANSWERS = {
 """Kinds of answer with their rewards for speed and for quality; the first three are the Pareto front."""
 OBJECTIVES = ("speed", "quality")
 CANDIDATES = 3
-METHODS = {"grpo": 1, "multi_rlvr": CANDIDATES, "set_max": CANDIDATES, "vpo": CANDIDATES}
+METHODS = {"grpo": 1, "multi_rlvr": CANDIDATES, "set_max": CANDIDATES, "vpo": CANDIDATES, "vpo_at_k": 1}
 """Candidates in one response of each method's policy."""
+ROLLOUTS = CANDIDATES
+"""Responses in a group of `vpo_at_k`, all of which count: as many answers as a set of the others."""
 BUDGETS = range(CANDIDATES, 31, CANDIDATES)
 STEPS, LEARNING_RATE = 3000, 5.0
 
@@ -61,8 +63,10 @@ def train(method: str) -> Policy:
     """Follow the exact expected policy gradient from the uniform policy.
 
     The advantages are those of an infinite group: rewards less their mean over the policy, over their standard
-    deviation. The gradient of logit i is then `p_i A_i`.
+    deviation. The gradient of logit i is then `p_i A_i`. For `vpo_at_k` see `AcrossRollouts`.
     """
+    if method == "vpo_at_k":
+        return AcrossRollouts().train()
     responses = every_response(METHODS[method])
     start = Policy(responses, np.full(len(responses), 1 / len(responses)))
     matrices = torch.from_numpy(start.rewards)[None]  # one group that holds every response once
@@ -77,6 +81,46 @@ def train(method: str) -> Policy:
             break
         logits += LEARNING_RATE * probabilities * centred / deviation
     return Policy(responses, softmax(logits))
+
+
+class AcrossRollouts:
+    """`vpo_at_k` on single answers: its gradient is a sum over all groups of `ROLLOUTS` answers."""
+
+    def __init__(self) -> None:
+        self.responses = every_response(1)
+        self.groups = np.array(list(itertools.product(range(len(self.responses)), repeat=ROLLOUTS)))
+        matrices = np.array(list(ANSWERS.values()))[self.groups][:, :, None]
+        generator = torch.Generator().manual_seed(0)
+        batch = RewardBatch(torch.from_numpy(matrices), num_weights=2**14, generator=generator, k=ROLLOUTS)
+        advantages = get_advantage_estimator("vpo_at_k_derived")(batch).numpy()
+        self.squares = np.square(advantages).mean(1)
+        shares = [np.where(self.groups == answer, advantages, 0).mean(1) for answer in range(len(self.responses))]
+        self.by_answer = np.stack(shares, 1)
+        """(groups, answers): the group's mean of `A_i` over the rollouts that hold this answer."""
+
+    def gradient(self, probabilities: np.ndarray) -> np.ndarray:
+        """The estimator's expectation, `E[mean_i A_i grad log p_i]` over the logits of the answers."""
+        gains = probabilities[self.groups].prod(1) @ self.by_answer
+        return gains - probabilities * gains.sum()
+
+    def train(self) -> Policy:
+        """Follow the gradient over the root mean square of the advantages, as `vpo_at_k` does."""
+        logits = np.zeros(len(self.responses))
+        for _ in range(STEPS):
+            probabilities = softmax(logits)
+            size = np.sqrt(probabilities[self.groups].prod(1) @ self.squares)
+            logits += LEARNING_RATE * self.gradient(probabilities) / size
+        return Policy(self.responses, softmax(logits))
+
+
+def objective_gradient(policy: Policy, number: int) -> np.ndarray:
+    """Gradient of `expected_best(policy, number)` over the logits of the policy, by central differences."""
+    logits, step = np.log(policy.probabilities), 1e-5
+    slopes = []
+    for change in step * np.eye(len(logits)):
+        up, down = (Policy(policy.responses, softmax(logits + sign * change)) for sign in (1, -1))
+        slopes.append((expected_best(up, number) - expected_best(down, number)) / (2 * step))
+    return np.array(slopes)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -110,8 +154,10 @@ def set_value(answers: Sequence[str]) -> float:
 
 
 def explain(policies: dict[str, Policy]) -> str:
-    """What happened, in words and two tables."""
-    ceiling = set_value(list(ANSWERS))
+    """What happened, in words and three tables."""
+    ceiling, across = set_value(list(ANSWERS)), AcrossRollouts()
+    undecided = Policy(across.responses, np.full(len(ANSWERS), 1 / len(ANSWERS)))
+    slopes, means = objective_gradient(undecided, ROLLOUTS), across.gradient(undecided.probabilities)
     lines = [
         f"Five kinds of answer, each with a reward for {OBJECTIVES[0]} and for {OBJECTIVES[1]}:",
         "",
@@ -119,7 +165,7 @@ def explain(policies: dict[str, Policy]) -> str:
           for name, (speed, quality) in ANSWERS.items()),
         "",
         "Each policy starts undecided and follows its estimator's exact policy gradient to the end. Probability that a",
-        f"response then holds each answer (grpo's responses hold 1 answer, the others' {CANDIDATES}):",
+        f"response then holds each answer (grpo's and vpo_at_k's responses hold 1, the others' {CANDIDATES}):",
         "",
         "  " + " " * 14 + "".join(f"{method:>12}" for method in METHODS),
         *(f"  {name:14}" + "".join(f"{policies[method].chance_of(name):12.2f}" for method in METHODS)
@@ -138,6 +184,14 @@ def explain(policies: dict[str, Policy]) -> str:
         "set_max pays the best answer under the deployment weights: one compromise in the set is enough, and nothing",
         "asks the other answers to be good or to differ. vpo pays a set what its best answer is worth to a random",
         "weighting: a second compromise adds nothing, a specialist adds what it wins, and the set covers the front.",
+        f"vpo_at_k pays single answers for what they add to the best of {ROLLOUTS}: the policy keeps the whole front,",
+        "but its answers are drawn apart, so a few of them can be the same where those of a set of vpo's are not.",
+        "",
+        f"Is that the gradient of the best of {ROLLOUTS}, which a search is worth? At the undecided policy, for the",
+        "logit of each answer: the slope of the objective, and the mean of the estimator over all groups of answers,",
+        f"{len(across.groups)} of {ROLLOUTS} each:",
+        "",
+        *(f"  {name:14}{slope:+10.5f}{mean:+10.5f}" for name, slope, mean in zip(ANSWERS, slopes, means, strict=True)),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -169,7 +223,7 @@ def plot(policies: dict[str, Policy], path: Path) -> None:
     table.set(xlabel=f"reward for {OBJECTIVES[0]}", ylabel=f"reward for {OBJECTIVES[1]}", title="Answers kept")
     table.set(xlim=(-0.2, 1.2), ylim=(-0.2, 1.2))
     table.legend(loc="upper right", frameon=False, markerscale=0.35)
-    for (method, candidates), dash in zip(METHODS.items(), ("-", "--", "-.", "-"), strict=True):
+    for (method, candidates), dash in zip(METHODS.items(), ("-", "--", "-.", "-", ":"), strict=True):
         values = [expected_best(policies[method], budget // candidates) for budget in BUDGETS]
         found.plot(BUDGETS, values, dash, marker="o", markersize=4, label=method)
     found.axhline(set_value(list(ANSWERS)), color="0.2", linewidth=1, label="all answers")
