@@ -592,6 +592,13 @@ def test_killing_the_parent() -> None:
     assert run("import os; os.kill(os.getpid(), 9)").status == "error"
 
 
+@pytest.mark.parametrize("limit", ["CPU", "AS", "NOFILE", "NPROC", "FSIZE"])
+def test_limits_on_the_parent_hurt_the_program_alone(limit: str) -> None:
+    program = f"import resource; resource.prlimit(1, resource.RLIMIT_{limit}, (0, 0)); print('here')"
+    assert {outcome.output for outcome in run_program(program, [StdinTest("")] * 3, limits=SMALL)} <= {b"", b"here\n"}
+    assert run("print(1)").output == b"1\n"
+
+
 def test_killing_the_process_that_runs_the_assertion() -> None:
     program = "import os\ndef f():\n    os.kill(-1, 9)\n    return 1"
     outcomes = run_program(program, [CodeTest("f", "assert f() == 1")] * 3, limits=SMALL)
