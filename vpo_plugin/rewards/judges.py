@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vpo_plugin import files
 from vpo_plugin.rewards.candidates import answer_of
 
 CACHE = "VPO_JUDGE_CACHE"
@@ -324,10 +325,7 @@ def _remembered(judge: Judge, question: str, answer: str) -> float:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     score = judge(question, answer)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-    unfinished.write_text(json.dumps({"score": score}))
-    unfinished.replace(file)
+    files.write(file, json.dumps({"score": score}))
     return score
 
 
