@@ -1,18 +1,21 @@
-"""How fast responses are scored, in this process, on one core: python -m benchmarks.scoring
+"""How fast responses are scored: python -m benchmarks.scoring
 
-Each task's responses hold three candidates, with a few words before them. Programs: python -m benchmarks.sandbox.
+On one core of this process, and by the scoring service in a process for each core, as every command scores. Each task's
+responses hold three candidates, with a few words before them. Programs: python -m benchmarks.sandbox.
 """
 
 import argparse
 import itertools
 import json
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from vpo_plugin.rewards.files import load_spec
 from vpo_plugin.rewards.formats import write_response
-from vpo_plugin.rewards.response import score_response
+from vpo_plugin.rewards.response import response_scorer
+from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.spec import RewardSpec
 from vpo_plugin.rewards.task import known_answers, read_rows
 
@@ -22,21 +25,37 @@ BEFORE = "Let me look at this first.\n"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each task is scored, five times over")
-    args = parser.parse_args()
-    for name, pairs in RESPONSES.items():
+    seconds = parser.parse_args().seconds
+    cores = len(os.sched_getaffinity(0))
+    for name, responses in RESPONSES.items():
         spec = load_spec(name)
-        seconds = min(measure(spec, list(pairs(spec)), args.seconds) for _ in range(5))
-        print(f"{name:8} {1 / seconds:8.0f} responses/s, {seconds * 1e6:5.0f} µs each")
+        pairs = list(responses(spec))
+        alone = max(on_one_core(spec, pairs, seconds) for _ in range(5))
+        service = by_the_service(spec, pairs, 5 * seconds)
+        print(f"{name:8} {alone:8.0f} responses/s, {1e6 / alone:5.0f} µs each; on {cores} cores {service:8.0f}/s")
 
 
-def measure(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) -> float:
-    """CPU seconds that a response takes."""
+def on_one_core(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) -> float:
+    """Responses in a second of CPU time."""
+    score = response_scorer(spec)
     started, scored = time.process_time(), 0
     while time.process_time() - started < seconds:
         for response, label in pairs:
-            score_response(spec, response, label, 3)
+            score(response, label, 3)
         scored += len(pairs)
-    return (time.process_time() - started) / scored
+    return scored / (time.process_time() - started)
+
+
+def by_the_service(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) -> float:
+    """Responses in a second, with the processes started before."""
+    items = [Item(response, label, 3, "") for response, label in pairs]
+    with Scoring(spec) as scoring:
+        for _ in scoring.score(items * 4):
+            pass
+        started, scored = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            scored += sum(1 for _ in scoring.score(items * 16))
+        return scored / (time.perf_counter() - started)
 
 
 def mazes(spec: RewardSpec) -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from benchmarks import scoring
 from benchmarks.estimator import vpo_advantages
 from vpo_plugin.advantages import default_num_weights, group_z_norm
 from vpo_plugin.rewards.files import load_spec
-from vpo_plugin.rewards.scoring import score_response
+from vpo_plugin.rewards.response import score_response
 
 
 def seeded(seed: int = 0) -> torch.Generator:
