@@ -26,6 +26,7 @@ weights: {a: 0.75, b: 0.25}
 candidates: 2
 tag: route
 prompt: {single: "Write <route_1>.", multi: "Write {candidates} in <route_1>."}
+label: text
 scorer: words_scorer:score
 dataset: {loader: "words_scorer:rows"}
 limits: {response_chars: 1000, tokens_per_candidate: 20}
@@ -109,7 +110,9 @@ def execute(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         def run(module: Any, engine: Engine, label: str, length: int = 100, **settings: Any) -> dict[str, Any]:
             key = (module.__name__, json.dumps(settings))
             if key not in executors:
-                made = Settings(str(tmp_path), 2, settings.pop("on_scorer_error", "raise"), tmp_path, True, **settings)
+                said = load_spec(tmp_path).model_dump(mode="json")
+                policy = settings.pop("on_scorer_error", "raise")
+                made = Settings(str(tmp_path), 2, policy, tmp_path, True, spec_data=said, **settings)
                 monkeypatch.setenv(VARIABLE, made.dump())
                 executors[key] = module.AgentExecutor()
             sampling = SimpleNamespace(max_tokens=20, logprobs=None)
