@@ -28,6 +28,8 @@ def idle_cores() -> int:
 
 def patch_actor(module: Any) -> None:
     """For `openrlhf.models.actor`: logits of the response alone, and one pass over them."""
+    if module.log_probs_from_logits is log_probs_from_logits:  # patched already
+        return
     forward = module.Actor.forward
 
     def response_only(self: Any, sequences: Any, action_mask: Any = None, *rest: Any, **more: Any) -> Any:
