@@ -34,7 +34,7 @@ from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.task import read_rows
-from vpo_plugin.search.pool import load_pool
+from vpo_plugin.search.pool import load_pool, load_prompts
 
 Rows = list[dict[str, Any]]
 
@@ -76,7 +76,7 @@ def challenge(settings: RetrainSettings) -> State:
         "champion": evaluate(training, "champion", champion.policy, champion.candidates, data),
         "challenger": evaluate(training, "challenger", policy, m, data),
     }
-    decision = compare(settings, training, pools, held_out, data)
+    decision = compare(settings, training, pools, data)
     name, why = record(settings, training, champion, policy, m, decision, fresh)
     return Completed(name=name, message=f"{name}: {why}")
 
@@ -146,12 +146,11 @@ def write_data(training: PipelineSettings, fresh: Rows, held_out: Rows) -> Path:
 
 
 @task(task_run_name="compare")
-def compare(
-    settings: RetrainSettings, training: PipelineSettings, pools: dict[str, Path], held_out: Rows, data: Path
-) -> Decision:
+def compare(settings: RetrainSettings, training: PipelineSettings, pools: dict[str, Path], data: Path) -> Decision:
     """Decide, and write the report of both."""
     spec = load_spec(settings.spec)
-    decision = decide(load_pool(pools["champion"]), load_pool(pools["challenger"]), spec, held_out, settings)
+    champion, challenger = (load_pool(pools[name]) for name in ("champion", "challenger"))
+    decision = decide(champion, challenger, spec, load_prompts(spec, data / "test"), settings)
     command = ["prefect", "deployment", "run", "retrain/maze-cpu", "--params"]
     command.append(settings.model_dump_json(exclude_defaults=True))
     log = training.folder / "train" / settings.method / "policy" / "vpo"

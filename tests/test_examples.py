@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ MENU = ROOT / "examples" / "menu"
 def launch(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The launch script, in the folder of the clone."""
     command = [str(ROOT / "examples" / "train.sh"), *flags]
-    environment = {**os.environ, **variables}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the environment is active
+    environment = {**os.environ, "PATH": path, **variables}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
@@ -58,11 +60,11 @@ def test_the_reward_function_gives_what_the_specification_does() -> None:
     spec = load_spec(MENU)
     queries, prompts, labels, expected = [], [], [], []
     for row in read_rows(spec, "train", 20, seed=0):
-        order = ", ".join(list(json.loads(row["label"]))[:3])
+        order = ", ".join(list(row["label"])[:3])
         prompt, response = render_prompt(spec, row["prompt"], 1), write_response(spec, [order])
         queries.append(prompt + response)
         prompts.append(prompt)
-        labels.append(row["label"])
+        labels.append(json.dumps(row["label"]))  # as examples/menu/rows.jsonl has it
         expected.append(score_response(spec, response, row["label"], 1).matrix[0])
     rewards = reward_func(queries, prompts, labels)["rewards"]
     torch.testing.assert_close(rewards, torch.tensor(np.array(expected)).to(rewards))

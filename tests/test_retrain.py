@@ -177,7 +177,7 @@ def test_rows_that_repeat_for_ever_come_to_an_end(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- what is promoted
 
 
-ROWS = [{"label": row["label"]} for row in read_rows(SPEC, "test", 40, 0)]
+ROWS = [{"label": json.dumps(row["label"])} for row in read_rows(SPEC, "test", 40, 0)]
 
 
 def pool(values: np.ndarray, parsed: int = 3) -> Pool:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.scoring import Item, ScorerError, Scoring
+from vpo_plugin.rewards.workers import Workers
 
 SPEC: dict[str, Any] = {
     "name": "programs",
@@ -338,3 +339,16 @@ def test_any_number_of_processes_gives_the_rewards_of_one_call(
     for service in services:
         scored = service.score(item(program, label) for program, label in programs)
         assert [response.matrix.tolist() for response in scored] == expected
+
+
+def test_a_library_that_shadows_the_standard_one_in_the_pools_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM imports cv2, which puts a folder with a module `typing` first in the path of an engine's process."""
+    (tmp_path / "typing.py").write_text("raise RuntimeError('not the standard library')\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    workers = Workers("operator:itemgetter", 0, processes=1, seconds=30)
+    try:
+        assert workers.submit("abc", str).result(timeout=60) == "a"
+    finally:
+        workers.close()

@@ -4,6 +4,7 @@ The host logs the mean and the best scalar reward of a prompt's responses. For a
 little: it can fall while the best of the set rises. Names and definitions are those of the search evaluation.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from vpo_plugin.openrlhf.experience import load_once
 from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
 from vpo_plugin.openrlhf.settings import current_settings
+from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.search.metrics import best_at_k, expected_set_reward, mean_pairwise_l1, pass_at_k
 from vpo_plugin.search.targets import read_targets
 
@@ -49,8 +51,10 @@ def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
     pools = matrices.flatten(1, 2).double().numpy()
     labels = [sample.labels[0] for sample in samples[::responses]]
     if run.own_reward or run.own_agent:  # a label is what that code makes of it
-        spec, labels = spec.model_copy(update={"front": None}), ["null"] * len(labels)
-    targets = read_targets(spec, [{"label": label} for label in labels])
+        spec, rows = spec.model_copy(update={"front": None}), [{"label": "null"}] * len(labels)
+    else:
+        rows = [{"label": json.dumps(read_label(spec, label))} for label in labels]
+    targets = read_targets(spec, rows)
     pools = pools[..., : targets.present.shape[1]]
     rewards, n = targets.rewards(pools), pools.shape[1]
     ks = sorted({*(2**i for i in range(n.bit_length()) if 2**i <= n), n})

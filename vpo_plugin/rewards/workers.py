@@ -41,6 +41,20 @@ BLAMELESS_DEATHS = 3
 PROGRESS = struct.Struct("qd")  # the item that a process is at, -1 for none, and when it began
 TRACE_SIGNAL = signal.SIGRTMAX
 
+# The pool's path comes after the process's own: a library there may have a folder with names of the standard library
+# (vLLM imports cv2, which has a `typing`).
+BEGIN = """
+import os, sys
+own = [folder for folder in sys.path if folder]
+sys.path[:] = own + [folder for folder in {path!r} if folder not in own]
+try:
+    from {module} import work
+except BaseException as error:
+    os.write({descriptors[2]}, f"{{type(error).__name__}}: {{error}}".encode())
+    raise
+work(*{descriptors!r})
+"""
+
 
 class WorkerError(RuntimeError):
     """An item whose process ended, or was ended: the message says how."""
@@ -70,7 +84,7 @@ class Workers:
         memory: int | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
-        self._start = (sys.path, prepare, argument, memory)
+        self._start = (prepare, argument, memory)
         self._environment = {**os.environ, **(environment or {})}
         self._processes, self._seconds = processes, seconds
         self._waiting: collections.deque[_Item] = collections.deque()
@@ -161,9 +175,10 @@ class Workers:
         """End a process, at this item if any, and have the rest of its chunk done elsewhere."""
         self._selector.unregister(worker.connection)
         self._workers.remove(worker)
+        told = worker.told()
         end = worker.end()
         if not worker.ready:
-            self._fail_all(StartError(how or f"A scoring process {end} before it was ready."))
+            self._fail_all(StartError(how or told or f"A scoring process {end} before it was ready."))
             return
         guilty = worker.sent.pop(at, None) if at is not None else None
         with self._lock:
@@ -236,9 +251,8 @@ class _Worker:
         self.progress[:] = PROGRESS.pack(-1, 0.0)
         self.trace = os.memfd_create("workers")
         descriptors = (theirs.fileno(), notes, self.trace)
-        code = f"import sys; sys.path[:] = {start[0]!r}; from {__name__} import work; work{descriptors!r}"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", BEGIN.format(path=sys.path, module=__name__, descriptors=descriptors)],
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,
             start_new_session=True,
@@ -265,13 +279,16 @@ class _Worker:
         again, _ = PROGRESS.unpack(self.progress[:])
         return number if number == again and number in self.sent and began <= begun_by else None
 
+    def told(self) -> str:
+        """What the process wrote of why it could not begin, or of where it is."""
+        return os.pread(self.trace, 1 << 16, 0).decode(errors="replace")
+
     def where(self) -> str:
         """The line of Python that the process is at, as words."""
         with suppress(OSError):
             os.kill(self.process.pid, TRACE_SIGNAL)
             time.sleep(TICK_SECONDS)
-            trace = os.pread(self.trace, 1 << 16, 0).decode(errors="replace")
-            frames = re.findall(r'^  File "(.*)", line (\d+) in', trace, re.MULTILINE)
+            frames = re.findall(r'^  File "(.*)", line (\d+) in', self.told(), re.MULTILINE)
             if found := place([(file, int(line)) for file, line in reversed(frames)]):
                 return f"; it was at {found}"
         return ""
@@ -308,7 +325,7 @@ def work(descriptor: int, notes: int, trace: int) -> None:
     connection = Connection(descriptor)
     progress = mmap.mmap(notes, PROGRESS.size)
     faulthandler.register(TRACE_SIGNAL, file=trace, all_threads=False)
-    _path, prepare, argument, memory = connection.recv()
+    prepare, argument, memory = connection.recv()
     with suppress(OSError):  # where memory runs out, this process goes, not another
         Path("/proc/self/oom_score_adj").write_text("1000")
     if memory:
