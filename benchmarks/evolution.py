@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from vpo_plugin import files
 from vpo_plugin.cli.report import named
+from vpo_plugin.metrics import difference
 from vpo_plugin.provenance import provenance
 from vpo_plugin.report import plots
 from vpo_plugin.report.style import styles
@@ -28,7 +29,6 @@ from vpo_plugin.report.tables import format_searches, format_table
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.search.comparison import Comparison, compare_searches
 from vpo_plugin.search.experiment import LEVEL, verdict
-from vpo_plugin.search.metrics import difference
 from vpo_plugin.search.pool import load_pool, shared_prompts
 from vpo_plugin.search.searches import Search, load_searches
 

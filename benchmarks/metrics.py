@@ -8,7 +8,7 @@ import time
 import numpy as np
 import torch
 
-from vpo_plugin.search.metrics import (
+from vpo_plugin.metrics import (
     best_at_k,
     best_for_weights,
     coverage,

@@ -22,13 +22,13 @@ from flows.server import check_server
 from flows.settings import Method, PipelineSettings
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, parse_method
 from vpo_plugin.cli.settings import flags, read
+from vpo_plugin.metrics import expected_set_reward, mean_pairwise_l1
 from vpo_plugin.openrlhf.log import read_steps
 from vpo_plugin.provenance import provenance
 from vpo_plugin.report.experiment import write_experiment
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.experiment import BASE, analyse, at_their_best
-from vpo_plugin.search.metrics import expected_set_reward, mean_pairwise_l1
 from vpo_plugin.search.pool import Pool, load_pool, load_prompts
 
 

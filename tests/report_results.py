@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vpo_plugin.report.write import write_report
-from vpo_plugin.search.metrics import (
+from vpo_plugin.metrics import (
     best_at_k,
     difference,
     expected_set_reward,
@@ -15,6 +14,7 @@ from vpo_plugin.search.metrics import (
     mean_pairwise_l1,
     pass_at_k,
 )
+from vpo_plugin.report.write import write_report
 
 OBJECTIVES = ["completion", "gold", "diamond", "avoid_lava"]
 ATTACK = (

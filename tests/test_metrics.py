@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from benchmarks import metrics as benchmark
-from vpo_plugin.search.metrics import (
+from vpo_plugin.metrics import (
     best_at_k,
     best_for_weights,
     coverage,

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from vpo_plugin.metrics import best_at_k, expected_set_reward, mean_pairwise_l1, pass_at_k
 from vpo_plugin.openrlhf.experience import load_once
 from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
 from vpo_plugin.openrlhf.settings import current_settings
 from vpo_plugin.rewards.labels import read_label
-from vpo_plugin.search.metrics import best_at_k, expected_set_reward, mean_pairwise_l1, pass_at_k
-from vpo_plugin.search.targets import read_targets
+from vpo_plugin.targets import read_targets
 
 
 def patch_evaluation(module: Any) -> None:

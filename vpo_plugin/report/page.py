@@ -11,7 +11,7 @@ from typing import Any
 from vpo_plugin.report.style import styles
 from vpo_plugin.report.tables import number, shown_ks
 from vpo_plugin.search.comparison import MEASURES
-from vpo_plugin.search.targets import solves
+from vpo_plugin.targets import solves
 
 Results = dict[str, Any]
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vpo_plugin.search.metrics import figure
+from vpo_plugin.metrics import figure
 from vpo_plugin.search.searches import Search
 
 Results = dict[str, Any]

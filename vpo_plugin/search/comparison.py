@@ -12,9 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vpo_plugin.rewards import RewardSpec
-from vpo_plugin.rewards.task import canonical, draw
-from vpo_plugin.search.metrics import (
+from vpo_plugin.metrics import (
     Floats,
     best_at_k,
     best_for_weights,
@@ -29,9 +27,11 @@ from vpo_plugin.search.metrics import (
     pass_at_k,
     regrets,
 )
+from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.task import canonical, draw
 from vpo_plugin.search.pool import Pool, shared_rows
 from vpo_plugin.search.searches import Search
-from vpo_plugin.search.targets import ROUNDING, Targets, read_targets
+from vpo_plugin.targets import ROUNDING, Targets, read_targets
 
 Match = Literal["candidates", "tokens"]
 Rows = Sequence[Mapping[str, Any]]

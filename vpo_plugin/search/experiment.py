@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from vpo_plugin.advantages import parse_method
+from vpo_plugin.metrics import Floats, difference
 from vpo_plugin.search.comparison import Comparison, Measured
-from vpo_plugin.search.metrics import Floats, difference
 
 Values = Callable[[Measured], Floats]
 

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vpo_plugin.metrics import Floats
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.response import columns_of
 from vpo_plugin.rewards.task import canonical
-from vpo_plugin.search.metrics import Floats
 from vpo_plugin.search.pool import prompt_text, random_goals
-from vpo_plugin.search.targets import solved_at, solves
+from vpo_plugin.targets import solved_at, solves
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from vpo_plugin.search.searches import (
     round_files,
 )
 from vpo_plugin.search.settings import PolicySettings
-from vpo_plugin.search.targets import read_targets
+from vpo_plugin.targets import read_targets
 
 
 def run_searches(

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from vpo_plugin.metrics import Floats, figure
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.task import pareto_front
-from vpo_plugin.search.metrics import Floats, figure
 from vpo_plugin.search.pool import Pool
-from vpo_plugin.search.targets import read_targets
+from vpo_plugin.targets import read_targets
 
 
 def parse_weights(text: str, spec: RewardSpec) -> Floats:

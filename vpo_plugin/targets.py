@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vpo_plugin.metrics import Floats, expected_set_reward
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.response import columns_of
 from vpo_plugin.rewards.task import best_reward, pareto_front
-from vpo_plugin.search.metrics import Floats, expected_set_reward
 
 ROUNDING = 1e-6  # of stored rewards, which are float32
 
