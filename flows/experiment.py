@@ -22,6 +22,7 @@ from flows.server import check_server
 from flows.settings import Method, PipelineSettings
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, parse_method
 from vpo_plugin.cli.settings import flags, read
+from vpo_plugin.locks import owned
 from vpo_plugin.metrics import expected_set_reward, mean_pairwise_l1
 from vpo_plugin.openrlhf.log import read_steps
 from vpo_plugin.provenance import provenance
@@ -74,7 +75,8 @@ def vpo_experiment(settings: ExperimentSettings) -> Path:
     if settings.parallel > 1:  # else each cell would compute with all cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.parallel)))
     runner = ThreadPoolTaskRunner(max_workers=settings.parallel)  # type: ignore[var-annotated]
-    return experiment_flow.with_options(task_runner=runner)(settings)
+    with owned(settings.folder):
+        return experiment_flow.with_options(task_runner=runner)(settings)
 
 
 @flow(name="vpo-experiment", flow_run_name="{settings.name}")

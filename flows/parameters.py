@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from prefect import Flow, flow
-from pydantic import BaseModel
+
+from flows.settings import RunSettings
+from flows.stage import alone_in
 
 
-def settings_flow(model: type[BaseModel], **options: Any) -> Callable[[Callable[..., Any]], Flow]:
+def settings_flow(model: type[RunSettings], **options: Any) -> Callable[[Callable[..., Any]], Flow]:
     """A flow that takes each field of `model` as a keyword, and hands its function the checked model.
 
-    Types, bounds, defaults and descriptions reach Prefect through the signature and the docstring of what is made here.
+    The function has the run's folder for itself. Types, bounds, defaults and descriptions reach Prefect through the
+    signature and the docstring of what is made here.
 
     Args:
         model: the settings; each field has a default and a description.
@@ -22,7 +25,9 @@ def settings_flow(model: type[BaseModel], **options: Any) -> Callable[[Callable[
     def decorate(function: Callable[..., Any]) -> Flow:
         @functools.wraps(function)
         def with_parameters(**parameters: Any) -> Any:
-            return function(model(**parameters))
+            settings = model(**parameters)
+            with alone_in(settings.folder):
+                return function(settings)
 
         summary = inspect.getdoc(function) or ""
         fields = model.model_fields.items()

@@ -33,7 +33,7 @@ from flows.stage import (
 from flows.train import tells_weights, train
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, parse_method
 from vpo_plugin.cli.settings import flags
-from vpo_plugin.files import digest
+from vpo_plugin.files import digest, write
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import provenance
@@ -77,7 +77,7 @@ def check_specification(settings: PipelineSettings) -> RewardSpec:
     with timed():
         for finding in check_spec(spec):
             get_run_logger().info(finding)
-    (settings.folder / "run.json").write_text(json.dumps({"spec": spec.name}))
+    write(settings.folder / "run.json", json.dumps({"spec": spec.name}))
     return spec
 
 

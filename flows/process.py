@@ -1,9 +1,10 @@
 """Run one heavy program of a stage: its output to a file, its progress to the reader, never two at once.
 
-The program outlives a flow that is killed: started again, the flow finds it by `<log>.job` and follows it on.
+The program outlives a flow that is killed: started again, the flow finds it by its lock and follows it on.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
+from vpo_plugin.locks import take
 
 POLL_SECONDS = 1.0
 STOP_SECONDS = 20.0  # less than the 30 that Prefect gives a flow run that it cancels
@@ -26,6 +27,12 @@ trap : TERM INT
 echo $? > "$0.exit"
 """
 
+MOST_WORDS = 30
+"""Lines of an error that a message repeats."""
+ERROR = re.compile(r"\S+( \S+)?: error: |vpo: |[\w.]*(Error|Exception|Interrupt|Died|Exit)\b")
+"""How a line begins with which a program says why it ends."""
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
 _stopping = threading.Event()
 
 
@@ -37,43 +44,49 @@ def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callabl
     process group, and SIGKILL if that does not end it in 20 s.
 
     Raises:
-        RuntimeError: the command failed; the message ends with its last line and names the log. Or another command
+        RuntimeError: the command failed; the message ends with its last words and names the log. Or another command
             still runs for this log. Or the flow is stopped, see `stopping_threads`.
     """
     log = log.resolve()
     job, exit_code = Path(f"{log}.job"), Path(f"{log}.exit")
-    process = running(log)
-    if not (job.exists() and job.read_text().splitlines()[1:] == "\n".join(command).splitlines()):
-        if process is not None:
-            raise RuntimeError(f"{what} cannot start: {describe(process)} still writes to {log}.")
-        job.unlink(missing_ok=True)
-    if process is None and not (job.exists() and exit_code.exists() and exit_code.read_text() == "0\n"):
+    held = take(_lock(log))
+    followed = held is None
+    if held is None:
+        group = running(log)
+        if group is not None and not _is_of(job, command):
+            raise RuntimeError(f"{what} cannot start: {describe(group)} still writes to {log}.")
+        held = _follow(log, group, what, on_poll)
+        if group is not None and not job.exists():  # another flow followed the program as well, and has seen its end
+            os.close(held)
+            return
+    try:
+        ended = _is_of(job, command) and exit_code.exists()
+        if not ended or not (followed or exit_code.read_text() == "0\n"):
+            job.unlink(missing_ok=True)
+            exit_code.unlink(missing_ok=True)
+            pause(what, 0)
+            with log.open("a") as output:
+                program = subprocess.Popen(
+                    ["sh", "-c", LEADER, str(log), *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=[held],  # from here on the program has the lock, for as long as a process of it lives
+                )
+            os.close(held)
+            held = None
+            held = _follow(log, program.pid, what, on_poll)
+            program.wait()
+        on_poll()
+        code = exit_code.read_text().strip() if exit_code.exists() else "killed"
         job.unlink(missing_ok=True)
         exit_code.unlink(missing_ok=True)
-        pause(what, 0)
-        with log.open("a") as output:
-            started = subprocess.Popen(
-                ["sh", "-c", LEADER, str(log), *command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        process = psutil.Process(started.pid)
-    try:
-        while process is not None and _alive(process):
-            pause(what)
-            on_poll()
     finally:
-        stop(process)
-    on_poll()
-    if not job.exists():  # another flow followed the program as well, and has seen its end
-        return
-    code = exit_code.read_text().strip() if exit_code.exists() else "killed"
-    job.unlink(missing_ok=True)
-    exit_code.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
     if code != "0":
-        raise RuntimeError(f"{what} failed (exit code {code}): {last_line(log)} The whole log is {log}.")
+        raise RuntimeError(f"{what} failed (exit code {code}): {last_words(log)}")
 
 
 def pause(what: str, seconds: float = POLL_SECONDS) -> None:
@@ -105,44 +118,70 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
 
 
-def running(log: Path) -> psutil.Process | None:
-    """The leader of the program that writes to this log, None if none runs."""
-    try:
-        process = psutil.Process(int(Path(f"{log.resolve()}.job").read_text().split("\n", 1)[0]))
-        is_ours = process.cmdline()[1:4] == ["-c", LEADER, str(log.resolve())]  # and not a later process of that number
-    except (OSError, ValueError, psutil.Error):
-        return None
-    return process if is_ours and _alive(process) else None
+def running(log: Path) -> int | None:
+    """The process group of the program that writes to this log, None if none runs.
+
+    The program has the log's lock, and so have the processes that it started: it runs as long as one of them lives,
+    also where the one that leads them was killed.
+    """
+    lock = _lock(log)
+    while lock.exists():
+        if (held := take(lock)) is not None:
+            os.close(held)
+            return None
+        with suppress(OSError, ValueError):
+            return int(Path(f"{log.resolve()}.job").read_text().split("\n", 1)[0])
+        time.sleep(0.1)  # a flow has the lock for a moment before the program starts and after its end
+    return None
 
 
-def describe(process: psutil.Process) -> str:
+def describe(group: int) -> str:
     """A program that runs, and how it is stopped, in words."""
-    return f"an earlier run (stop it with `kill -TERM -- -{process.pid}`)"
+    return f"an earlier run (stop it with `kill -TERM -- -{group}`)"
 
 
-def stop(process: psutil.Process | None) -> None:
+def stop(log: Path, group: int) -> None:
     """End a program and all of its process group."""
-    if process is None or not _alive(process):
-        return
     for signum in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signum)
+            os.killpg(group, signum)
         deadline = time.monotonic() + STOP_SECONDS
-        while _alive(process) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if running(log) is None:
+                return
             time.sleep(0.1)
 
 
-def _alive(process: psutil.Process) -> bool:
-    with suppress(psutil.TimeoutExpired, psutil.NoSuchProcess):
-        process.wait(0)  # takes its exit code where it is our own child
+def _lock(log: Path) -> Path:
+    return Path(f"{log.resolve()}.lock")
+
+
+def _is_of(job: Path, command: Sequence[str]) -> bool:
+    return job.exists() and job.read_text().splitlines()[1:] == "\n".join(command).splitlines()
+
+
+def _follow(log: Path, group: int | None, what: str, on_poll: Callable[[], None]) -> int:
+    """Wait until a program has ended, and take over its lock."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        while (held := take(_lock(log))) is None:
+            pause(what)
+            on_poll()
+        return held
+    except BaseException:
+        if group is not None:
+            stop(log, group)
+        raise
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that the program itself wrote, not one of its Ray workers."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    own = [line for line in lines if line and not line.lstrip("\x1b[36m").startswith("(")]
-    return own[-1] if own else "it printed nothing."
+def last_words(log: Path) -> str:
+    """Why a program ended, as it said itself, and where all is: its last error with what follows, or its last line."""
+    own = own_lines(log)
+    starts = [number for number, line in enumerate(own) if ERROR.match(line)]
+    said = (own[starts[-1] :] if starts else own[-1:])[:MOST_WORDS] or ["it printed nothing."]
+    return "\n".join(said) + ("\n" if said[1:] else " ") + f"The whole log is {log}."
+
+
+def own_lines(log: Path) -> list[str]:
+    """What a program itself wrote, not its Ray workers, without empty lines and colours."""
+    lines = [COLOUR.sub("", line).rstrip() for line in log.read_text(errors="replace").splitlines()]
+    return [line for line in lines if line and not re.match(r"\(\w+ (pid|ip)=", line)]

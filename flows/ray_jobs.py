@@ -19,7 +19,7 @@ from prefect.blocks.core import Block
 from pydantic import Field
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from flows.process import last_line, pause
+from flows.process import last_words, pause
 
 POLL_SECONDS = 1.0
 LOST_SECONDS = 30.0
@@ -95,7 +95,7 @@ def run_job(
     job is stopped when this function is left early.
 
     Raises:
-        RuntimeError: the job failed; the message ends with its last line and names the log. Or the cluster was lost.
+        RuntimeError: the job failed; the message ends with its last words and names the log. Or the cluster was lost.
         ConnectionError: the cluster does not answer at the start.
     """
     client = connect(cluster)
@@ -116,9 +116,7 @@ def run_job(
     copier.join(STOP_SECONDS)
     on_poll()
     if status != JobStatus.SUCCEEDED:
-        raise RuntimeError(
-            f"{what} failed (Ray job {job}, {status.value.lower()}): {last_line(log)} The whole log is {log}."
-        )
+        raise RuntimeError(f"{what} failed (Ray job {job}, {status.value.lower()}): {last_words(log)}")
 
 
 def submit(

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import os
 import re
 import shutil
 import time
@@ -15,8 +16,9 @@ from typing import Any
 from prefect.logging import get_run_logger
 
 import vpo_plugin
-from flows.process import describe, running
+from flows.process import describe, pause, running
 from vpo_plugin.files import digest, digest_files, write
+from vpo_plugin.locks import LOCK, take
 from vpo_plugin.rewards import RewardSpec
 
 DONE = "stage.json"
@@ -78,6 +80,26 @@ def skip(folder: Path, inputs: dict[str, Any]) -> bool:
 
 
 @contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Be the only flow that works in a run's folder, as long as the body runs; waits for one that does.
+
+    Raises:
+        RuntimeError: the flow is stopped while it waits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = take(folder / LOCK)
+    if held is None:
+        get_run_logger().warning("Another run works in %s: this one waits for its end.", folder)
+    while held is None:
+        pause("This run")
+        held = take(folder / LOCK)
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+@contextmanager
 def working_on(folder: Path, inputs: dict[str, Any], *, resume: bool = False) -> Iterator[Path]:
     """Empty the folder, hand it out, and mark it done when the body succeeds.
 
@@ -122,8 +144,8 @@ def overhead(flow_started: float) -> dict[str, float]:
 
 def _clear(folder: Path) -> None:
     for job in folder.glob("*.job"):
-        if (process := running(job.with_suffix(""))) is not None:
-            raise RuntimeError(f"{folder} is in use: {describe(process)} works there, with other settings.")
+        if (group := running(job.with_suffix(""))) is not None:
+            raise RuntimeError(f"{folder} is in use: {describe(group)} works there, with other settings.")
     if (key := _key(folder / DONE)) is not None:
         kept = folder.with_name(f"{folder.name}.{key}")
         shutil.rmtree(kept, ignore_errors=True)

@@ -19,6 +19,7 @@ from datasets import load_dataset
 from endpoint import serving
 
 from vpo_plugin.cli import main
+from vpo_plugin.locks import owned
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.response import score_response
@@ -26,7 +27,7 @@ from vpo_plugin.rewards.task import best_reward, known_answers, read_rows
 from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.evaluate import as_columns, batch_seed
 from vpo_plugin.search.policy import Endpoint, EndpointError, Request, Response, fingerprint
-from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, owned, shared_prompts, write_rows
+from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, shared_prompts, write_rows
 
 SPEC = load_spec("maze_small")
 ROWS = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(SPEC, "test", 6, 0)]
@@ -149,7 +150,7 @@ def test_a_spoilt_pool_json_is_named(content: str, sentence: str, tmp_path: Path
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
-    waiting = "import sys; from vpo_plugin.search.pool import owned; from pathlib import Path\n"
+    waiting = "import sys; from vpo_plugin.locks import owned; from pathlib import Path\n"
     waiting += "with owned(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
     other = subprocess.Popen([sys.executable, "-c", waiting, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout is not None and other.stdout.readline() == b"mine\n"

@@ -2,8 +2,12 @@
 
 import errno
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +20,7 @@ from conftest import Training, kill_marked, write_prompts
 from prefect.logging import disable_run_logger
 
 from flows.process import run_logged, running
-from flows.stage import code_version, policy_digest, skip, spec_digest, working_on
+from flows.stage import alone_in, code_version, policy_digest, skip, spec_digest, working_on
 from vpo_plugin.advantages import RewardBatch, group_z_norm
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf import checkpoints
@@ -301,6 +305,70 @@ def test_killed_flow_finds_its_program_again(tmp_path: Path, ends: str, code: in
     again = ends == "unseen" and code != 0
     assert starts.read_text() == "started\n" * (2 if again else 1)
     assert running(log) is None
+
+
+@pytest.mark.parametrize("ending", ["a flow watches", "unseen"])
+def test_program_without_its_leader_is_followed(tmp_path: Path, ending: str) -> None:
+    """The leading shell alone is killed: the folder stays the program's own, and no second one starts beside it."""
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), "0"]
+    flow = [sys.executable, "-c", FLOW_THAT_DIES, str(tmp_path), *command]
+    starts, log = tmp_path / "starts", tmp_path / "stage" / "log"
+    log.parent.mkdir()
+    with subprocess.Popen(flow) as process:
+        wait_for(starts, process)
+        process.kill()
+    leader = running(log)
+    assert leader is not None
+    os.kill(leader, signal.SIGKILL)
+    assert running(log) == leader
+    with pytest.raises(RuntimeError, match=f"cannot start: an earlier run .*kill -TERM -- -{leader}"):
+        run_logged([sys.executable, "-c", "0"], log, what="Another")
+    (tmp_path / "watching").unlink(missing_ok=True)
+    if ending == "unseen":
+        (tmp_path / "go").touch()
+    with subprocess.Popen(flow, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(tmp_path / "watching", process)
+        if ending == "a flow watches":
+            assert starts.read_text() == "started\n"
+        (tmp_path / "go").touch()
+        assert process.wait(60) == 0, process.communicate()[1]
+    assert starts.read_text() == "started\n" * 2, "nobody kept its exit code: once more, when it had ended"
+    assert running(log) is None
+
+
+def test_runs_of_one_folder_take_turns(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with disable_run_logger(), alone_in(tmp_path / "run"):
+            order.append("second")
+
+    with disable_run_logger(), alone_in(tmp_path / "run"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.5)
+        order.append("first")
+    waiting.join(60)
+    assert order == ["first", "second"]
+
+
+def test_temporary_home_goes_with_its_process() -> None:
+    """By SIGTERM as well; what a killed one left is removed by the next."""
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    program = (
+        "import sys; from pathlib import Path; from vpo_plugin.locks import temporary_home\n"
+        "Path(temporary_home(), 'socket').touch(); print('ready', flush=True); sys.stdin.read()"
+    )
+    environment = {**os.environ, "TMPDIR": str(place)}
+    (place / "vpo-mine").mkdir()
+    for signum, left in ((signal.SIGKILL, 1), (signal.SIGTERM, 0)):
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment}
+        with subprocess.Popen([sys.executable, "-c", program], **pipes) as process:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            process.send_signal(signum)
+        assert len(list(place.glob("vpo-*/socket"))) == left
+    assert [path.name for path in place.iterdir()] == ["vpo-mine"], "a folder without a lock is somebody else's"
+    shutil.rmtree(place)
 
 
 def test_finished_results_come_back_with_their_inputs(tmp_path: Path) -> None:

@@ -31,13 +31,13 @@ import secrets
 import shutil
 import socket
 import sys
-import tempfile
 import types
 from typing import Any, NoReturn
 
 import psutil
 import wrapt
 
+from vpo_plugin.locks import temporary_home
 from vpo_plugin.openrlhf import cpu_speed
 
 LOOPBACK = "127.0.0.1"
@@ -89,9 +89,6 @@ HOST_LIMITS = {
 PRETEND_GPUS = 16
 
 CONNECT_SECONDS = 2.0
-
-LONGEST_FOLDER = 44
-"""Characters in the name of Ray's folder, which leave its Unix sockets below their limit of 107."""
 
 ray_folder: str | None = None
 """The private Ray's folder, once there is one."""
@@ -295,10 +292,7 @@ def start_private_ray(runtime_env: dict[str, Any]) -> None:
     Config.initialize("")  # Ray may have been imported before: this reads the variables again (Ray 2.55)
     AuthenticationTokenLoader.instance().reset_cache()
     _adopt_orphans()
-    ray_folder = tempfile.mkdtemp(prefix="vpo-ray-")
-    if len(ray_folder) > LONGEST_FOLDER:
-        os.rmdir(ray_folder)
-        ray_folder = tempfile.mkdtemp(prefix="vpo-ray-", dir="/tmp")
+    ray_folder = temporary_home()
     ray.init(
         address="local",
         num_cpus=PRETEND_GPUS,

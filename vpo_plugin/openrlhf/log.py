@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from vpo_plugin import files
+
 METRICS = "metrics.jsonl"
 OWNER = "owner"
 TEXTS = {
@@ -35,8 +37,7 @@ REMARK = "vpo: "
 
 def own(log_dir: Path, run: str) -> None:
     """Make the folder that of one start of a training: an earlier one that still runs stops before its next step."""
-    log_dir.mkdir(parents=True, exist_ok=True)
-    (log_dir / OWNER).write_text(run)
+    files.write(log_dir / OWNER, run)
 
 
 def check_owner(log_dir: Path, run: str) -> None:
@@ -81,9 +82,7 @@ def forget_steps_after(log_dir: Path, step: int) -> None:
     path = log_dir / METRICS
     if path.exists():
         kept = "".join(json.dumps(line) + "\n" for line in read_steps(log_dir) if line["step"] <= step)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(kept)
-        unfinished.replace(path)
+        files.write(path, kept)
     for file in (log_dir / "rollouts").glob("step_*.*"):
         if int(file.stem.removeprefix("step_")) > step:
             file.unlink()
@@ -113,10 +112,10 @@ def log_texts(log_dir: Path, step: int, rows: Sequence[dict[str, Any]]) -> None:
     import pyarrow.parquet as pq
 
     path = log_dir / "rollouts" / f"step_{step:06d}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
     types = {"str": pa.string(), "float": pa.float32(), "texts": pa.list_(pa.string())}
     schema = pa.schema([(name, types.get(kind, pa.list_(pa.list_(pa.float32())))) for name, kind in TEXTS.items()])
-    pq.write_table(pa.Table.from_pylist(list(rows), schema), path, compression="zstd")
+    with files.replacing(path) as unfinished:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema), unfinished, compression="zstd")
 
 
 def read_texts(log_dir: Path, step: int) -> list[dict[str, Any]]:
@@ -138,5 +137,5 @@ def read_texts(log_dir: Path, step: int) -> list[dict[str, Any]]:
 def log_rollouts(log_dir: Path, step: int, **arrays: np.ndarray) -> None:
     """Save the arrays of one step (1-based): reward matrices, advantages, tokens' advantages, prompts' fingerprints."""
     path = log_dir / "rollouts" / f"step_{step:06d}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    with files.replacing(path) as unfinished, unfinished.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

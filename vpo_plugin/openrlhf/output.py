@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vpo_plugin import files
 from vpo_plugin.openrlhf.checkpoints import rewind
 from vpo_plugin.openrlhf.log import REMARK
 from vpo_plugin.rewards import RewardSpec
@@ -54,8 +55,7 @@ def claim_output(parser: argparse.ArgumentParser, given: Mapping[str, Any], spec
     try:
         if folder.exists() and not given["ckpt.load_enable"]:
             shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "run.json").write_text(json.dumps(run_marker(given, spec)))
+        files.write(folder / "run.json", json.dumps(run_marker(given, spec)))
     except OSError as error:
         parser.error(f"--ckpt.output_dir {given['ckpt.output_dir']} cannot be written: {error.strerror}.")
 

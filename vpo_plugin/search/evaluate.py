@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vpo_plugin import files
+from vpo_plugin.locks import owned
 from vpo_plugin.provenance import versions
 from vpo_plugin.rewards import RewardSpec, ScoredResponse, load_spec
 from vpo_plugin.rewards.sandbox import UNSAFE
@@ -23,7 +24,6 @@ from vpo_plugin.search.pool import (
     claim_folder,
     load_pool,
     load_prompts,
-    owned,
     prompt_text,
     random_goals,
     write_rows,

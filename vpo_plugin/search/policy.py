@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from vpo_plugin.locks import temporary_home
 from vpo_plugin.openrlhf import cpu
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model")
@@ -88,6 +89,7 @@ class Engine:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         prepare_environment()
+        temporary_home()  # the sockets that vLLM leaves
         import torch
         from transformers import AutoConfig, AutoTokenizer
         from vllm import LLM, SamplingParams

@@ -6,8 +6,7 @@ or not at all, so what there is after an interruption is good, and the rest can 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from vpo_plugin import files
 from vpo_plugin.advantages import goal_weights, write_goal
@@ -171,20 +169,6 @@ def read_settings(folder: Path, name: str = SETTINGS) -> dict[str, Any] | None:
     if made is not None and not isinstance(made, dict):
         raise ValueError(f"{file} is no {name} of ours: it holds no mapping.")
     return made
-
-
-@contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Work in a folder of one's own, as long as the body runs.
-
-    Raises:
-        RuntimeError: another process works there.
-    """
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise RuntimeError(f"Another command works in {folder}: wait for its end, or choose another folder.") from error
 
 
 def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -> None:

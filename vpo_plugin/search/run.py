@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vpo_plugin.locks import owned
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.scoring import OnError, Scoring
 from vpo_plugin.search.evaluate import (
@@ -23,7 +24,7 @@ from vpo_plugin.search.evaluate import (
     score_samples,
 )
 from vpo_plugin.search.policy import Policy, Request
-from vpo_plugin.search.pool import claim_folder, load_pool, owned, shared_prompts, write_rows
+from vpo_plugin.search.pool import claim_folder, load_pool, shared_prompts, write_rows
 from vpo_plugin.search.procedures import (
     BestOfK,
     Problem,

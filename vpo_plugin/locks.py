@@ -1,0 +1,75 @@
+"""What a process has for itself for as long as it lives: a folder that it works in, and a home for temporary files.
+
+Both are kept by file locks, which the kernel lets go whatever ends the process.
+"""
+
+import atexit
+import fcntl
+import functools
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+LOCK = ".lock"
+LONGEST_PLACE = 30
+"""Characters in the name of the folder for temporary files, which leave Unix sockets deep in it below their limit of
+107; where it is longer, `/tmp` is used."""
+
+
+def take(file: Path) -> int | None:
+    """Lock a file; returns its descriptor, None if others hold it.
+
+    The lock ends when the descriptor is closed here and in every process that inherited it.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Work in a folder of one's own, as long as the body runs; the folder is made if it is missing.
+
+    Raises:
+        RuntimeError: another process works there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = take(folder / LOCK)
+    if descriptor is None:
+        raise RuntimeError(f"Another command works in {folder}: wait for its end, or choose another folder.")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@functools.cache
+def temporary_home() -> str:
+    """A folder for the temporary files and sockets of this process and of those that it starts (`TMPDIR`).
+
+    It is gone when this process ends, by SIGTERM too; one of a process that was killed is removed by the next call.
+    """
+    place = tempfile.gettempdir()
+    place = place if len(place) <= LONGEST_PLACE else "/tmp"
+    for left in Path(place).glob(f"vpo-*/{LOCK}"):
+        with suppress(OSError):  # another user's, or one that is going
+            if (descriptor := take(left)) is not None:
+                shutil.rmtree(left.parent, ignore_errors=True)
+                os.close(descriptor)
+    home = tempfile.mkdtemp(prefix="vpo-", dir=place)
+    take(Path(home, LOCK))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    os.environ["TMPDIR"] = tempfile.tempdir = home
+    return home
