@@ -2,8 +2,8 @@
 
     examples/train.sh --reward.remote_url examples/reward.py --vpo.candidates 1
 
-The specification names the objectives, their order and their ranges: here protein, price and greens of examples/menu.
-A value is the reward itself, so higher is better: where the specification says `minimize`, it is one minus the price.
+The specification names the objectives, their order and ranges, and which are better when lower: here protein, price
+(`direction: minimize`) and greens of examples/menu. Its `scorer` and `dataset` may be null.
 """
 
 import json
@@ -19,6 +19,5 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> di
     rewards = []
     for query, prompt, label in zip(queries, prompts, labels, strict=True):
         orders = re.findall(r"<order_1>(.*?)</order_1>", query.removeprefix(prompt), re.DOTALL)
-        protein, price, greens = score(orders[-1] if orders else "", json.loads(label))
-        rewards.append([protein, 1 - price, greens])
+        rewards.append(score(orders[-1] if orders else "", json.loads(label)))
     return {"rewards": torch.tensor(rewards)}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from host import importable_host
+from reward_server import reward_server
 
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf import matrices
@@ -31,6 +32,14 @@ scorer: words_scorer:score
 dataset: {loader: "words_scorer:rows"}
 limits: {response_chars: 1000, tokens_per_candidate: 20}
 """
+WITHOUT_SCORER = (
+    SPEC.partition("scorer:")[0]
+    + """
+scorer: null
+dataset: null
+limits: {response_chars: 1000, tokens_per_candidate: 20}
+"""
+)
 SCORER = """
 def score(candidate, label):
     return [float("a" in candidate), float("b" in candidate)]
@@ -72,6 +81,17 @@ class AgentExecutor(MultiTurnAgentExecutor):
 """
 
 
+OWN_EXECUTOR = """
+from openrlhf.utils.agent import SingleTurnAgentExecutor
+
+
+class AgentExecutor(SingleTurnAgentExecutor):
+    async def execute(self, *args, **kwargs):
+        output = await super().execute(*args, **kwargs)
+        return {**output, "reward": 7.0, "extra_logs": {"reward_matrix": [[0.5, 0.25], [1.0, 0.0]]}}
+"""
+
+
 class Engine:
     """Says one thing after the other; its tokens do not spell its text."""
 
@@ -99,24 +119,35 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture
 def execute(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """One rollout with an executor of the plugin in a run with these settings."""
-    (tmp_path / "spec.yaml").write_text(SPEC)
     (tmp_path / "words_scorer.py").write_text(SCORER)
     with importable_host():
         from transformers import AutoTokenizer
 
+        from vpo_plugin.openrlhf.agent import AgentExecutor
+
         tokenizer = AutoTokenizer.from_pretrained(resolve_policy(TINY, tmp_path))
         executors: dict[Any, Any] = {}
 
-        def run(module: Any, engine: Engine, label: str, length: int = 100, **settings: Any) -> dict[str, Any]:
-            key = (module.__name__, json.dumps(settings))
+        def run(engine: Engine, label: str, length: int = 100, scorer: bool = True, **settings: Any) -> dict[str, Any]:
+            key = json.dumps([scorer, settings])
             if key not in executors:
+                (tmp_path / "spec.yaml").write_text(SPEC if scorer else WITHOUT_SCORER)
                 said = load_spec(tmp_path).model_dump(mode="json")
                 policy = settings.pop("on_scorer_error", "raise")
                 made = Settings(str(tmp_path), 2, policy, tmp_path, True, spec_data=said, **settings)
                 monkeypatch.setenv(VARIABLE, made.dump())
-                executors[key] = module.AgentExecutor()
-            sampling = SimpleNamespace(max_tokens=20, logprobs=None)
-            return asyncio.run(executors[key].execute("a1=start", label, sampling, length, tokenizer, engine))
+                executors[key] = AgentExecutor()
+            return asyncio.run(
+                executors[key].execute(
+                    prompt="a1=start",
+                    label=label,
+                    sampling_params=SimpleNamespace(max_tokens=20, logprobs=None),
+                    max_length=length,
+                    hf_tokenizer=tokenizer,
+                    llm_engine=engine,
+                    images=None,
+                )
+            )
 
         yield run
 
@@ -125,16 +156,12 @@ def execute(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def agent(execute: Callable[..., Any], tmp_path: Path) -> Callable[[Engine, str], dict[str, Any]]:
     """One rollout of the agent, of two turns."""
     (tmp_path / "agent.py").write_text(AGENT)
-    from vpo_plugin.openrlhf import user_agent
-
-    return lambda engine, label: execute(user_agent, engine, label, own_agent=str(tmp_path / "agent.py"))
+    return lambda engine, label, **more: execute(engine, label, own_agent=str(tmp_path / "agent.py"), **more)
 
 
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="programs run in bubblewrap")
 def test_program_repair(execute: Callable[..., Any], tmp_path: Path) -> None:
     """The example: it sees the test that fails and what its program printed, and is paid for each test and attempt."""
-    from vpo_plugin.openrlhf import user_agent
-
     tests = [{"stdin": "2\n", "stdout": "4\n"}, {"stdin": "3\n", "stdout": "6\n"}]
     attempts = [f"```python\nprint({body})\n```" for body in ("int(input()) + 2", "2 * int(input())", "never asked")]
     engine = Engine(attempts[0], "no program", attempts[1], attempts[2])
@@ -148,7 +175,7 @@ def test_program_repair(execute: Callable[..., Any], tmp_path: Path) -> None:
 
     engine.generate = watch  # type: ignore[method-assign]
     place = str(Path(__file__).parent.parent / "examples" / "program_repair.py")
-    output = execute(user_agent, engine, label, own_agent=place, length=4000)
+    output = execute(engine, label, own_agent=place, length=4000)
     assert matrix_of(output) == [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
     assert output["extra_logs"]["attempts"] == 3.0
     assert len(output["action_ranges"]) == 3
@@ -185,7 +212,15 @@ def test_matrix_of_an_agent(agent: Callable[..., Any]) -> None:
     assert matrix_of(output) == [[0.5, 0.25], [1.0, 0.0]]
     assert output["reward"] == pytest.approx((0.4375 + 0.75) / 2)
     assert output["extra_logs"]["candidates_parsed"] == 2.0
-    assert matrix_of(agent(Engine("", ""), "vector")) == [[0.5, 0.25]]
+    assert matrix_of(agent(Engine("", ""), "vector", scorer=False)) == [[0.5, 0.25]], "it needs no scorer"
+
+
+def test_matrix_of_an_executor(execute: Callable[..., Any], tmp_path: Path) -> None:
+    """One that has an `execute()` of its own, and no turns."""
+    (tmp_path / "executor.py").write_text(OWN_EXECUTOR)
+    output = execute(Engine("x"), "any", own_agent=str(tmp_path / "executor.py"))
+    assert matrix_of(output) == [[0.5, 0.25], [1.0, 0.0]]
+    assert output["reward"] == output["scores"] == pytest.approx((0.4375 + 0.75) / 2)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +230,20 @@ def test_matrix_of_an_agent(agent: Callable[..., Any]) -> None:
         ("too high", r"'a' 2\.0, which is not within 0\.0 to 1"),
     ],
 )
-def test_matrix_that_is_none(agent: Callable[..., Any], label: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_matrix_that_is_none(agent: Callable[..., Any], tmp_path: Path, label: str, message: str) -> None:
+    """It stops the run, or counts as zero, and is saved."""
+    with pytest.raises(RuntimeError, match=message):
         agent(Engine("", ""), label)
+    (file,) = tmp_path.glob("scorer_error_*.txt")
+    assert "Traceback" in file.read_text()
+    output = agent(Engine("", ""), label, on_scorer_error="zero")
+    assert matrix_of(output) == [[0.0, 0.0], [0.0, 0.0]]
+    assert (output["extra_logs"]["scorer_errors"], output["extra_logs"]["turns"]) == (1.0, 2.0)
+
+
+def test_agent_that_gives_no_rewards_to_a_spec_without_scorer(agent: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"gave no extra_logs\['reward_matrix'\], and the spec 'words' has no scorer"):
+        agent(Engine("", ""), "null", scorer=False)
 
 
 REWARD = """
@@ -217,14 +263,15 @@ def reward_func(queries, prompts, labels):
 """
 
 
-@pytest.fixture
-def reward(execute: Callable[..., Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """One rollout with the reward function."""
+@pytest.fixture(params=["file", "server"])
+def reward(
+    execute: Callable[..., Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., dict[str, Any]]]:
+    """One rollout with the reward function, in a file or behind HTTP, and a spec that names no scorer."""
     (tmp_path / "reward.py").write_text(REWARD)
-    from vpo_plugin.openrlhf import own_reward
-
-    place = (str(tmp_path / "reward.py"),)
-    return lambda label, **settings: execute(own_reward, Engine("x"), label, own_reward=place, **settings)
+    with reward_server(tmp_path / "reward.py") as address:
+        place = (str(tmp_path / "reward.py") if request.param == "file" else address,)
+        yield lambda label, **settings: execute(Engine("x"), label, scorer=False, own_reward=place, **settings)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +286,8 @@ def test_own_reward_function(reward: Callable[..., Any], label: str, expected: l
 
 
 @pytest.mark.parametrize(
-    ("label", "message"), [("number", "names 2 objectives"), ("nothing", "and not"), ("?", "KeyError")]
+    ("label", "message"),
+    [("number", "names 2 objectives"), ("nothing", "and not"), ("?", r"KeyError|Request error for 5 times")],
 )
 def test_own_reward_function_that_fails(reward: Callable[..., Any], tmp_path: Path, label: str, message: str) -> None:
     """The host swallows it and trains on nothing; here it stops the run, or counts as zero, and is saved."""

@@ -304,7 +304,14 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
             monkeypatch.setenv(VARIABLE, run.dump())
             if on_scorer_error not in executors:
                 executors[on_scorer_error] = AgentExecutor()
-            return executors[on_scorer_error].execute("a1=start", label, sampling, 100, tokenizer, Engine(text))
+            return executors[on_scorer_error].execute(
+                prompt="a1=start",
+                label=label,
+                sampling_params=sampling,
+                max_length=100,
+                hf_tokenizer=tokenizer,
+                llm_engine=Engine(text),
+            )
 
         yield start
         for executor in executors.values():

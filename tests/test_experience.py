@@ -281,9 +281,8 @@ def test_length_penalties(args: SimpleNamespace, penalty: Callable[..., Tensor],
     normalized = get_advantage_estimator(estimator).normalize
     assert not torch.allclose(normalized(expected_worth), normalized(worth), atol=1e-2)
     assert_tokens_equal(experiences, normalized(expected_worth))
-    for value in (lambda e: e.info["reward"], lambda e: e.rewards):
-        logged = torch.stack(list(by_row(experiences, value).values()))
-        torch.testing.assert_close(logged, expected_reward.flatten(), atol=1e-6, rtol=0)
+    logged = torch.stack(list(by_row(experiences, lambda e: e.info["reward"]).values()))
+    torch.testing.assert_close(logged, expected_reward.flatten(), atol=1e-6, rtol=0)
     spread = torch.stack(list(by_row(experiences, lambda e: e.info["group_reward_std"]).values()))
     torch.testing.assert_close(spread, expected_worth.std(-1).repeat_interleave(ROLLOUTS), atol=1e-6, rtol=0)
     assert args == before
@@ -304,7 +303,7 @@ def test_length_penalties_before_values_that_are_advantages(
     assert not torch.allclose(expected, max_at_k(RewardBatch(scalar[..., None, None])), atol=1e-2)
     experiences = run(args, rewards)
     assert_tokens_equal(experiences, expected)
-    logged = torch.stack(list(by_row(experiences, lambda e: e.rewards).values()))
+    logged = torch.stack(list(by_row(experiences, lambda e: e.info["reward"]).values()))
     torch.testing.assert_close(logged, penalty(args, scalar).flatten(), atol=1e-6, rtol=0)
 
 

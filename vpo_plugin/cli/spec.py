@@ -137,6 +137,8 @@ def _with_source(spec: "RewardSpec", source: str) -> "RewardSpec":
 
     from vpo_plugin.rewards.spec import load_entry_point
 
+    if spec.dataset is None:
+        raise ValueError(f"--data names a source, and the spec '{spec.name}' has no dataset.")
     loader = spec.dataset.loader
     if "source" not in inspect.signature(load_entry_point(loader)).parameters:
         raise ValueError(f"--data names a source, and the loader {loader} of the spec '{spec.name}' takes none.")

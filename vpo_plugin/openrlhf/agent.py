@@ -1,59 +1,97 @@
-"""The host's agent executor (``--train.agent_func_path``) that scores each response into a reward matrix.
+"""The host's agent executor of a run with a specification: who writes a response, and who rewards it.
 
-The host loads this file by path in every rollout actor. Generation is the host's own single-turn path, unchanged; the
-text that is scored is the engine's, and the matrix travels to the trainer in ``extra_logs``.
+The host loads this file by path (``--train.agent_func_path``) in every rollout actor. The writer is the host's own
+single turn, or the user's agent (``--train.agent_func_path`` of the command), as it is. Its rewards are those that the
+agent gives itself (``extra_logs["reward_matrix"]``), those of the user's function (``--reward.remote_url``), or the
+spec's, which scores the text of the last turn: what an environment said between turns is no part of it. The matrix
+travels to the trainer in ``extra_logs``.
 """
 
 import asyncio
 from typing import Any
 
-from openrlhf.utils.agent import SingleTurnAgentExecutor
+from openrlhf.utils.agent import AgentExecutorBase, SingleTurnAgentExecutor
 
 from vpo_plugin.openrlhf import given_rewards
+from vpo_plugin.openrlhf.matrices import INFO_KEY
 from vpo_plugin.openrlhf.scorer import start_scoring
 from vpo_plugin.openrlhf.settings import current_settings
+from vpo_plugin.rewards.files import load_checked
 from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.rewards.scoring import Item
 
 
-class _Listener:
-    """The engine as the host's executor sees it, keeping the text of what it generated."""
+class Listener:
+    """The engine as a writer sees it, keeping the text of each generation by its tokens."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
-        self.text = ""
+        self.texts: dict[tuple[int, ...], str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
 
     async def generate(self, *args: Any, **kwargs: Any) -> Any:
         output = await self.engine.generate(*args, **kwargs)
-        self.text = output.outputs[0].text
+        said = output.outputs[0]
+        self.texts[tuple(said.token_ids)] = said.text
         return output
 
+    def last_text(self, output: dict[str, Any], tokenizer: Any) -> str:
+        """The text of a rollout's last turn, as the engine wrote it."""
+        start, end = output["action_ranges"][-1] if output["action_ranges"] else (0, 0)
+        tokens = output["observation_tokens"][start:end]
+        text = self.texts.get(tuple(tokens))  # None if an agent has changed what it took from the engine
+        return tokenizer.decode(tokens, skip_special_tokens=True) if text is None else text
 
-class AgentExecutor(SingleTurnAgentExecutor):
-    """Generate one response, score its candidates, and return the host's scalar reward and the reward matrix."""
+
+def load_agent(file: str) -> AgentExecutorBase:
+    """The user's executor, as the host loads it."""
+    from openrlhf.trainer.ray.vllm_engine import _load_agent_executor  # imports vLLM, which a rollout actor has
+
+    return _load_agent_executor(file)
+
+
+class AgentExecutor(AgentExecutorBase):
+    """Let the writer write one rollout, and tell the host its scalar reward and its reward matrix."""
 
     def __init__(self) -> None:
-        super().__init__(remote_rm_url=None)
-        run = current_settings()
-        self.candidates = run.candidates
-        self.scoring = start_scoring(run)
-        self.spec = self.scoring.spec
+        self.run = run = current_settings()
+        self.spec = load_checked(str(run.spec), run.spec_data)
+        self.writer = load_agent(run.own_agent) if run.own_agent else SingleTurnAgentExecutor()
+        self.function = given_rewards.RewardFunction(run.own_reward) if run.own_reward else None
+        self.scoring = start_scoring(run) if self.spec.scorer and not self.function else None
 
-    async def execute(
-        self,
-        prompt: str,
-        label: Any,
-        sampling_params: Any,
-        max_length: int,
-        hf_tokenizer: Any,
-        llm_engine: Any,
-        images: Any = None,
-    ) -> dict[str, Any]:
-        engine = _Listener(llm_engine)
-        output = await super().execute(prompt, label, sampling_params, max_length, hf_tokenizer, engine, images)
-        return {**output, **await self.score(prompt, engine.text, label)}
+    async def execute(self, prompt: str, label: Any, hf_tokenizer: Any, llm_engine: Any, **more: Any) -> dict[str, Any]:
+        """The host passes all by name: what is in `more` is the writer's."""
+        engine = Listener(llm_engine)
+        output = await self.writer.execute(
+            prompt=prompt, label=label, hf_tokenizer=hf_tokenizer, llm_engine=engine, **more
+        )
+        logs = dict(output.get("extra_logs") or {})
+        given = logs.pop(INFO_KEY, None)
+        if self.function is None and given is None:
+            told = await self.score(prompt, engine.last_text(output, hf_tokenizer), label)
+            return {**output, **told, "extra_logs": {**logs, **told["extra_logs"]}}
+        query = hf_tokenizer.decode(output["observation_tokens"], skip_special_tokens=False)
+        who = self.run.own_agent or ", ".join(self.run.own_reward)
+        try:
+            if self.function is not None:
+                given, logs = await self.function(query, prompt, label)
+            matrix = given_rewards.read_matrix(self.spec, given, label)
+        except Exception as error:
+            matrix = given_rewards.failed(self.run, self.spec, query, label, who, error)
+            return {**output, **given_rewards.told(self.spec, matrix, logs, failed=True)}
+        return {**output, **given_rewards.told(self.spec, matrix, logs)}
 
     async def score(self, prompt: str, response: str, label: Any) -> dict[str, Any]:
-        """What the host is told of a response's rewards."""
-        item = Item(response, read_label(self.spec, label), self.candidates, "A response of the policy", prompt)
-        return given_rewards.scored(await asyncio.wrap_future(self.scoring.submit(item)))
+        """What the host is told of a response that the spec scores."""
+        if self.scoring is None:
+            raise ValueError(
+                f"The agent {self.run.own_agent} gave no extra_logs[{INFO_KEY!r}], and the spec {self.spec.name!r} has "
+                "no scorer."
+            )
+        item = Item(response, read_label(self.spec, label), self.run.candidates, "A response of the policy", prompt)
+        scored = await asyncio.wrap_future(self.scoring.submit(item))
+        failed = scored.error is not None
+        return given_rewards.fields(scored.matrix, scored.reward, scored.parsed, scored.unique, failed)

@@ -69,6 +69,14 @@ def check_rewards(given: Flags) -> Iterator[str]:
                 yield f"--{flag} {place} is not there."
 
 
+def check_scorer(given: Flags, spec: RewardSpec) -> Iterator[str]:
+    if not (spec.scorer or given["reward.remote_url"] or given["train.agent_func_path"]):
+        yield (
+            f"--vpo.spec {given['vpo.spec']} has no scorer: name the function that gives the rewards with "
+            "--reward.remote_url, or the agent with --train.agent_func_path."
+        )
+
+
 def check_numbers(given: Flags) -> Iterator[str]:
     if given["vpo.candidates"] is not None and given["vpo.candidates"] < 1:
         yield f"--vpo.candidates is {given['vpo.candidates']}: a response holds at least 1 candidate."
@@ -257,7 +265,7 @@ def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterato
     labels = [None] * len(rows) if label_key is None else rows[label_key]
     for number, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
         try:
-            if not given["reward.remote_url"]:
+            if spec.scorer and not given["reward.remote_url"]:
                 check_label(spec, read_label(spec, label))
             if not prompt:
                 raise ValueError("Its prompt is empty.")
@@ -278,6 +286,7 @@ FLAG_CHECKS: tuple[Callable[[Flags], Iterator[str]], ...] = (
 )
 """The checks of a run with a specification, in the order in which their sentences are said: first these."""
 SPEC_CHECKS: tuple[Callable[[Flags, RewardSpec], Iterator[str]], ...] = (
+    check_scorer,
     check_estimator,
     check_budget,
     check_data,

@@ -51,10 +51,9 @@ def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
     pools = matrices.flatten(1, 2).double().numpy()
     labels = [sample.labels[0] for sample in samples[::responses]]
     if run.own_reward or run.own_agent:  # a label is what that code makes of it
-        spec, rows = spec.model_copy(update={"front": None}), [{"label": "null"}] * len(labels)
-    else:
-        rows = [{"label": json.dumps(read_label(spec, label))} for label in labels]
-    targets = read_targets(spec, rows)
+        spec = spec.model_copy(update={"front": None})
+        labels = labels if spec.ragged else [None] * len(labels)
+    targets = read_targets(spec, [{"label": json.dumps(read_label(spec, label))} for label in labels])
     pools = pools[..., : targets.present.shape[1]]
     rewards, n = targets.rewards(pools), pools.shape[1]
     ks = sorted({*(2**i for i in range(n.bit_length()) if 2**i <= n), n})

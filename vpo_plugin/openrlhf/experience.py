@@ -42,7 +42,8 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
         host: the wrapped method.
 
     Returns:
-        The experiences, with ``advantages`` and ``returns`` of shape (rows, tokens).
+        The experiences, with ``advantages`` and ``returns`` of shape (rows, tokens). After this the host reads
+        ``info["reward"]`` alone: ``rewards`` hold what it was handed, the advantages of an estimator of the plugin.
     """
     args, run = maker.args, current_settings()
     spec = load_once(str(run.spec))
@@ -71,8 +72,6 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
             experience.rewards = part
         experiences = host(maker, experiences)
 
-    for experience, part in zip(experiences, batch.split(scalars), strict=True):
-        experience.rewards = part
     spread = worth.std(-1, keepdim=True).expand_as(worth)  # unbiased, as the host logs it
     equal = (advantages.abs().amax(-1, keepdim=True) < NO_SPREAD).expand_as(worth)
     maker.groups_used = int((equal[:, 0] == 0).sum())

@@ -1,58 +1,97 @@
-"""Reward vectors and matrices that a user's own agent or function gives, and what the host is told of a rollout."""
+"""Rewards that a user's own code gives, and what the host is told of a rollout's rewards.
 
-from collections.abc import Mapping
+A reward function, `reward_func(queries, prompts, labels)` in a Python file or an HTTP server, is called as the host
+calls it, with one query at a time. Its `rewards` are one entry a query: a vector or a matrix instead of a number.
+Values are those of a scorer: the specification says their ranges, and which are better when lower.
+"""
+
+import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from vpo_plugin.openrlhf import matrices
+from vpo_plugin.openrlhf.matrices import INFO_KEY, pack
+from vpo_plugin.openrlhf.settings import Settings
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.labels import read_label
-from vpo_plugin.rewards.response import ScoredResponse, columns_of, read_rewards
+from vpo_plugin.rewards.response import columns_of, floor_response, read_rewards
+from vpo_plugin.rewards.scoring import keep_failure
 
 
-def read_matrix(spec: RewardSpec, given: Any, label: Any, what: str) -> np.ndarray:
+class RewardFunction:
+    """The function, or the servers, that `--reward.remote_url` names."""
+
+    def __init__(self, places: Sequence[str]) -> None:
+        # The host's executor swallows what goes wrong in a reward function: its methods are called past it.
+        host = SingleTurnAgentExecutor(list(places))
+        self.fetch = host._fetch_rewards_via_func if host.reward_func else host._fetch_rewards_via_http
+
+    async def __call__(self, query: str, prompt: str, label: Any) -> tuple[Any, dict[str, Any]]:
+        """The rewards of one query, as they are, and what is to be logged beside them.
+
+        Raises ValueError if the function returned no rewards; what it raises itself propagates.
+        """
+        (answer,) = await self.fetch([query], [prompt], [label])
+        rewards = answer.get("rewards") if isinstance(answer, dict) else None
+        if rewards is None:
+            raise ValueError(f'it returned {str(answer)[:200]}, and not {{"rewards": …}}')
+        if not hasattr(rewards, "detach"):
+            rewards = np.asarray(rewards, dtype=np.float64)
+        entry = rewards[0] if rewards.ndim and len(rewards) == 1 else rewards
+        return entry, answer.get("extra_logs") or {}
+
+
+def read_matrix(spec: RewardSpec, given: Any, label: Any) -> np.ndarray:
     """The reward matrix (m, k), float32, of a vector (k,) or a matrix (m, k): tensor, array or list.
 
     Args:
-        spec: names the objectives, in the order of the columns, and their ranges.
+        spec: names the objectives, in the order of the columns, their ranges and directions.
         given: what the user's code returned.
         label: the prompt's; where objectives are ragged, it says how many there are.
-        what: what gave it, for the message.
     Raises:
         ValueError: it has another shape, or values that are not finite or out of range.
     """
-    columns = columns_of(spec, read_label(spec, label)) if spec.ragged else spec.columns(len(spec.objective_keys))
+    columns = columns_of(spec, _label(spec, label))
     try:
-        values = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=np.float64)
+        values = np.atleast_2d(np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=float))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} is no vector or matrix of numbers: {str(given)[:200]} ({error}).") from error
-    if values.ndim == 1:
-        values = values[None]
+        raise ValueError(f"{str(given)[:200]} is no vector or matrix of numbers ({error}).") from error
     if values.ndim != 2 or values.shape[1] != len(columns) or not len(values):
         raise ValueError(
-            f"{what} has the shape {np.shape(given)}. Spec {spec.name!r} names {len(columns)} objectives: give a "
-            f"vector of {len(columns)} values, or a row of as many for each candidate."
+            f"the rewards have the shape {np.shape(given)}. Spec {spec.name!r} names {len(columns)} objectives: give a "
+            f"vector of {len(columns)} values, or a row of as many for each candidate"
         )
     return np.array([read_rewards(row, columns) for row in values.tolist()], dtype=np.float32)
 
 
-def floor(spec: RewardSpec, label: Any, candidates: int) -> np.ndarray:
-    """The matrix of a rollout that is worth nothing, (candidates, k)."""
-    columns = columns_of(spec, read_label(spec, label)) if spec.ragged else spec.columns(len(spec.objective_keys))
-    return np.tile(np.array([column.low for column in columns], dtype=np.float32), (candidates, 1))
+def failed(run: Settings, spec: RewardSpec, query: str, label: Any, who: str, error: Exception) -> np.ndarray:
+    """The matrix of a rollout whose rewards could not be had: the floor, with `--vpo.on_scorer_error zero`.
+
+    Raises RuntimeError, which names the file with prompt, response and traceback, if that is to stop the run.
+    """
+    parts = {"prompt and response": query, "label": repr(label), "traceback": traceback.format_exc()}
+    kept = keep_failure(run.log_dir, parts)
+    if run.on_scorer_error == "zero":
+        return floor_response(spec, _label(spec, label), run.candidates).matrix
+    where = f" Prompt, response and traceback are in {kept}." if kept else ""
+    raise RuntimeError(
+        f"{who} failed on a response ({type(error).__name__}: {str(error).rstrip('.')}).{where} Fix it, or pass "
+        "--vpo.on_scorer_error zero to score such responses zero and count them."
+    ) from error
 
 
-def scored(scored: ScoredResponse) -> dict[str, Any]:
-    """What the host's executors return of rewards, for a response that the spec scored."""
-    return fields(scored.matrix, scored.reward, scored.parsed, scored.unique, scored.error is not None)
+def _label(spec: RewardSpec, label: Any) -> object:
+    """The label as `columns_of` wants it. The user's code is free in what it makes of one, where it needs none."""
+    return read_label(spec, label) if spec.ragged else None
 
 
-def given(spec: RewardSpec, matrix: np.ndarray, logs: Mapping[str, Any], failed: bool = False) -> dict[str, Any]:
-    """The same for a matrix that the user's code gave, beside logs of its own."""
+def told(spec: RewardSpec, matrix: np.ndarray, logs: Mapping[str, Any], failed: bool = False) -> dict[str, Any]:
+    """What the host's executors return of rewards, for a matrix that the user's code gave beside logs of its own."""
     reward = float((matrix.astype(np.float64) @ spec.weights_of(matrix.shape[1])).mean())
-    told = fields(matrix, reward, len(matrix), len(matrix), failed)
-    return told | {"extra_logs": {**logs, **told["extra_logs"]}}
+    said = fields(matrix, reward, 0 if failed else len(matrix), 0 if failed else len(matrix), failed)
+    return said | {"extra_logs": {**logs, **said["extra_logs"]}}
 
 
 def fields(matrix: np.ndarray, reward: float, parsed: int, unique: int, failed: bool) -> dict[str, Any]:
@@ -61,7 +100,7 @@ def fields(matrix: np.ndarray, reward: float, parsed: int, unique: int, failed: 
         "reward": reward,
         "scores": reward,
         "extra_logs": {
-            matrices.INFO_KEY: matrices.pack(matrix),
+            INFO_KEY: pack(matrix),
             "candidates_parsed": float(parsed),
             "candidates_unique": float(unique),
             "scorer_errors": float(failed),

@@ -130,20 +130,13 @@ def start(
         for remark in find_remarks(given):
             print(f"{REMARK}{remark}", flush=True)
         claim_output(parser, given, spec)
-        changes["train.agent_func_path"] = str(Path(__file__).with_name(executor_file(given)))
+        changes["train.agent_func_path"] = str(Path(__file__).with_name("agent.py"))
         changes["ckpt.load_enable"] = find_checkpoint(parser, given)
     settings = run_settings(given, spec, on_cpu)
     if spec is not None:
         own(settings.log_dir, settings.run)
     start_ray(settings)
     return argparse.Namespace(**given | changes)
-
-
-def executor_file(given: Flags) -> str:
-    """The module with the host's ``AgentExecutor`` of a run with a specification."""
-    if given["train.agent_func_path"]:
-        return "user_agent.py"
-    return "own_reward.py" if given["reward.remote_url"] else "agent.py"
 
 
 def run_settings(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> Settings:

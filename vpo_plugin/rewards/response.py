@@ -51,6 +51,8 @@ def score_response(spec: RewardSpec, response: str, label: object, candidates: i
 
 def response_scorer(spec: RewardSpec) -> Callable[[str, object, int], ScoredResponse]:
     """`score_response` of a spec, with what is the same for all responses done once."""
+    if spec.scorer is None:
+        raise ValueError(f"The spec '{spec.name}' has no scorer: name one under the key `scorer`.")
     scorer = load_entry_point(spec.scorer)
     canonical = load_entry_point(spec.canonical) if spec.canonical else None
     same = None if spec.ragged else (spec.columns(len(spec.objective_keys)), np.array(spec.objective_weights))
@@ -72,9 +74,7 @@ def response_scorer(spec: RewardSpec) -> Callable[[str, object, int], ScoredResp
             if key in seen:
                 continue
             seen.add(key)
-            rewards = read_rewards(scorer(text, label), columns)
-            if all(c.gate is None or r >= c.gate for c, r in zip(columns, rewards, strict=True)):
-                rows[-1] = rewards
+            rows[-1] = read_rewards(scorer(text, label), columns)
         matrix = np.array(rows, dtype=np.float32)
         return ScoredResponse(
             matrix=matrix,
@@ -101,6 +101,8 @@ def floor_response(spec: RewardSpec, label: object, candidates: int, error: str 
 def read_rewards(returned: Any, columns: Sequence[Column]) -> list[float]:
     """The rewards that a scorer returned, one an objective: numbers in order, or by key; an awaitable is awaited.
 
+    All are the floor where one does not pass its objective's gate.
+
     Raises RewardError, which says what came and what is wanted.
     """
     if isinstance(returned, Awaitable):
@@ -118,7 +120,9 @@ def read_rewards(returned: Any, columns: Sequence[Column]) -> list[float]:
         raise RewardError(f"The scorer returned {_shown(returned)}. {_wanted(columns)}")
     if len(returned) != len(columns):
         raise RewardError(f"The scorer returned {len(returned)} rewards, {_shown(returned)}. {_wanted(columns)}")
-    return [_reward(value, column) for value, column in zip(returned, columns, strict=True)]
+    rewards = [_reward(value, column) for value, column in zip(returned, columns, strict=True)]
+    passes = all(c.gate is None or reward >= c.gate for c, reward in zip(columns, rewards, strict=True))
+    return rewards if passes else [column.low for column in columns]
 
 
 def _reward(value: Any, column: Column) -> float:

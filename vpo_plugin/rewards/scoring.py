@@ -10,7 +10,7 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,16 +160,21 @@ class Scoring:
     def _save(self, item: Item, failure: "_Failure") -> Path | None:
         if self.failures is None:
             return None
+        parts = {"where": item.where, "prompt": item.prompt, "response": item.response, "label": repr(item.label)}
+        parts |= {"error": failure.message + failure.place, "traceback": failure.trace}
         with self._saving:
-            number = len(list(self.failures.glob("scorer_error_*.txt")))
-            if number >= SAVED:
-                return None
-            file = self.failures / f"scorer_error_{os.getpid()}_{number + 1}.txt"
-            parts = {"where": item.where, "prompt": item.prompt, "response": item.response, "label": repr(item.label)}
-            parts |= {"error": failure.message + failure.place, "traceback": failure.trace}
-            text = "\n\n".join(f"# {name}\n{part}" for name, part in parts.items() if part)
-            files.write(file, text.encode(errors="backslashreplace"))
-        return file
+            return keep_failure(self.failures, parts)
+
+
+def keep_failure(folder: Path, parts: Mapping[str, str | None]) -> Path | None:
+    """A file with what is known of a failure, by name, unless the first failures are kept already."""
+    number = len(list(folder.glob("scorer_error_*.txt")))
+    if number >= SAVED:
+        return None
+    file = folder / f"scorer_error_{os.getpid()}_{number + 1}.txt"
+    text = "\n\n".join(f"# {name}\n{part}" for name, part in parts.items() if part)
+    files.write(file, text.encode(errors="backslashreplace"))
+    return file
 
 
 def _memory(spec: RewardSpec) -> int:
@@ -214,7 +219,7 @@ def _failure(spec: RewardSpec, error: BaseException) -> _Failure:
     frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, RewardError):
         message = str(error).rstrip(".")
-        code = getattr(load_entry_point(spec.scorer), "__code__", None)
+        code = getattr(load_entry_point(str(spec.scorer)), "__code__", None)
         where = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
     else:
         message = " ".join(f"{type(error).__name__}: {error}"[:500].split()).rstrip(".: ")

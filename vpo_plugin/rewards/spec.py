@@ -257,8 +257,9 @@ class RewardSpec(_Model):
     """Where thoughts stand, `<think>…</think>`: before the answer, of which they are no part, or inside each candidate,
     as a part of it."""
     prompt: Prompt
-    scorer: EntryPoint
-    """`score(candidate: str, label) -> Sequence[float]`, one value an objective."""
+    scorer: EntryPoint | None
+    """`score(candidate: str, label) -> Sequence[float]`, one value an objective. Null where a reward function or an
+    agent of the training command gives the rewards."""
     canonical: EntryPoint | None = None
     """`canonical(candidate: str, label) -> Hashable`: equal for duplicates. Default: the text itself."""
     label_check: EntryPoint | None = None
@@ -276,7 +277,8 @@ class RewardSpec(_Model):
     candidate."""
     solved: float = Field(1.0, gt=0, le=1)
     """Share of the best reachable reward (of 1 where there is no front) at which a candidate solves its prompt."""
-    dataset: Dataset
+    dataset: Dataset | None
+    """With null, only the training command can use the spec, on prompts of its own."""
     limits: Limits
 
     @model_validator(mode="before")

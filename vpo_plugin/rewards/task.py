@@ -19,6 +19,8 @@ def read_rows(spec: RewardSpec, split: str, num_rows: int, seed: int) -> Iterato
 
     Raises ValueError if a row of the loader lacks one of the spec's columns, or its label cannot be read.
     """
+    if spec.dataset is None:
+        raise ValueError(f"The spec '{spec.name}' has no dataset: name one under the key `dataset`.")
     columns = spec.dataset.columns
     needed = (columns.prompt,) if spec.label == "none" else (columns.prompt, columns.label)
     loader = load_entry_point(spec.dataset.loader)
