@@ -16,6 +16,7 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, field_validator
 
+from flows.hooks import how_to_open, show_picture
 from flows.pipeline import candidates_of, check_settings, evaluate, prepare_data, prepare_policy, train
 from flows.process import exit_on_sigterm, stopping_threads
 from flows.server import check_server
@@ -215,7 +216,8 @@ def compare(
     }
     write_experiment(results, pools, settings.folder)
     summary = (settings.folder / "summary.md").read_text()
-    create_markdown_artifact(summary.split("![", 1)[0], key="experiment")
+    create_markdown_artifact(f"{summary.split('![', 1)[0]}\n{how_to_open(settings.folder)}", key="experiment")
+    show_picture("best-at-k", (settings.folder / "best_at_k.png").read_bytes(), "best@k of each method against k.")
     print(f"\n{summary}\nResults: {settings.folder / 'results.json'}, plots beside it.")
     return settings.folder
 

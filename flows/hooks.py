@@ -1,31 +1,53 @@
 """What a person finds on a run's page in Prefect: the result in words and pictures, and what to do after a failure."""
 
 import base64
-from collections.abc import Sequence
+import platform
+import shlex
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import get_client
 from prefect.artifacts import MarkdownArtifact, create_image_artifact, create_markdown_artifact
 from prefect.states import Failed
 
 from vpo_plugin.cli import is_it
+from vpo_plugin.openrlhf.log import end_of
+from vpo_plugin.report.plots import live
+from vpo_plugin.report.tables import headline, markdown_table, say_difference
 
-TAIL_LINES = 25
 LOGS_SHOWN = 10
 
 
-def show_results(folder: Path, table: str, sentence: str) -> None:
-    """The page's summary: what came out, the table, the plot, and where the files are."""
-    files = [folder / name for name in ("report.html", "report.json", "best_at_k.png")]
+def show_results(folder: Path, results: dict[str, Any], sentence: str) -> None:
+    """The page's summary: what came out, the table, the plots, and how the whole report is opened."""
+    differences = "\n".join(f"- {say_difference(difference)}" for difference in results["differences"])
     create_markdown_artifact(
-        f"{sentence}\n\n{fenced(table)}\n\n{links([*files, *logs(folder)])}",
+        f"{sentence}\n\n{markdown_table(*headline(results))}\n{differences}\n\n{how_to_open(folder)}",
         key="report",
-        description="What came out, and where its files are.",
+        description="What came out, and how the whole report is opened.",
     )
-    plot = base64.b64encode((folder / "best_at_k.png").read_bytes()).decode()
-    create_image_artifact(
-        f"data:image/png;base64,{plot}", key="best-at-k", description="best@k of each policy against k."
+    show_picture("best-at-k", (folder / "best_at_k.png").read_bytes(), "best@k of each policy against k.")
+    trainings = {run["name"]: run["steps"] for run in results["training"] if run["steps"]}
+    if trainings:
+        show_picture("training", live(trainings), "The trainings by step.")
+
+
+def show_picture(key: str, png: bytes, description: str) -> UUID:
+    """A picture on the run's page; returns the artifact's id."""
+    return create_image_artifact(as_url(png), key=key, description=description)
+
+
+def as_url(png: bytes) -> str:
+    """A picture as the address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def how_to_open(folder: Path) -> str:
+    """The command with which a person reads a run's files in a browser."""
+    return (
+        f"On the machine that ran it ({platform.node()}), `vpo open {shlex.quote(str(folder.resolve()))}` prints an "
+        "address at which a browser shows the whole report, the trainings, plots and logs."
     )
 
 
@@ -42,12 +64,13 @@ def explain_failure(flow: Any, flow_run: Any, state: Any) -> None:
             client.set_flow_run_state(flow_run.id, Failed(message=message), force=True)
     how = "was ended from outside" if state.is_crashed() and not unknown else "failed"
     text = [f"The run {how}.", fenced(message)]
-    for newest in logs(folder)[:1]:
-        text += [f"The last lines of the newest log, `{newest}`:", fenced(tail(newest))]
+    written = logs(folder)
+    for log in [log for log in written if str(log.resolve()) in message][:1] or written[:1]:
+        text += [f"The end of the log `{log.resolve()}`:", fenced(end_of(log))]
     text += [
         "Finished stages are kept. Start the run again with the same parameters (the page's *Retry*, or the same "
         "command), and it resumes from them.",
-        links(logs(folder)),
+        *([how_to_open(folder)] if folder.is_dir() else []),
     ]
     MarkdownArtifact(
         key="failure",
@@ -62,18 +85,8 @@ def logs(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.log"), key=lambda log: log.stat().st_mtime, reverse=True)[:LOGS_SHOWN]
 
 
-def tail(log: Path) -> str:
-    """The end of a log."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
-
-
 def fenced(text: str) -> str:
     """Text as a block of code that it cannot end itself: programs and models wrote it."""
     longest = max((len(run) for run in text.split() if set(run) == {"~"}), default=0)
     fence = "~" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"
-
-
-def links(files: Sequence[Path]) -> str:
-    """A list of files on the machine that ran the flow."""
-    return "\n".join(f"- [{file.name}]({file.resolve().as_uri()}) `{file.resolve()}`" for file in files)

@@ -196,7 +196,7 @@ def report_pools(
     if not results["differences"]:
         best = results["policies"][0]["best_at_k"]["mean"]
         sentence = f"{next(iter(pools))}: best@1 {best[0]:.3f}, best@{len(best)} {best[-1]:.3f}"
-    show_results(settings.folder, table, sentence)
+    show_results(settings.folder, results, sentence)
     print(f"\n{table}\n\nReport: {settings.folder / 'report.html'}")
     return f"{sentence}. Report: {settings.folder / 'report.html'}"
 

@@ -4,7 +4,6 @@ The program outlives a flow that is killed: started again, the flow finds it by 
 """
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vpo_plugin.locks import take
+from vpo_plugin.locks import is_held, take
+from vpo_plugin.openrlhf.log import last_words
 
 POLL_SECONDS = 1.0
 STOP_SECONDS = 20.0  # less than the 30 that Prefect gives a flow run that it cancels
@@ -26,12 +26,6 @@ trap : TERM INT
 "$@"
 echo $? > "$0.exit"
 """
-
-MOST_WORDS = 30
-"""Lines of an error that a message repeats."""
-ERROR = re.compile(r"\S+( \S+)?: error: |vpo: |[\w.]*(Error|Exception|Interrupt|Died|Exit)\b")
-"""How a line begins with which a program says why it ends."""
-COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 _stopping = threading.Event()
 
@@ -125,10 +119,7 @@ def running(log: Path) -> int | None:
     also where the one that leads them was killed.
     """
     lock = _lock(log)
-    while lock.exists():
-        if (held := take(lock)) is not None:
-            os.close(held)
-            return None
+    while is_held(lock):
         with suppress(OSError, ValueError):
             return int(Path(f"{log.resolve()}.job").read_text().split("\n", 1)[0])
         time.sleep(0.1)  # a flow has the lock for a moment before the program starts and after its end
@@ -171,17 +162,3 @@ def _follow(log: Path, group: int | None, what: str, on_poll: Callable[[], None]
         if group is not None:
             stop(log, group)
         raise
-
-
-def last_words(log: Path) -> str:
-    """Why a program ended, as it said itself, and where all is: its last error with what follows, or its last line."""
-    own = own_lines(log)
-    starts = [number for number, line in enumerate(own) if ERROR.match(line)]
-    said = (own[starts[-1] :] if starts else own[-1:])[:MOST_WORDS] or ["it printed nothing."]
-    return "\n".join(said) + ("\n" if said[1:] else " ") + f"The whole log is {log}."
-
-
-def own_lines(log: Path) -> list[str]:
-    """What a program itself wrote, not its Ray workers, without empty lines and colours."""
-    lines = [COLOUR.sub("", line).rstrip() for line in log.read_text(errors="replace").splitlines()]
-    return [line for line in lines if line and not re.match(r"\(\w+ (pid|ip)=", line)]

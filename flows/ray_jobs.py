@@ -19,7 +19,8 @@ from prefect.blocks.core import Block
 from pydantic import Field
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from flows.process import last_words, pause
+from flows.process import pause
+from vpo_plugin.openrlhf.log import last_words
 
 POLL_SECONDS = 1.0
 LOST_SECONDS = 30.0

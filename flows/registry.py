@@ -157,6 +157,44 @@ def repair(folder: Path) -> str | None:
     return f"{folder / POINTER} {was}, and the history's champion is {recorded}: rebuilt."
 
 
+HEADER = ("", "version", "parent", "prompts", "outcome", "created", "policy")
+
+
+def overview(folder: Path) -> list[tuple[str, ...]]:
+    """A row of `HEADER` for each version: whether it is champion, where it came from, and what became of it.
+
+    Raises:
+        RegistryError: the pointer or the history is damaged.
+    """
+    current = champion(folder)
+    reasons: dict[str, list[str]] = {}
+    for change in history(folder):
+        reasons.setdefault(change.champion, []).append(change.why)
+    rows: list[tuple[str, ...]] = []
+    for name in version_ids(folder):
+        try:
+            version = read_version(folder, name)
+        except RegistryError as error:
+            rows.append(("!", name, "", "", "", "", str(error)))
+            continue
+        mark = "*" if current and name == current.version else ""
+        gain = next((f"{m} {c['mean']:+.3f}, " for m, c in (version.evaluation or {}).get("changes", {}).items()), "")
+        outcome = gain + outcome_of(reasons.get(name, []))
+        prompts = str(len(version.prompts))
+        rows.append((mark, name, version.parent or "", prompts, outcome, version.created, version.policy))
+    return rows
+
+
+def outcome_of(reasons: list[str]) -> str:
+    """What a retraining decided on its version, and whether a person decided otherwise later.
+
+    Args:
+        reasons: why the version became champion, each time.
+    """
+    decided = "promoted" if set(reasons) - {ROLLED_BACK} else "kept aside"
+    return decided + (", rolled back to" if ROLLED_BACK in reasons else "")
+
+
 def pending(folder: Path, current: Version) -> Version | None:
     """The version that beat the present champion and was never promoted: its retraining ended in between."""
     past = {change.champion for change in history(folder)}

@@ -1,13 +1,14 @@
 """`vpo registry`."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from flows.registry import ROLLED_BACK, RegistryError, champion, history, read_version, repair, rollback, version_ids
+from flows.registry import HEADER, champion, history, overview, read_version, repair, rollback
 from vpo_plugin.cli.settings import Command, choose, columns, read
 
 
@@ -18,7 +19,7 @@ class Registry(Command):
 
 
 class Show(Registry):
-    """Show a version as JSON, with its comparison and its history."""
+    """Show a version as JSON, with its comparison, its history, and the command that serves it."""
 
     version: CliPositionalArg[str | None] = Field(None, description="The champion if none is named.")
 
@@ -36,36 +37,9 @@ def main(arguments: list[str]) -> int:
 
 def show_all(arguments: list[str]) -> int:
     """all versions, the champion marked"""
-    folder = mended(read(Registry, arguments, "vpo registry list").registry)
-    current = champion(folder)
-    reasons: dict[str, list[str]] = {}
-    for change in history(folder):
-        reasons.setdefault(change.champion, []).append(change.why)
-    lines = [("", "version", "parent", "prompts", "outcome", "created", "policy")]
-    for name in version_ids(folder):
-        try:
-            version = read_version(folder, name)
-        except RegistryError as error:
-            lines.append(("!", name, "", "", "", "", str(error)))
-            continue
-        mark = "*" if current and name == current.version else ""
-        gain = next((f"{m} {c['mean']:+.3f}, " for m, c in (version.evaluation or {}).get("changes", {}).items()), "")
-        outcome = gain + outcome_of(reasons.get(name, []))
-        prompts = str(len(version.prompts))
-        lines.append((mark, name, version.parent or "", prompts, outcome, version.created, version.policy))
-    text = "\n".join(columns(lines))
+    text = "\n".join(columns([HEADER, *overview(mended(read(Registry, arguments, "vpo registry list").registry))]))
     print("".join(character if character.isprintable() or character == "\n" else "?" for character in text))
     return 0
-
-
-def outcome_of(reasons: list[str]) -> str:
-    """What a retraining decided on its version, and whether a person decided otherwise later.
-
-    Args:
-        reasons: why the version became champion, each time.
-    """
-    decided = "promoted" if set(reasons) - {ROLLED_BACK} else "kept aside"
-    return decided + (", rolled back to" if ROLLED_BACK in reasons else "")
 
 
 def show(arguments: list[str]) -> int:
@@ -77,6 +51,7 @@ def show(arguments: list[str]) -> int:
         raise ValueError(f"The registry {folder} has no champion yet.")
     shown = version.model_dump() | {"prompts": len(version.prompts)}
     changes = [change for change in history(folder) if version.version in (change.champion, change.previous)]
+    shown["serve"] = shlex.join(["vllm", "serve", version.policy, "--served-model-name", "champion"])
     shown["history"] = [change.model_dump() for change in changes]
     print(json.dumps(shown, indent=2))
     return 0

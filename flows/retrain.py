@@ -13,7 +13,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows import registry
-from flows.hooks import explain_failure
+from flows.hooks import explain_failure, how_to_open
 from flows.mlflow_mirror import check_mlflow, mirror
 from flows.parameters import settings_flow
 from flows.pipeline import (
@@ -32,6 +32,7 @@ from flows.train import tells_weights, train
 from vpo_plugin.files import digest
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
+from vpo_plugin.report.tables import markdown_table
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.pool import load_pool, load_prompts
@@ -189,10 +190,12 @@ def record(
             outcome = str(error)
     if mirrored := mirror(settings.registry):
         get_run_logger().info(mirrored)
+    versions = markdown_table(registry.HEADER, registry.overview(settings.registry))
     create_markdown_artifact(
-        f"**{name}.** {decision.reason}\n\n{outcome}\n\n{table(decision, (champion.version, challenger.version))}",
+        f"**{name}.** {decision.reason}\n\n{outcome}\n\n{table(decision, (champion.version, challenger.version))}\n"
+        f"The registry `{settings.registry}`, the champion marked:\n\n{versions}\n{how_to_open(training.folder)}",
         key="decision",
-        description="Whether the challenger took the champion's place.",
+        description="Whether the challenger took the champion's place, and all versions.",
     )
     return name, f"{decision.reason} {outcome}"
 

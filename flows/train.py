@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 import statistics
 import sys
@@ -9,19 +10,23 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
-from prefect import task
+from prefect import get_client, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 
+from flows.hooks import as_url, show_picture
 from flows.process import run_logged
 from flows.settings import PipelineSettings
 from flows.stage import code_version, file_digest, policy_digest, skip, spec_digest, working_on
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights, parse_method
 from vpo_plugin.files import digest
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints
-from vpo_plugin.openrlhf.log import read_steps, remark_of
+from vpo_plugin.openrlhf.log import read_steps, remark_of, training_curve
+from vpo_plugin.report.plots import live
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.files import spec_files
 
@@ -168,7 +173,7 @@ def train_command(
 
 
 class TrainingProgress:
-    """Says now and then how far a training is: a line in the log, and Prefect's progress bar.
+    """Says now and then how far a training is: a line in the log, and Prefect's progress bar with a small plot.
 
     The plugin's own remarks in the training's output, such as the step it resumes from, are passed on.
     """
@@ -177,6 +182,7 @@ class TrainingProgress:
         self.log, self.log_dir, self.steps, self.method = log, log_dir, steps, method
         self.logger = get_run_logger()
         self.artifact = create_progress_artifact(0.0, description=f"Training with {method}")
+        self.plot: UUID | None = None
         self.read = log.stat().st_size if log.exists() else 0
         self.shown, self.shown_at = 0, time.monotonic()
 
@@ -197,8 +203,18 @@ class TrainingProgress:
         self.logger.info(said)
         try:
             update_progress_artifact(self.artifact, 100.0 * len(done) / self.steps)
+            self._draw()
         except httpx.HTTPError as error:
             self.logger.warning("Prefect's server does not answer (%s). The training continues.", error)
+
+    def _draw(self) -> None:
+        curve = live({self.method: training_curve(self.log_dir)})
+        if self.plot is None:
+            key = re.sub(r"[^a-z0-9]+", "-", f"training-{self.method}".lower())
+            self.plot = show_picture(key, curve, f"Training with {self.method}, by step.")
+            return
+        with get_client(sync_client=True) as client:
+            client.update_artifact(self.plot, ArtifactUpdate(data=as_url(curve)))
 
     def _pass_remarks_on(self) -> None:
         if not self.log.exists():

@@ -163,9 +163,10 @@ def check_pipeline(service: Service, runs: Path) -> dict:
     assert str(folder / "report.html") in run["state"]["message"]
     assert json.loads((folder / "report.json").read_text())["policies"][1]["name"] == "vpo"
     artifacts = service.artifacts(run)
-    assert "best@6" in artifacts["report"]["data"] and (folder / "report.html").as_uri() in artifacts["report"]["data"]
-    assert artifacts["best-at-k"]["type"] == "image"
-    assert artifacts["best-at-k"]["data"].startswith("data:image/png;base64,")
+    shown = artifacts["report"]["data"]
+    assert "| policy | best@1 |" in shown and f"`vpo open {folder}`" in shown and "file://" not in shown
+    for key in ("best-at-k", "training", "training-vpo"):
+        assert artifacts[key]["type"] == "image" and artifacts[key]["data"].startswith("data:image/png;base64,")
     assert any(artifact["type"] == "progress" for artifact in artifacts.values())
     return run
 
@@ -255,6 +256,7 @@ def test_a_failure_says_what_happened(worked: Service, messages: list[str], tmp_
     assert "There is no spec '<img src=x onerror=alert(1)>'" in run["state"]["message"]
     shown = worked.artifacts(run)["failure"]["data"]
     assert "The run failed." in shown and "There is no spec" in shown and "the last line" in shown
+    assert f"`vpo open {folder}`" in shown
     page = MarkdownIt().render(shown)
     assert "<script>" not in page and "<img" not in page
     assert "&lt;script&gt;" in page and "&lt;img src=x" in page

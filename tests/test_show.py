@@ -67,3 +67,30 @@ def test_what_is_not_there(run: Path, tmp_path: Path) -> None:
         format_step(run, 1)
     with pytest.raises(FileNotFoundError, match="holds no training"):
         format_step(tmp_path / "elsewhere")
+
+
+STEP = dict.fromkeys(
+    ("reward", "set_reward", "group_diversity", "candidates_parsed", "kl", "response_length", "scorer_errors"), 0.25
+)
+
+
+def test_how_a_training_goes_and_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run's folder: the last steps of each training, then what was written in the newest one's last step."""
+    log = tmp_path / "train" / "vpo" / "policy" / "vpo"
+    for step in range(1, 8):
+        log_step(log, step, {**STEP, "groups": 8, "groups_used": 1, "kl": float("nan")})
+    log_texts(log, 7, [rollout("Find a way.", 1.0, ["DOWN", "LEFT"])])
+    (tmp_path / "train" / "vpo" / "train.log").write_text(
+        "Failed to load a kernel\n(Worker pid=7) RuntimeError: not this\nTraceback (most recent call last):\n"
+        '  File "a.py"\n\x1b[31mprogram: error: 2 mistakes:\n- one\n- two\n'
+    )
+    assert main(["show", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "Training vpo: 7 steps" in shown and "DOWN" in shown
+    assert [line.split()[0] for line in shown.splitlines() if line[:1].isdigit()][:5] == ["3", "4", "5", "6", "7"]
+    wrong = [line for line in shown.splitlines() if line.startswith("Wrong: ")]
+    assert [line.split()[1] for line in wrong] == ["Step", "Only", "1", "The", "It"]
+    assert "without a policy: program: error: 2 mistakes:\n- one\n- two\n" in shown and "not this" not in shown
+    (log.parent / "config.json").write_text("{}")
+    assert main(["show", str(tmp_path)]) == 0
+    assert "7 steps, finished" in capsys.readouterr().out

@@ -36,6 +36,16 @@ def take(file: Path) -> int | None:
     return descriptor
 
 
+def is_held(file: Path) -> bool:
+    """Whether a process holds the lock of a file, which may be absent."""
+    if not file.exists():
+        return False
+    descriptor = take(file)
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Work in a folder of one's own, as long as the body runs; the folder is made if it is missing.

@@ -11,11 +11,12 @@ COMMANDS = {
     "doctor": "versions, devices, Ray, sandbox and Prefect here, and what would fail",
     "evaluate": "sample, score and store candidates for each held-out prompt",
     "explain": "what vpo does, on an exact example in seconds",
+    "open": "serve a run's report to a browser, and how its trainings go",
     "report": "compare pools and searches in a report to open in a browser",
     "score": "score a file of responses into a file of reward matrices",
     "search": "search for solutions: best-of-k, refinement, evolution",
     "select": "the best candidate of a pool for each prompt, under your own weights",
-    "show": "what the policy wrote in a step of a training, with its rewards",
+    "show": "how the trainings of a run go, and what the policy wrote in a step",
     "spec": "list, check and make reward specifications",
     "warm_start": "teach a policy the candidate format, with answers of its own",
 }

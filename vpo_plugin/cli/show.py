@@ -8,19 +8,23 @@ from vpo_plugin.cli.settings import Command, read
 
 
 class Show(Command):
-    """Print what the policy wrote in a step of a training, with its rewards: vpo show RUN --step N."""
+    """Print the last steps of a run's trainings, what is wrong, and what the policy wrote: vpo show RUN [--step N]."""
 
-    run: Path = Field(description="The training's --ckpt.output_dir; may stand without its flag.")
-    step: int | None = Field(None, ge=1, description="Step, from 1; the last one if none.")
+    run: Path = Field(description="A run's folder, or a training's --ckpt.output_dir; may stand without its flag.")
+    step: int | None = Field(None, ge=1, description="The rollouts of this step alone, from 1.")
     prompts: int | None = Field(None, ge=1, description="Show no more prompts than this.")
 
 
 def main(arguments: list[str]) -> int:
-    """Print a table for each prompt."""
+    """Print the trainings, and a table for each prompt."""
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--run", *arguments]
     settings = read(Show, arguments, "vpo show")
-    from vpo_plugin.report.rollouts import format_step
+    from vpo_plugin.report.rollouts import find_trainings, format_run, format_step
 
-    print(format_step(settings.run, settings.step, settings.prompts))
+    if settings.step is None:
+        print(format_run(settings.run, settings.prompts))
+    else:
+        log = list(find_trainings(settings.run).values())[-1:] or [settings.run]
+        print(format_step(log[0], settings.step, settings.prompts))
     return 0

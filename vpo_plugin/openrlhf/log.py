@@ -31,6 +31,11 @@ TEXTS = {
 worth to the estimator. A candidate is null where none could be read, or where the user's own code gave the rewards."""
 DRAWN = ("kl", "response_length")
 """Metrics of the host, and ours, that a report draws as they are, beside each objective's mean."""
+MOST_WORDS = 30
+"""Lines of an error that a message repeats."""
+ERROR = re.compile(r"\S+( \S+)?: error: |[\w.]*(Error|Exception|Interrupt|Died|Exit)\b")
+"""How a line begins with which a program says why it ends."""
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
 REMARK = "vpo: "
 """What a line of a run's output starts with that a person should see."""
 
@@ -75,6 +80,28 @@ def remark_of(line: str) -> str | None:
     """What a line of a run's output says to a person, None for other lines; Ray names the process before it."""
     match = re.fullmatch(rf"(?:(?:\x1b\[\d+m)*\(\w+ pid=[^)]*\)(?:\x1b\[\d+m)* )?{REMARK}(.*)", line)
     return match and match[1]
+
+
+def last_words(log: Path) -> str:
+    """Why a program ended, as it said itself, and where all is: its last error with what follows, or its last line."""
+    own = own_lines(log)
+    starts = [number for number, line in enumerate(own) if ERROR.match(line)]
+    said = (own[starts[-1] :] if starts else own[-1:])[:MOST_WORDS] or ["it printed nothing."]
+    return "\n".join(said) + ("\n" if said[1:] else " ") + f"The whole log is {log}."
+
+
+def end_of(log: Path, most: int = 60) -> str:
+    """The end of a program's log: from its last traceback on, else from its last error on, else its last lines."""
+    own = own_lines(log)
+    traces = [number for number, line in enumerate(own) if line.startswith("Traceback (most recent call last)")]
+    starts = traces or [number for number, line in enumerate(own) if ERROR.match(line)]
+    return "\n".join(own[starts[-1] if starts else 0 :][-most:])
+
+
+def own_lines(log: Path) -> list[str]:
+    """What a program itself wrote, not its Ray workers, without empty lines and colours."""
+    lines = [COLOUR.sub("", line).rstrip() for line in log.read_text(errors="replace").splitlines()]
+    return [line for line in lines if line and not re.match(r"\(\w+ (pid|ip)=", line)]
 
 
 def forget_steps_after(log_dir: Path, step: int) -> None:

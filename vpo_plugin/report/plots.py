@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -23,13 +24,13 @@ STYLE = {
 }
 
 
-def picture(plot: Callable[[Figure], None], size: tuple[float, float] = (7.0, 4.5)) -> bytes:
+def picture(plot: Callable[[Figure], None], size: tuple[float, float] = (7.0, 4.5), dpi: int = 200) -> bytes:
     """A plot as a PNG."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         plot(figure)
-        figure.savefig(buffer, format="png", dpi=200)
+        figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 
@@ -80,6 +81,20 @@ def training(figure: Figure, curves: Mapping[str, Mapping[str, ArrayLike]], labe
                 axes.plot(np.arange(1, len(values) + 1), values, label=short(name), **styles[name])
         axes.set(xlabel="training step", title=label)
     legend(panels[-1])
+
+
+LIVE = {"set_reward": "Set reward", "diversity": "L1 distance", "kl": "KL", "response_length": "Length, tokens"}
+"""What a small plot of trainings shows, of `openrlhf.log.training_curve`."""
+
+
+def live(trainings: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
+    """A small plot of trainings, finished or not: the steps of each by its name."""
+    curves = {
+        name: {key: [step[key] for step in steps] for key in LIVE if steps and all(key in step for step in steps)}
+        for name, steps in trainings.items()
+    }
+    labels = {key: label for key, label in LIVE.items() if any(key in curve for curve in curves.values())}
+    return picture(partial(training, curves=curves, labels=labels), (3.0 * len(labels) + 1.0, 2.8), 90)
 
 
 def running_mean(values: ArrayLike) -> np.ndarray:

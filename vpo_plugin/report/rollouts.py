@@ -1,14 +1,91 @@
-"""What the policy wrote in a step of a training, as tables for the terminal."""
+"""A training as text for the terminal: its last steps, what is wrong with it, and what the policy wrote in a step."""
 
+import math
+import re
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from vpo_plugin.openrlhf.log import read_steps, read_texts
-from vpo_plugin.report.tables import text_table
+from vpo_plugin.locks import is_held
+from vpo_plugin.openrlhf.log import last_words, read_steps, read_texts, training_curve
+from vpo_plugin.report.tables import number, text_table
 
 LONGEST = 200
 """Characters of a prompt, a candidate or a response that are shown."""
+
+
+LAST_STEPS = 5
+MOSTLY = 0.5
+"""Share of candidates that are read, or of groups that teach, below which something is wrong."""
+COLUMNS = {
+    "reward": "reward",
+    "set_reward": "set reward",
+    "diversity": "L1 distance",
+    "kl": "KL",
+    "response_length": "tokens",
+    "parsed": "read",
+    "seconds": "seconds",
+}
+"""What is shown of each step, of `openrlhf.log.training_curve`."""
+
+
+def find_trainings(run: Path) -> dict[str, Path]:
+    """The log folders of the trainings in a run's folder, by their place in it, the one that logged last at the end."""
+    found = sorted(run.glob("**/train/*/policy/vpo/metrics.jsonl"), key=lambda file: file.stat().st_mtime)
+    found = [file for file in found if not re.search(r"\.[0-9a-f]{16}$", file.parents[2].name)]  # set aside
+    return {str(file.parents[2].relative_to(run)).replace("train/", ""): file.parent for file in found}
+
+
+def format_run(run: Path, prompts: int | None = None) -> str:
+    """The trainings of a run, or the one of an output folder: last steps, what is wrong, and the last step's responses.
+
+    Raises:
+        FileNotFoundError: there is no training.
+    """
+    trainings = find_trainings(run)
+    if not trainings:
+        trainings = {run.name: find_log(run)}
+    parts = [format_training(name, log) for name, log in trainings.items()]
+    last = list(trainings.values())[-1]
+    if any((last / "rollouts").glob("step_*.parquet")):
+        parts.append(format_step(last, prompts=prompts))
+    return "\n\n".join(parts)
+
+
+def format_training(name: str, log: Path) -> str:
+    """The last steps of a training, and what is wrong with it, if anything is."""
+    curve = training_curve(log)
+    rows = [[f"{step['step']:g}", *(number(step.get(key)) for key in COLUMNS)] for step in curve[-LAST_STEPS:]]
+    finished = (log.parent / "config.json").exists()
+    title = f"Training {name}: {len(curve)} steps{', finished' if finished else ''}"
+    wrong = [f"Wrong: {sentence}" for sentence in problems(read_steps(log), log, finished)]
+    return "\n".join([title, text_table(["step", *COLUMNS.values()], rows), *wrong])
+
+
+def problems(steps: Sequence[Mapping[str, float]], log: Path, finished: bool) -> list[str]:
+    """What is wrong with a training, in sentences, from its logged steps and what it printed."""
+    found = []
+    if steps:
+        last = steps[-1]
+        if any(not math.isfinite(value) for value in last.values()):
+            found.append(f"Step {last['step']:g} has numbers that are not finite: lower the learning rate.")
+        if last.get("candidates_parsed", 1.0) < MOSTLY:
+            found.append(
+                f"Only {last['candidates_parsed']:.0%} of the candidates of step {last['step']:g} could be read: look "
+                "at the responses below; `vpo warm_start` teaches the format."
+            )
+        if "groups_used" in last and last["groups_used"] < MOSTLY * last["groups"]:
+            found.append(
+                f"{last['groups_used']:g} of {last['groups']:g} groups of step {last['step']:g} teach anything: in the "
+                "others all rollouts are worth the same, because the prompts are too easy or too hard."
+            )
+        if last.get("scorer_errors"):
+            found.append(f"The scorer failed on {last['scorer_errors']:.1%} of the responses of step {last['step']:g}.")
+    output = log.parent.parent / "train.log"
+    if not finished and output.exists() and not is_held(output.with_name(f"{output.name}.lock")):
+        found.append(f"It has ended without a policy: {last_words(output)}")
+    return found
 
 
 def find_log(run: Path) -> Path:
@@ -36,10 +113,10 @@ def format_step(run: Path, step: int | None = None, prompts: int | None = None) 
     groups = [list(rows) for _, rows in groupby(read_texts(log, step), key=lambda row: row["prompt"])]
     shown = groups[:prompts]
     tables = [f"Step {step}, {len(shown)} of {len(groups)} prompts that were kept"]
-    for number, rows in enumerate(shown, start=1):
+    for place, rows in enumerate(shown, start=1):
         best_first = sorted(rows, key=lambda row: -row["advantage"])
-        tables.append(f"\nPrompt {number}: {_short(rows[0]['prompt'])}\n")
-        lines = [line for place, row in enumerate(best_first, start=1) for line in _lines(place, row)]
+        tables.append(f"\nPrompt {place}: {_short(rows[0]['prompt'])}\n")
+        lines = [line for rank, row in enumerate(best_first, start=1) for line in _lines(rank, row)]
         tables.append(text_table(["", "candidate", "rewards", "worth", "advantage"], lines, left=2))
     return "\n".join(tables)
 
@@ -48,11 +125,11 @@ def _lines(place: int, row: dict[str, Any]) -> list[list[str]]:
     """A line a candidate; what could not be read, and what the user's own code rewarded, shows the response instead."""
     lines = []
     texts = row["candidates"]
-    for number, (text, rewards) in enumerate(zip(texts, row["rewards"], strict=True)):
+    for row_number, (text, rewards) in enumerate(zip(texts, row["rewards"], strict=True)):
         if text is None:
-            text = "(not read)" if any(texts) else _short(row["response"]) if number == 0 else ""
+            text = "(not read)" if any(texts) else _short(row["response"]) if row_number == 0 else ""
         vector = " ".join(f"{value:.2f}" for value in rewards)
-        first = number == 0
+        first = row_number == 0
         worth, advantage = f"{row['rollout_reward']:.3f}", f"{row['advantage']:+.2f}"
         lines.append(
             [str(place) if first else "", _short(text), vector, worth if first else "", advantage if first else ""]

@@ -30,8 +30,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: in
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
+    """A table in Markdown; its cells are text, whatever they hold."""
+    lines = [
+        header,
+        ["---"] * len(header),
+        *([cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -43,7 +47,12 @@ def number(value: float | None, decimals: int = 3) -> str:
 
 
 def format_table(results: Results) -> str:
-    """The headline measures of all policies and the ceiling, and the differences in words.
+    """The headline measures of all policies and the ceiling, and the differences in words."""
+    return "\n".join([text_table(*headline(results)), *map(say_difference, results["differences"])])
+
+
+def headline(results: Results) -> tuple[list[str], list[list[str]]]:
+    """The table of the headline measures: its header, and a row for each policy and the ceiling.
 
     best@k counts any k candidates, sets@k whole responses; the interval is that of the largest k.
     """
@@ -64,7 +73,7 @@ def format_table(results: Results) -> str:
         best = [number(ceiling.get("best"))] * (len(shown) + len(in_sets))
         rest = [number(ceiling.get(key)) if key in ceiling else "" for key in ("pass", "expected_set_reward")]
         rows.append(["ceiling", *best, "", *rest, ""])
-    return "\n".join([text_table(header, rows), *map(say_difference, results["differences"])])
+    return header, rows
 
 
 def shown_ks(ks: Sequence[int]) -> list[int]:

@@ -67,6 +67,12 @@ def run_searches(
     Raises:
         RuntimeError: another command works there, or what `search_all` raises.
     """
+    procedures = list(procedures)
+    if settings.temperature == 0 and budget > 1 and "best_of_k" in procedures:
+        raise ValueError(
+            "temperature is 0, so best_of_k would try the same response again and again: sample at a temperature above "
+            "0, or leave best_of_k out (--procedure)."
+        )
     open_prompts = unsolved_prompts(load_spec(settings.spec), unsolved_in)[: settings.prompts] if unsolved_in else None
     spec, rows, made = read_task(settings, open_prompts)
     made |= {"budget": budget}

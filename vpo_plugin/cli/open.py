@@ -1,0 +1,32 @@
+"""`vpo open`."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from vpo_plugin.cli.settings import Command, read
+
+
+class Open(Command):
+    """Serve a run's report, plots and logs to a browser until Ctrl-C, and print the address: vpo open RUN.
+
+    On a machine without a browser, forward the port: ssh -L 8080:127.0.0.1:8080 MACHINE, with --port 8080 there.
+    """
+
+    run: Path = Field(description="A run's folder; may stand without its flag.")
+    host: str = Field("127.0.0.1", description="Address to listen on; others than loopback let the network read it.")
+    port: int = Field(0, ge=0, le=65535, description="Port; 0 is a free one.")
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until it is interrupted."""
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--run", *arguments]
+    settings = read(Open, arguments, "vpo open")
+    from vpo_plugin.report.serve import serving
+
+    with serving(settings.run, settings.host, settings.port) as server:
+        host, port = server.server_address[:2]
+        print(f"http://{host!s}:{port}/", flush=True)
+        server.serve_forever()
+    return 0
