@@ -350,18 +350,18 @@ def test_label_that_cannot_be_scored(refusal: Callable[..., str], tmp_path: Path
     data = [{"input": "x", "label": json.dumps(label)} for label in labels]
     Dataset.from_list(data).save_to_disk(str(tmp_path / "bad"))
     sentence = refusal(flag, str(tmp_path / "bad"))
-    assert f"Row 2 of {flag} {tmp_path / 'bad'} cannot be scored" in sentence
+    assert f"{flag} {tmp_path / 'bad'}: row 3 cannot be used: " in sentence
     assert "grid" in sentence
 
 
 @pytest.mark.parametrize(
     ("prompts", "flags", "reason"),
     [
-        (["x", None], [], "Its prompt is empty."),
-        (["x", ""], [], "Its prompt is empty."),
-        ([[{"role": "user", "content": "x"}]], [], "Its prompt is a chat, which needs --data.apply_chat_template."),
+        (["x", None], [], "The prompt is null."),
+        (["x", ""], [], "The prompt is empty."),
+        ([[{"role": "user", "content": "x"}]], [], "The prompt is a chat, which needs --data.apply_chat_template."),
         ([[{"role": "system", "content": "x"}]], ["--data.apply_chat_template"], "has no message of the user"),
-        ([[{"from": "human", "value": "x"}]], ["--data.apply_chat_template"], "has no message of the user"),
+        ([[{"from": "human", "value": "x"}]], ["--data.apply_chat_template"], "['from', 'value']: it needs 'role'"),
         ([7], ["--data.apply_chat_template"], "neither a text nor a list of messages: '7'"),
     ],
 )
@@ -371,7 +371,7 @@ def test_prompt_that_cannot_be_asked(
     label = json.dumps(next(iter(read_rows(load_spec(SPEC), "train", 1, seed=1)))["label"])
     Dataset.from_list([{"input": p, "label": label} for p in prompts]).save_to_disk(str(tmp_path / "bad"))
     sentence = refusal("--data.prompt_dataset", str(tmp_path / "bad"), *flags)
-    assert sentence.startswith(f"Row {len(prompts) - 1} of --data.prompt_dataset {tmp_path / 'bad'} cannot be scored")
+    assert f"--data.prompt_dataset {tmp_path / 'bad'}: row {len(prompts)} cannot be used: " in sentence
     assert reason in sentence
 
 
@@ -483,7 +483,7 @@ def test_prompt_without_what_the_instruction_replaces(tmp_path: Path, training: 
     assert check(training, "--vpo.spec", str(spec))[0] is not None
     (spec / "spec.yaml").write_text("name: replacing\nextends: maze_small\nprompt: {replace: 'WRITE HERE'}\n")
     sentence = refusal("--vpo.spec", str(spec))
-    assert sentence.startswith("Row 0 of --data.prompt_dataset") and "has no match for 'WRITE HERE'" in sentence
+    assert "row 1 cannot be used" in sentence and "has no match for 'WRITE HERE'" in sentence
 
 
 def test_environment_of_a_ray_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

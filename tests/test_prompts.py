@@ -11,9 +11,10 @@ from host import importable_host
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vpo_plugin.models import TINY, resolve_policy
-from vpo_plugin.openrlhf.prompts import patch_prompts, with_instruction
+from vpo_plugin.openrlhf.prompts import patch_prompts
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.prompts import with_instruction
 from vpo_plugin.search.pool import render_prompts
 
 # Like Qwen3's: an empty thought where thinking is off, and nothing where it is on, the default.

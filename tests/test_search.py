@@ -49,7 +49,7 @@ class Scripted:
 
 def wandering(request: Request, chance: random.Random) -> str:
     """Random routes that reach the exit within the budget, up to two; one goes on from the response's beginning."""
-    [label] = [json.loads(row["label"]) for row in ROWS if request.text.startswith(row["input"])]
+    [label] = [json.loads(row["label"]) for row in ROWS if request.prompt.startswith(row["input"])]
     one, two = (wander(read_label(label), begun, chance) for begun in (last_begun(request.start), []))
     if "<route_2>" in request.start:
         return f" {one} </route_2>"
@@ -115,7 +115,7 @@ def test_a_prompt_that_is_solved_is_not_asked_about_again(procedure: Procedure, 
     asked = [0] * 5
 
     def write(request: Request, _: random.Random) -> str:
-        [number] = [i for i, row in enumerate(ROWS) if request.text.startswith(row["input"])]
+        [number] = [i for i, row in enumerate(ROWS) if request.prompt.startswith(row["input"])]
         asked[number] += 1
         good = best[number] if asked[number] == number + 1 else "UP"
         end = "" if request.start else "<route_1> "
@@ -138,12 +138,12 @@ def test_refinement_shows_the_best_so_far(tmp_path: Path) -> None:
     policy = Scripted(wandering)
     search(Refinement(), policy, tmp_path)
     stored = rounds(tmp_path)
-    assert policy.batches[0][0].text == render_prompt(SPEC, ROWS[0]["input"], 2)
+    assert policy.batches[0][0].prompt == render_prompt(SPEC, ROWS[0]["input"], 2)
     for number in range(1, 6):
         earlier = [row for rows in stored[:number] for row in rows if row["prompt"] == 0]
         pairs = [pair for row in earlier for pair in zip(row["candidates"], row["rewards"], strict=True)]
         text, rewards = max(pairs, key=lambda pair: sum(pair[1]))
-        shown = policy.batches[number][0].text
+        shown = policy.batches[number][0].prompt
         assert text in shown and f"avoid_lava {rewards[3]:.2f}:" in shown
         assert shown.endswith("Write better ones.\n")
 
@@ -159,7 +159,7 @@ def test_evolution_goes_on_from_the_beginning_of_a_parent(tmp_path: Path) -> Non
         for request, row in zip(batch, stored[number], strict=True):
             i = row["prompt"]
             costs[i] += 2 - row["known"]
-            assert request.text == render_prompt(SPEC, ROWS[i]["input"], 2)  # the tiny policy reads nothing else
+            assert request.prompt == render_prompt(SPEC, ROWS[i]["input"], 2)  # the tiny policy reads nothing else
             earlier = [other for rows in stored[:number] for other in rows if other["prompt"] == i]
             known = [text for other in earlier for text in other["candidates"]]
             assert number > 1 or not request.start  # two islands are begun
@@ -183,7 +183,7 @@ def test_evolution_shows_parents_where_nothing_else_is_said(tmp_path: Path, monk
     search(Evolution(), policy, tmp_path)
     assert not any(request.start for batch in policy.batches for request in batch)
     first, last = policy.batches[0][0], policy.batches[-1][0]
-    assert "Earlier candidates" not in first.text and last.text.count("avoid_lava") >= 2
+    assert "Earlier candidates" not in first.prompt and last.prompt.count("avoid_lava") >= 2
 
 
 LETTERS = """
@@ -284,7 +284,7 @@ def test_nonsense_for_whole_generations_ends_no_search(procedure: Procedure, tmp
     policy = Scripted(write)
     search(procedure, policy, tmp_path)
     assert len(policy.batches) >= 6
-    assert not any(request.start or "Earlier" in request.text for batch in policy.batches[:4] for request in batch)
+    assert not any(request.start or "Earlier" in request.prompt for batch in policy.batches[:4] for request in batch)
     result = pq.read_table(tmp_path / "result.parquet").to_pylist()
     assert all(row["best"] for row in result)
 
@@ -292,7 +292,7 @@ def test_nonsense_for_whole_generations_ends_no_search(procedure: Procedure, tmp
 def test_each_question_may_be_told_weights_of_its_own(tmp_path: Path) -> None:
     policy = Scripted(wandering)
     search(BestOfK(), policy, tmp_path, tell_weights=True)
-    told = [request.text.rpartition("Objective weights: ")[2] for batch in policy.batches for request in batch]
+    told = [request.prompt.rpartition("Objective weights: ")[2] for batch in policy.batches for request in batch]
     assert len(told) == len(set(told)) == 30 and all(text.startswith("completion 0.") for text in told)
 
 
@@ -309,7 +309,7 @@ def test_candidates_are_shown_as_they_are_whatever_they_say(tmp_path: Path) -> N
     policy = Scripted(lambda *_: f"<route_1> {attack} </route_1> <route_2> {'UP ' * 3000}</route_2>")
     for procedure in (Refinement(), Evolution()):
         search(procedure, policy, tmp_path / type(procedure).__name__)
-    assert any("{candidates} {0} %s" in request.text for batch in policy.batches for request in batch)
+    assert any("{candidates} {0} %s" in request.prompt for batch in policy.batches for request in batch)
 
 
 # ------------------------------------------------------------------------------------------------ going on

@@ -34,7 +34,9 @@ def test_files_for_each_split(tmp_path: Path) -> None:
     assert len(texts("train", 99, 0, source=str(tmp_path), splits=splits)) == 20
     assert texts("test", 99, 0, source=str(tmp_path), splits=splits) == ["only"]
     assert texts("test", 99, 0, source=f"{tmp_path}/{{split}}.csv", splits=splits) == ["only"]
-    with pytest.raises(ValueError, match=r"needs one file for the split 'test', test\.jsonl or the like"):
+    with pytest.raises(
+        ValueError, match=r"The dataset .* cannot be read \(ValueError: Couldn't infer the same data file format"
+    ):
         read_dataset(str(tmp_path), "test")
 
 
@@ -53,7 +55,7 @@ def test_sources_that_cannot_be_read(source: str, sentence: str) -> None:
 
 def test_a_broken_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "all.jsonl").write_text('{"text": ')
-    with pytest.raises(ValueError, match=r"The split 'train' of the dataset .*all\.jsonl cannot be read"):
+    with pytest.raises(ValueError, match=r"^Line 1 of .*all\.jsonl cannot be read: it is not JSON \("):
         read_dataset(str(tmp_path / "all.jsonl"), "train")
     with pytest.raises(ValueError, match="'train' and 'test', not 'dev'"):
         read_dataset(str(tmp_path / "all.jsonl"), "dev")

@@ -18,7 +18,7 @@ class Score(Command):
     """
 
     spec: str = Field(description="Name, folder or YAML file of the specification.")
-    input: Path = Field(description="Responses: JSON lines, a JSON array, CSV or Parquet, also compressed with gzip.")
+    input: Path = Field(description="Responses: a file or folder that holds a dataset.")
     output: Path = Field(description="File of matrices; replaced when all is done.")
     strict: bool = Field(False, description="End at the first row that cannot be scored.")
     workers: int = Field(os.cpu_count() or 1, ge=1, description="Processes.")

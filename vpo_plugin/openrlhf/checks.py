@@ -15,10 +15,10 @@ from vpo_plugin.advantages import AdvantageEstimator, RewardBatch, advantage_est
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.flags import ESTIMATOR
 from vpo_plugin.openrlhf.output import check_output
-from vpo_plugin.openrlhf.prompts import with_instruction
+from vpo_plugin.openrlhf.prompts import open_parts
 from vpo_plugin.rewards import RewardSpec
-from vpo_plugin.rewards.formats import render_prompt
 from vpo_plugin.rewards.labels import read_label
+from vpo_plugin.rewards.prompts import ask
 from vpo_plugin.rewards.task import check_label
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -200,7 +200,8 @@ def find_remarks(given: Flags) -> Iterator[str]:
             f"--train.batch_size {batch} does not divide the {rollouts} rollouts of a step: the gradients of the last "
             f"{rollouts % batch} go into the next step's update. These fit: {sizes or 'none'}."
         )
-    prompts, size = len(read_rows(given, "data.prompt_dataset", "data.prompt_split")), given["rollout.batch_size"]
+    parts, size = read_parts(given, "data.prompt_dataset", "data.prompt_split"), given["rollout.batch_size"]
+    prompts = sum(len(rows) for _, rows in parts)
     last = prompts % size * given["rollout.n_samples_per_prompt"]
     if 0 < last < batch and not given["algo.dynamic_filtering_enable"]:
         yield (
@@ -230,51 +231,71 @@ def check_data(given: Flags, spec: RewardSpec) -> Iterator[str]:
             yield from check_rows(given, spec, flag, split)
 
 
-def read_rows(given: Flags, flag: str, split: str) -> Any:
-    """The rows of a dataset as the host reads them."""
-    return _read_rows(given[flag], given[split], given["data.max_samples"], given["use_ms"])
-
-
 @cache
-def _read_rows(name: str, split: str, most: int, use_ms: bool) -> Any:
+def _read_parts(names: str, split: str, most: int, use_ms: bool) -> list[tuple[str, Any]]:
+    if not use_ms:
+        return open_parts(names, split, most)
     from openrlhf.datasets.utils import blending_datasets
 
     quiet = SimpleNamespace(print=lambda *message: None, is_rank_0=lambda: False, args=SimpleNamespace(use_ms=use_ms))
-    return blending_datasets(name, None, quiet, max_count=most, dataset_split=split)
+    return [(names, blending_datasets(names, None, quiet, max_count=most, dataset_split=split))]
+
+
+def read_parts(given: Flags, flag: str, split: str) -> list[tuple[str, Any]]:
+    """The datasets of a flag, by their names, as the trainer reads them."""
+    return _read_parts(given[flag], given[split], given["data.max_samples"], given["use_ms"])
 
 
 def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterator[str]:
     """The first row of a dataset whose prompt cannot be asked, or whose label lacks what the scorer needs."""
-    from datasets.exceptions import DatasetsError
-
     try:
-        rows = read_rows(given, flag, split)
-    except (OSError, ValueError, DatasetsError, StopIteration) as error:
-        yield f"--{flag} {given[flag]} cannot be read: {str(error.__cause__ or error) or 'it has no rows'}"
+        parts = read_parts(given, flag, split)
+    except (OSError, ValueError) as error:
+        yield f"--{flag} {given[flag]} cannot be read: {error}"
         return
+    for name, rows in parts:
+        if (mistake := _bad_row(given, spec, rows)) is not None:
+            yield f"--{flag} {name}: {mistake}"
+            return
+
+
+def _bad_row(given: Flags, spec: RewardSpec, rows: Any) -> str | None:
+    """What is wrong with a dataset, in a sentence that names the row."""
+    input_key = given["data.input_key"]
     label_key = None if spec.label == "none" else given["data.label_key"]
-    keys = [given["data.input_key"], *([] if spec.label == "none" else [label_key])]
-    missing = [key for key in keys if key not in rows.column_names]
+    missing = [
+        key for key in (input_key, *([] if spec.label == "none" else [label_key])) if key not in rows.column_names
+    ]
     if missing:
-        yield (
-            f"--{flag} {given[flag]} has no column {missing[0]!r} (it has {', '.join(rows.column_names)}): name the "
-            "prompt's and the label's with --data.input_key and --data.label_key."
+        return (
+            f"it has no column {missing[0]!r} (it has {', '.join(rows.column_names)}): name the prompt's and the "
+            "label's with --data.input_key and --data.label_key."
         )
-        return
-    prompts = rows[given["data.input_key"]]
     labels = [None] * len(rows) if label_key is None else rows[label_key]
-    for number, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
+    for number, (prompt, label) in enumerate(zip(rows[input_key], labels, strict=True), start=1):
         try:
+            ask(spec, prompt, max(given["vpo.candidates"], 1))
+            if not (isinstance(prompt, str) or given["data.apply_chat_template"]):
+                raise ValueError("The prompt is a chat, which needs --data.apply_chat_template.")
             if spec.scorer and not given["reward.remote_url"]:
                 check_label(spec, read_label(spec, label))
-            if not prompt:
-                raise ValueError("Its prompt is empty.")
-            if not (isinstance(prompt, str) or given["data.apply_chat_template"]):
-                raise ValueError("Its prompt is a chat, which needs --data.apply_chat_template.")
-            with_instruction(prompt, lambda text: render_prompt(spec, text, max(given["vpo.candidates"], 1)))
         except ValueError as error:
-            yield f"Row {number} of --{flag} {given[flag]} cannot be scored: {error}"
-            return
+            return f"row {number} cannot be used: {error}"
+    return None
+
+
+def check_template(given: Flags) -> Iterator[str]:
+    """Whether the model has the chat template that the run is to apply."""
+    if not given["data.apply_chat_template"] or not Path(str(given["actor.model_name_or_path"])).is_dir():
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(given["actor.model_name_or_path"])
+    except Exception:  # what tokenizers raises; another check says it, or the host
+        return
+    if not tokenizer.chat_template:
+        yield f"--data.apply_chat_template: the model {given['actor.model_name_or_path']} has no chat template."
 
 
 FLAG_CHECKS: tuple[Callable[[Flags], Iterator[str]], ...] = (
@@ -283,6 +304,7 @@ FLAG_CHECKS: tuple[Callable[[Flags], Iterator[str]], ...] = (
     check_updates,
     check_lora,
     check_model,
+    check_template,
 )
 """The checks of a run with a specification, in the order in which their sentences are said: first these."""
 SPEC_CHECKS: tuple[Callable[[Flags, RewardSpec], Iterator[str]], ...] = (

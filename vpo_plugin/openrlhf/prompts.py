@@ -1,46 +1,57 @@
 """The prompts of a run as the policy reads them: with the instruction for m candidates, in the chat template."""
 
-from collections.abc import Callable, Mapping
+import math
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.openrlhf.settings import current_settings
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.data import open_dataset
 from vpo_plugin.rewards.formats import render_prompt
+from vpo_plugin.rewards.prompts import with_instruction
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
-def with_instruction(prompt: Any, render: Callable[[str], str]) -> Any:
-    """A prompt in any shape that the host takes, with the text of its task rewritten.
+def open_parts(names: str, split: str | None, most: float = math.inf) -> "list[tuple[str, Dataset]]":
+    """The datasets that a flag names, at most so many rows of each; `NAME@FOLDER` is a folder of one on the hub.
 
-    Args:
-        prompt: a text, or a chat: messages whose content is a text, or a list of parts such as
-            `{"type": "text", "text": …}` and `{"type": "image"}`.
-        render: the text of the task to the text with the instruction.
-    Returns:
-        The prompt, changed in its last user message and there in the last text; what it was made of stays as it is.
-    Raises:
-        ValueError: there is no user message, or it is no such prompt.
+    Raises DatasetError or ValueError, as `open_dataset` does.
     """
-    if isinstance(prompt, str):
-        return render(prompt)
-    if not isinstance(prompt, list) or not all(isinstance(message, Mapping) for message in prompt):
-        raise ValueError(f"The prompt is neither a text nor a list of messages: {str(prompt)[:80]!r}.")
-    users = [place for place, message in enumerate(prompt) if message.get("role") == "user"]
-    if not users:
-        raise ValueError("The chat has no message of the user, to which the instruction could be added.")
-    last = users[-1]
-    content = prompt[last].get("content")
-    if isinstance(content, list):
-        texts = [place for place, part in enumerate(content) if part.get("text") is not None]
-        if texts:
-            part = {**content[texts[-1]], "text": render(content[texts[-1]]["text"])}
-            content = [*content[: texts[-1]], part, *content[texts[-1] + 1 :]]
-        else:
-            content = [*content, {"type": "text", "text": render("").lstrip("\n")}]
-    else:
-        content = render(content or "")
-    return [*prompt[:last], {**prompt[last], "content": content}, *prompt[last + 1 :]]
+    parts = []
+    for name in names.split(","):
+        source, _, folder = name.strip().partition("@")
+        rows = open_dataset(source.strip(), split or None, data_dir=folder.strip() or None)
+        parts.append((name.strip(), rows.select(range(int(min(most, len(rows)))))))
+    return parts
+
+
+def patch_datasets(module: Any) -> None:
+    """Wrap `blending_datasets` of the host's `openrlhf.trainer.ppo_trainer`: datasets are read as they are checked."""
+    original = module.blending_datasets
+
+    def blending_datasets(
+        datasets: str,
+        probabilities: str | None = None,
+        strategy: Any = None,
+        seed: int = 42,
+        max_count: float = 1e8,
+        stopping_strategy: Any = "all_exhausted",
+        dataset_split: str = "train",
+    ) -> Any:
+        from datasets import concatenate_datasets, interleave_datasets
+
+        if strategy.args.use_ms:
+            return original(datasets, probabilities, strategy, seed, max_count, stopping_strategy, dataset_split)
+        parts = [rows for _, rows in open_parts(datasets, dataset_split, max_count)]
+        if probabilities is None:
+            return concatenate_datasets(parts)
+        shares = [float(share) for share in probabilities.split(",")]
+        return interleave_datasets(parts, shares, seed=seed, stopping_strategy=stopping_strategy)
+
+    module.blending_datasets = blending_datasets
 
 
 def patch_prompts(module: Any) -> None:

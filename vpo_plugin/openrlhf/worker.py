@@ -13,6 +13,7 @@ symbol                                                  why
 ``BasePPOTrainer.save_logs_and_checkpoints``            has a step's metrics complete, timing included: they are logged
 ``BasePPOTrainer.save_best_checkpoint``                 has those of an evaluation
 ``BasePPOTrainer.init_checkpoint_states``               says from which step on the run goes, and the log with it
+``ppo_trainer.blending_datasets``                       reads fewer kinds of datasets than are checked before a start
 ``ppo_trainer.compute_eval_metrics``                    knows means of a set's rewards only
 ``ActorPPOTrainer.ppo_train``                           does not say how many optimizer steps it took
 ``ActorPPOTrainer.broadcast_to_vllm``,                  send and save LoRA's own parameters: here the merged weights
@@ -69,10 +70,12 @@ def _patch_experience_maker(module: Any) -> None:
 
 def _patch_trainer(module: Any) -> None:
     from vpo_plugin.openrlhf.evaluation import patch_evaluation
+    from vpo_plugin.openrlhf.prompts import patch_datasets
     from vpo_plugin.openrlhf.trainer import patch_trainer
 
     patch_trainer(module.BasePPOTrainer)
     patch_evaluation(module)
+    patch_datasets(module)
 
 
 def _patch_actor(module: Any) -> None:

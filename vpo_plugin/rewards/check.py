@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vpo_plugin.rewards.formats import parse, render_prompt, write_response
+from vpo_plugin.rewards.formats import parse, write_response
+from vpo_plugin.rewards.prompts import ask
 from vpo_plugin.rewards.response import ScoredResponse
 from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.spec import RewardSpec
@@ -136,8 +137,6 @@ def _check_row(
     spec: RewardSpec, row: dict[str, Any], where: str
 ) -> Iterator[tuple[Item, Callable[[ScoredResponse], None]]]:
     """Check one row; what is to be scored for it, each with what its score must be."""
-    if not isinstance(row["prompt"], str):
-        raise ValueError(f"The prompt of {where} is not a text but {str(row['prompt'])[:80]!r}.")
     label = row["label"]
     try:
         check_label(spec, label)
@@ -146,7 +145,7 @@ def _check_row(
     answers = known_answers(spec, label)
     for m in {1, spec.candidates}:
         try:
-            render_prompt(spec, row["prompt"], m)
+            ask(spec, row["prompt"], m)
         except ValueError as error:
             raise ValueError(f"The prompt of {where} cannot be used: {error}") from error
         dummies = [f"candidate {slot}" for slot in range(1, m + 1)]

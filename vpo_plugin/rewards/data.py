@@ -1,8 +1,8 @@
 """Rows of a dataset, for loaders: from the Hugging Face hub, a URL or a local file, by way of `datasets`."""
 
 import gzip
-import itertools
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BOM = b"\xef\xbb\xbf"
-BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+BUILDERS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".arrow": "arrow",
+}
+DATASET, DATASETS = "state.json", "dataset_dict.json"  # files that `save_to_disk` writes
 SAMPLE = "sample.jsonl"  # rows in the dataset's own format that a spec may hold, for checks where it cannot be read
 TEST_SHARE = 8  # of a file that holds both splits, one row in eight is for `test`
 
@@ -24,42 +32,53 @@ class Unreadable(ValueError):
     """A row of a file that is no JSON; the message says why."""
 
 
-def read_records(file: Path) -> Iterator[tuple[int, str, Any]]:
+def read_records(source: Path) -> Iterator[tuple[int, str, Any]]:
     """The rows of a local file, each with its number, from 1, and what it is called in messages: `Line 3 of x.jsonl`.
 
-    JSON lines, of which blank ones are skipped, a JSON array, both as they are and one at a time, and by way of
-    `datasets` CSV and Parquet; any of them compressed with gzip. A line that is no JSON is an `Unreadable`.
+    JSON lines, of which blank ones are skipped, a JSON array, both as they are and one at a time, also compressed with
+    gzip; anything else as `open_dataset` reads it. A line that is no JSON is an `Unreadable`.
 
     Raises:
-        ValueError: there is no such file, it is of another kind, or it holds no rows.
+        ValueError: there is no such source, it is of another kind or cut, or it holds no rows.
     """
-    if not file.is_file():
-        raise ValueError(f"The file {file} does not exist.")
-    with file.open("rb") as raw:
+    if source.is_dir() or _suffix(source.name) in (".csv", ".tsv", ".parquet", ".arrow"):
+        rows = open_dataset(str(source))
+        yield from ((number, f"Row {number} of {source}", row) for number, row in enumerate(rows, start=1))
+        return
+    if not source.is_file():
+        raise ValueError(f"The file {source} does not exist.")
+    with source.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
-    with cast(IO[bytes], gzip.open(file) if packed else file.open("rb")) as content:
-        start = content.read(64)
-        content.seek(0)
-        if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise ValueError(f"The file {file} is UTF-16, not UTF-8: convert it, as `iconv -f UTF-16 -t UTF-8` does.")
-        if start.startswith(b"PAR1") or _suffix(str(file)) in (".csv", ".tsv", ".parquet", ".arrow"):
-            rows: Iterator[Any] = iter(
-                _load("parquet" if start.startswith(b"PAR1") else BUILDERS[_suffix(str(file))], str(file))
-            )
-            found = ((number, f"Row {number} of {file}", row) for number, row in enumerate(rows, start=1))
-        elif start.removeprefix(BOM).lstrip().startswith(b"["):
-            try:
-                values = json.loads(content.read().removeprefix(BOM))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"The file {file} begins as a JSON array and is none: {error}.") from error
-            found = ((number, f"Row {number} of {file}", row) for number, row in enumerate(values, start=1))
-        else:
-            lines = ((n, line.removeprefix(BOM) if n == 1 else line) for n, line in enumerate(content, start=1))
-            found = ((n, f"Line {n} of {file}", _value(line)) for n, line in lines if line.strip())
-        first = next(found, None)
-        if first is None:
-            raise ValueError(f"The file {file} holds no rows.")
-        yield from itertools.chain([first], found)
+    with cast(IO[bytes], gzip.open(source) if packed else source.open("rb")) as content:
+        try:
+            found = _json_rows(source, content)
+            first = next(found, None)
+            if first is None:
+                raise ValueError(f"The file {source} holds no rows.")
+            yield first
+            yield from found
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"The file {source} is cut or damaged: {error}.") from error
+
+
+def _json_rows(file: Path, content: IO[bytes]) -> Iterator[tuple[int, str, Any]]:
+    start = content.read(64)
+    content.seek(0)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"The file {file} is UTF-16, not UTF-8: convert it, as `iconv -f UTF-16 -t UTF-8` does.")
+    if start.startswith(b"PAR1"):
+        raise ValueError(f"The file {file} is Parquet: let its name end in .parquet.")
+    if start.removeprefix(BOM).lstrip().startswith(b"["):
+        try:
+            values = json.loads(content.read().removeprefix(BOM))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"The file {file} begins as a JSON array and is none: {error}.") from error
+        yield from ((number, f"Row {number} of {file}", row) for number, row in enumerate(values, start=1))
+        return
+    for number, line in enumerate(content, start=1):
+        text = line.removeprefix(BOM) if number == 1 else line
+        if text.strip():
+            yield number, f"Line {number} of {file}", _value(text)
 
 
 def _value(line: bytes) -> Any:
@@ -69,18 +88,6 @@ def _value(line: bytes) -> Any:
         return Unreadable(f"it is not UTF-8 ({error})")
     except (ValueError, RecursionError) as error:
         return Unreadable(f"it is not JSON ({error})")
-
-
-def _load(builder: str, file: str) -> "Dataset":
-    from datasets import disable_progress_bars, load_dataset
-
-    disable_progress_bars()
-    try:
-        return load_dataset(builder, data_files=file, split="train")
-    except Exception as error:  # datasets raises what its many parts raise
-        raise ValueError(
-            f"The file {file} cannot be read as {builder} ({type(error).__name__}: {str(error)[:300]})."
-        ) from error
 
 
 def rows(
@@ -110,10 +117,8 @@ def read_dataset(
     """A split, `train` or `test`, of a source.
 
     Args:
-        source: a file or URL ending in .jsonl, .json, .parquet, .csv or .tsv (.gz allowed), in which `{split}` stands
-            for the split's name; without it, one row in eight is for `test` and the others are for `train`.
-            Or a folder with such a file for each split, `train.jsonl` and `test.jsonl`. Anything else is an id on the
-            Hugging Face hub.
+        source: as in `open_dataset`; in a file's name `{split}` stands for the split's name. Of a source without
+            splits, one row in eight is for `test` and the others are for `train`.
         splits: the source's own names of the splits, `{"test": "validation"}`; on the hub an expression such as
             `a+b[:50%]` works too.
         config: the hub dataset's configuration.
@@ -122,28 +127,87 @@ def read_dataset(
         DatasetError: the source cannot be reached or read.
         ValueError: another split, or a source that has not what is needed; the message says what.
     """
-    from datasets import disable_progress_bars, load_dataset
-
     if split not in ("train", "test"):
         raise ValueError(f"A dataset has the splits 'train' and 'test', not {split!r}.")
-    disable_progress_bars()
     name = (splits or {}).get(split, split)
-    file = _file(source, name)
-    try:
-        if file is None:
-            return load_dataset(source, config, split=name)
-        dataset = load_dataset(BUILDERS[_suffix(file)], data_files=file, split="train")
-    except Exception as error:  # datasets raises what its many parts raise
-        raise DatasetError(
-            f"The split '{name}' of the dataset {source} cannot be read ({type(error).__name__}: {str(error)[:300]}). "
-            "A local copy works too: name it as dataset.args.source in a spec that extends this one, or with "
-            "`vpo spec check --data`."
-        ) from error
-    if "{split}" in source or Path(source).is_dir():
+    dataset = open_dataset(source.replace("{split}", name), name, config=config)
+    if "{split}" in source or has_splits(source):
         return dataset
     order = dataset.shuffle(seed=0)
     held_out = -(-len(order) // TEST_SHARE)
     return order.select([*range(held_out)] if split == "test" else [*range(held_out, len(order))])
+
+
+def open_dataset(
+    source: str, split: str | None = None, *, config: str | None = None, data_dir: str | None = None
+) -> "Dataset":
+    """The rows of a split of a source, in their order: the one reader of datasets.
+
+    Args:
+        source: a file or URL ending in .jsonl, .json, .parquet, .csv, .tsv or .arrow (.gz allowed); a folder that
+            `save_to_disk` wrote, of a Dataset or a DatasetDict; a folder with a file for each split, `train.jsonl`, or
+            in the hub's own layout, `data/train-00000-of-00001.parquet`; or an id on the Hugging Face hub.
+        split: its name; None for `test`, or the only one that there is. A file and a Dataset have no splits: all of
+            their rows are taken.
+        config: the configuration of a dataset on the hub.
+        data_dir: the folder in a dataset on the hub.
+
+    Raises:
+        DatasetError: the source cannot be reached or read, has no such split, or holds no rows; the message names the
+            first line of a file that is no JSON.
+        ValueError: there is no such source.
+    """
+    from datasets import DatasetDict, disable_progress_bars, load_dataset, load_from_disk
+    from datasets.utils.logging import CRITICAL, get_verbosity, set_verbosity
+
+    disable_progress_bars()
+    file = _file(source, split or "test")
+    told = get_verbosity()
+    set_verbosity(CRITICAL)  # what it says of a failure is said below
+    try:
+        if file is not None:
+            options = {"sep": "\t"} if _suffix(file) == ".tsv" else {}
+            found = load_dataset(BUILDERS[_suffix(file)], data_files=file, split="train", **options)
+        elif _saved(source):
+            found = load_from_disk(source)
+        else:
+            found = load_dataset(source, config, split=split, data_dir=data_dir)
+    except Exception as error:  # datasets raises what its many parts raise
+        raise DatasetError(_why(source, split, file, error)) from error
+    finally:
+        set_verbosity(told)
+    if isinstance(found, DatasetDict):
+        named = split or ("test" if "test" in found or len(found) != 1 else next(iter(found)))
+        if named not in found:
+            raise DatasetError(f"The dataset {source} has no split '{named}', it has {', '.join(found)}.")
+        found = found[named]
+    if not len(found):
+        raise DatasetError(f"The dataset {source} holds no rows.")
+    return found
+
+
+def _why(source: str, split: str | None, file: str | None, error: Exception) -> str:
+    """Why a dataset cannot be read: the first row of a local file of JSON that is none, or what `datasets` says."""
+    if file is not None and "://" not in file and BUILDERS[_suffix(file)] == "json":
+        try:
+            for _, where, row in read_records(Path(file)):
+                if isinstance(row, Unreadable):
+                    return f"{where} cannot be read: {row}."
+                if not isinstance(row, dict):
+                    return f"{where} is no object: {str(row)[:80]!r}."
+                json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return f"{where} holds half of a character (a lone surrogate), which is no text."
+        except ValueError as found:
+            return str(found)
+    cause = error.__cause__ or error
+    said = " ".join(str(cause).split()).rstrip(".")[:300] or "it has no rows"
+    if file is not None or Path(source).is_dir():
+        return f"The dataset {file or source} cannot be read ({type(cause).__name__}: {said})."
+    return (
+        f"The split '{split or 'test'}' of the dataset {source} cannot be read ({type(cause).__name__}: {said}). A "
+        "local copy works too: name it as dataset.args.source in a spec that extends this one, or with `--data`."
+    )
 
 
 def on_hub(source: str) -> bool:
@@ -151,24 +215,30 @@ def on_hub(source: str) -> bool:
     return not Path(source).is_dir() and _file(source, "train") is None
 
 
+def has_splits(source: str) -> bool:
+    """Whether a source holds splits by name: on the hub, or a folder other than that of a single Dataset."""
+    return not (Path(source) / DATASET).is_file() if Path(source).is_dir() else on_hub(source)
+
+
+def _saved(source: str) -> bool:
+    return any((Path(source) / name).is_file() for name in (DATASET, DATASETS))
+
+
 def _file(source: str, split: str) -> str | None:
-    """The file of a source, None if it is an id on the hub."""
+    """The file of a source, or of its split in a folder; None for what `datasets` reads as a whole."""
     folder = Path(source)
     if folder.is_dir():
         files = [str(file) for file in sorted(folder.iterdir()) if file.name.split(".")[0] == split]
         files = [file for file in files if _suffix(file) in BUILDERS]
-        if len(files) != 1:
-            raise ValueError(f"The folder {source} needs one file for the split '{split}', {split}.jsonl or the like.")
-        return files[0]
-    file = source.replace("{split}", split)
-    if _suffix(file) not in BUILDERS:
-        if "://" in file or Path(file).exists() or file.startswith((".", "/", "~")):
-            raise ValueError(f"{file} is no folder and no file of a known kind ({', '.join(BUILDERS)}).")
+        return files[0] if len(files) == 1 and not _saved(source) else None
+    if _suffix(source) not in BUILDERS:
+        if "://" in source or folder.exists() or source.startswith((".", "/", "~")):
+            raise ValueError(f"{source} is no folder and no file of a known kind ({', '.join(BUILDERS)}).")
         return None
-    if "://" not in file and not Path(file).is_file():
-        raise ValueError(f"The dataset's file {file} does not exist.")
-    return file
+    if "://" not in source and not folder.is_file():
+        raise ValueError(f"The dataset's file {source} does not exist.")
+    return source
 
 
 def _suffix(file: str) -> str:
-    return Path(file.removesuffix(".gz")).suffix
+    return Path(file.removesuffix(".gz")).suffix.lower()

@@ -28,6 +28,7 @@ from vpo_plugin.metrics import (
     regrets,
 )
 from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.prompts import shown_prompt
 from vpo_plugin.rewards.task import canonical, draw
 from vpo_plugin.search.pool import Pool, shared_rows
 from vpo_plugin.search.searches import Search
@@ -301,7 +302,7 @@ class Comparison:
                 policies.append({"name": name, "pairwise_l1": apart[name][number], "responses": responses})
             yield {
                 "number": number,
-                "prompt": row["input"],
+                "prompt": shown_prompt(row["input"]),
                 "label": row["label"],
                 "solved_at": self.targets.solved_at[number],
                 "policies": policies,

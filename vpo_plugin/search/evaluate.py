@@ -14,6 +14,7 @@ from vpo_plugin import files
 from vpo_plugin.locks import owned
 from vpo_plugin.provenance import versions
 from vpo_plugin.rewards import RewardSpec, ScoredResponse, load_spec
+from vpo_plugin.rewards.prompts import pack_prompt
 from vpo_plugin.rewards.sandbox import UNSAFE
 from vpo_plugin.rewards.scoring import Item, OnError, Scoring
 from vpo_plugin.rewards.task import read_rows
@@ -22,9 +23,9 @@ from vpo_plugin.search.pool import (
     Pool,
     batch_file,
     claim_folder,
+    full_prompt,
     load_pool,
     load_prompts,
-    prompt_text,
     random_goals,
     write_rows,
 )
@@ -117,9 +118,9 @@ def _requests(spec: RewardSpec, row: dict[str, Any], settings: dict[str, Any]) -
     """One request for all responses to a prompt, or one for each, if each is told a goal of its own."""
     candidates, rollouts = settings["candidates"], settings["rollouts"]
     if not settings["tell_weights"]:
-        return [Request(prompt_text(spec, row["input"], candidates), rollouts)]
+        return [Request(full_prompt(spec, row["input"], candidates), rollouts)]
     goals = random_goals(spec, row["label"], range(rollouts), settings["seed"])
-    return [Request(prompt_text(spec, row["input"], candidates, goal)) for goal in goals]
+    return [Request(full_prompt(spec, row["input"], candidates, goal)) for goal in goals]
 
 
 def as_columns(score: ScoredResponse) -> dict[str, Any]:
@@ -163,10 +164,11 @@ def read_task(
     if rows is not None:
         pass
     elif settings.data is not None:
-        rows = load_prompts(spec, settings.data)[: settings.prompts]
+        columns = (settings.input_key, settings.label_key)
+        rows = load_prompts(spec, settings.data, settings.split, columns)[: settings.prompts]
     else:
         drawn = read_rows(spec, "test", settings.prompts or 100, settings.seed)
-        rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in drawn]
+        rows = [{"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])} for row in drawn]
     if settings.tell_weights and spec.ragged:
         raise ValueError(
             f"--tell_weights names the objectives, and those of {spec.name!r} differ from prompt to prompt."
@@ -220,6 +222,6 @@ def make_policy(
 
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
     goal = [0.25] * len(spec.objective_keys) if settings.tell_weights else None  # all goals are as long
-    texts = as_chat([prompt_text(spec, row["input"], made["candidates"], goal) for row in rows], tokenizer, options)
+    texts = as_chat([full_prompt(spec, row["input"], made["candidates"], goal) for row in rows], tokenizer, options)
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     return Engine(settings.model, longest=longest + more, **sampling)

@@ -21,6 +21,7 @@ from openevolve.llm.base import LLMInterface
 from openevolve.llm.ensemble import LLMEnsemble
 
 from vpo_plugin.rewards.formats import start_response
+from vpo_plugin.rewards.prompts import pack_prompt, read_prompt
 from vpo_plugin.rewards.spec import load_entry_point
 from vpo_plugin.search.procedures import Candidate, Problem, Proposal
 
@@ -39,7 +40,7 @@ class PolicyClient(LLMInterface):
         self.model = "policy"  # OpenEvolve logs it
 
     async def generate(self, prompt: str, **kwargs: Any) -> Proposal:
-        return await self.problem.propose(prompt, **kwargs)
+        return await self.problem.propose(read_prompt(prompt), **kwargs)
 
     async def generate_with_context(
         self, system_message: str, messages: list[dict[str, str]], **kwargs: Any
@@ -89,7 +90,7 @@ class Evolution:
                     known = len(others)
                 else:
                     text = problem.text([_candidate(problem, program) for program in (parent, *others)])
-            message = {"role": "user", "content": text}
+            message = {"role": "user", "content": pack_prompt(text)}
             child = await models.generate_with_context("", [message], start=start, known=known)
             _add(database, problem, child, generation, island)
             generation += 1

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from vpo_plugin.locks import temporary_home
 from vpo_plugin.openrlhf import cpu
+from vpo_plugin.rewards.prompts import Prompt, images
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model")
 
@@ -22,8 +23,8 @@ WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.mode
 class Request:
     """One prompt to answer."""
 
-    text: str
-    """The prompt with its instruction, before any chat template."""
+    prompt: Prompt
+    """The prompt with its instruction, a text or a chat, before any chat template."""
     samples: int = 1
     """How many responses to sample."""
     start: str = ""
@@ -113,7 +114,7 @@ class Engine:
     def generate(self, requests: Sequence[Request], seed: int) -> list[list[Response]]:
         from vllm import TokensPrompt
 
-        texts = as_chat([request.text for request in requests], self.tokenizer, self.chat_template_kwargs)
+        texts = as_chat([request.prompt for request in requests], self.tokenizer, self.chat_template_kwargs)
         texts = [text + request.start for text, request in zip(texts, requests, strict=True)]
         tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         longest = max(map(len, tokens)) + self.max_new_tokens
@@ -150,16 +151,28 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def as_chat(texts: Sequence[str], tokenizer: Any, options: Mapping[str, Any] | None = None) -> list[str]:
-    """What the policy reads: the texts in its chat template, or as they are where its tokenizer has none.
+def as_chat(prompts: Sequence[Prompt], tokenizer: Any, options: Mapping[str, Any] | None = None) -> list[str]:
+    """What the policy reads: the prompts in its chat template, or texts as they are where its tokenizer has none.
 
     Args:
         options: what the template is told beside the messages, such as `enable_thinking`.
+
+    Raises ValueError for a chat without a chat template, and for one with images.
     """
+    for number, prompt in enumerate(prompts, start=1):
+        if not isinstance(prompt, str) and not tokenizer.chat_template:
+            raise ValueError(f"Prompt {number} is a chat, and the model has no chat template.")
+        if images(prompt):
+            raise ValueError(f"Prompt {number} has parts that are no text: only an endpoint (--url) may be asked it.")
     if not tokenizer.chat_template:
-        return list(texts)
+        return [prompt for prompt in prompts if isinstance(prompt, str)]
     told = {"tokenize": False, "add_generation_prompt": True, **(options or {})}
-    return [tokenizer.apply_chat_template([{"role": "user", "content": text}], **told) for text in texts]
+    return [tokenizer.apply_chat_template(messages(prompt), **told) for prompt in prompts]
+
+
+def messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """A prompt as a chat."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 # ------------------------------------------------------------------------------------------------ endpoints
@@ -230,23 +243,25 @@ class Endpoint:
             ) from error
 
     def _chat(self, request: Request) -> Any:
-        messages = [{"role": "user", "content": request.text}]
+        asked = [*messages(request.prompt)]
         body: dict[str, Any] = {}  # what vLLM's server takes beside OpenAI's
         if self.chat_template_kwargs:
             body["chat_template_kwargs"] = dict(self.chat_template_kwargs)
         if request.start:  # have a response continued
-            messages.append({"role": "assistant", "content": request.start})
+            asked.append({"role": "assistant", "content": request.start})
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         more: dict[str, Any] = {"extra_body": body} if body else {}
         return self.client.chat.completions.create(
             model=self.model,
-            messages=messages,  # type: ignore[arg-type]
+            messages=asked,  # type: ignore[arg-type]
             **self.sampling,
             **more,
         )
 
     def _complete(self, request: Request) -> Any:
-        return self.client.completions.create(model=self.model, prompt=request.text + request.start, **self.sampling)
+        if not isinstance(request.prompt, str):
+            raise ValueError("A prompt is a chat, which needs the endpoint's chat interface: --api chat.")
+        return self.client.completions.create(model=self.model, prompt=request.prompt + request.start, **self.sampling)
 
 
 def storable(text: str) -> str:

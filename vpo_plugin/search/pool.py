@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 from vpo_plugin import files
 from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.data import open_dataset
 from vpo_plugin.rewards.formats import render_prompt
 from vpo_plugin.rewards.labels import read_label
+from vpo_plugin.rewards.prompts import Prompt, check_prompt, pack_prompt, read_prompt, with_instruction
 from vpo_plugin.rewards.task import check_label
 from vpo_plugin.search.policy import as_chat
 
@@ -27,7 +29,7 @@ SCHEMA = pa.schema(
     [
         ("prompt", pa.int64()),  # number of the prompt, from 0
         ("rollout", pa.int64()),  # number of the response to it, from 0
-        ("input", pa.string()),  # the prompt's text, without instruction
+        ("input", pa.string()),  # the prompt without instruction; a chat as `rewards.prompts.pack_prompt` writes it
         ("label", pa.string()),  # JSON
         ("response", pa.string()),
         ("candidates", pa.list_(pa.string())),  # m, null where one is missing
@@ -189,20 +191,35 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -
             )
 
 
-def load_prompts(spec: RewardSpec, dataset: Path) -> list[dict[str, Any]]:
-    """The rows of a dataset on disk (``datasets.Dataset.save_to_disk``), as a pool has them: ``input``, ``label``.
+def load_prompts(
+    spec: RewardSpec, source: str | Path, split: str | None = None, columns: tuple[str, str] = ("input", "label")
+) -> list[dict[str, Any]]:
+    """The rows of a dataset that `open_dataset` reads, as a pool has them: ``input``, ``label``.
+
+    Args:
+        columns: those of the prompt and of the label.
 
     Raises:
-        ValueError: a label that cannot be read, or lacks what the scorer needs.
+        ValueError: a dataset that cannot be read, or a row whose prompt or label cannot be used; the message names it.
     """
-    from datasets import load_from_disk
-
-    def label(row: dict[str, Any]) -> object:
-        found = read_label(spec, row.get("label"))
-        check_label(spec, found)
-        return found
-
-    return [{"input": row["input"], "label": json.dumps(label(row))} for row in load_from_disk(str(dataset))]
+    rows = open_dataset(str(source), split)
+    prompt, label = columns
+    missing = [key for key in (prompt, *([] if spec.label == "none" else [label])) if key not in rows.column_names]
+    if missing:
+        raise ValueError(
+            f"The dataset {source} has no column {missing[0]!r} (it has {', '.join(rows.column_names)}): name the "
+            "prompt's and the label's with --input_key and --label_key."
+        )
+    found = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            check_prompt(row[prompt])
+            value = read_label(spec, row.get(label))
+            check_label(spec, value)
+        except ValueError as error:
+            raise ValueError(f"Row {number} of the dataset {source} cannot be used: {error}") from error
+        found.append({"input": pack_prompt(row[prompt]), "label": json.dumps(value)})
+    return found
 
 
 def render_prompts(
@@ -220,14 +237,18 @@ def render_prompts(
         options: of the chat template.
     """
     told: Sequence[list[float] | None] = goals or [None] * len(prompts)
-    texts = [prompt_text(spec, prompt, candidates, goal) for prompt, goal in zip(prompts, told, strict=True)]
-    return as_chat(texts, tokenizer, options)
+    asked = [full_prompt(spec, prompt, candidates, goal) for prompt, goal in zip(prompts, told, strict=True)]
+    return as_chat(asked, tokenizer, options)
 
 
-def prompt_text(spec: RewardSpec, prompt: str, candidates: int, goal: list[float] | None = None) -> str:
-    """The prompt with its instruction and, if a goal is told, the objective weights."""
-    text = render_prompt(spec, prompt, candidates)
-    return text if goal is None else write_goal(text, spec.objective_keys, goal)
+def full_prompt(spec: RewardSpec, prompt: str, candidates: int, goal: list[float] | None = None) -> Prompt:
+    """A stored prompt with its instruction and, if a goal is told, the objective weights."""
+
+    def render(text: str) -> str:
+        text = render_prompt(spec, text, candidates)
+        return text if goal is None else write_goal(text, spec.objective_keys, goal)
+
+    return with_instruction(read_prompt(prompt), render)
 
 
 def random_goals(spec: RewardSpec, label: str, numbers: Iterable[int], seed: int) -> list[list[float]]:

@@ -14,9 +14,10 @@ import numpy as np
 
 from vpo_plugin.metrics import Floats
 from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.prompts import Prompt, with_instruction
 from vpo_plugin.rewards.response import columns_of
 from vpo_plugin.rewards.task import canonical
-from vpo_plugin.search.pool import prompt_text, random_goals
+from vpo_plugin.search.pool import full_prompt, random_goals
 from vpo_plugin.targets import solved_at, solves
 
 
@@ -49,7 +50,7 @@ class Question:
 
     number: int
     """How many it asked before, for the same prompt."""
-    text: str
+    text: Prompt
     start: str
     """What the response begins with."""
     known: int
@@ -94,18 +95,19 @@ class Problem:
         """The best candidate tried so far, by the deployment weights; of equals the first."""
         return max((c for c in self.tried if c.text is not None), key=lambda c: c.value, default=None)
 
-    def text(self, shown: Sequence[Candidate] = ()) -> str:
+    def text(self, shown: Sequence[Candidate] = ()) -> Prompt:
         """The prompt with its instruction and, if candidates are shown, they and their rewards."""
         goal = None
         if self.tell_weights:
             [goal] = random_goals(self.spec, self.row["label"], [self.questions], self.seed)
-        text = prompt_text(self.spec, self.row["input"], self.m, goal)
+        prompt = full_prompt(self.spec, self.row["input"], self.m, goal)
         if not shown:
-            return text
+            return prompt
         earlier = "\n".join(f"{self._rewards(candidate)}:\n{candidate.text}\n" for candidate in shown)
-        return f"{text.rstrip()}\n\nEarlier candidates with their rewards:\n{earlier}\nWrite better ones.\n"
+        told = f"\n\nEarlier candidates with their rewards:\n{earlier}\nWrite better ones.\n"
+        return with_instruction(prompt, lambda text: f"{text.rstrip()}{told}")
 
-    async def propose(self, text: str, start: str = "", known: int = 0) -> Proposal:
+    async def propose(self, text: Prompt, start: str = "", known: int = 0) -> Proposal:
         """Ask for a response to the text that begins with `start` (see `Question`), and try its candidates."""
         question = Question(self.questions, text, start, known)
         self.questions += 1

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from vpo_plugin.locks import owned
 from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.prompts import pack_prompt
 from vpo_plugin.rewards.scoring import OnError, Scoring
 from vpo_plugin.search.evaluate import (
     as_columns,
@@ -222,7 +223,7 @@ class Rounds:
                 "question": question.number,
                 "input": problem.row["input"],
                 "label": problem.row["label"],
-                "asked": question.text,
+                "asked": pack_prompt(question.text),
                 "start": question.start,
                 "known": question.known,
                 "response": answer.text,

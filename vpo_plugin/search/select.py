@@ -9,6 +9,7 @@ import numpy as np
 
 from vpo_plugin.metrics import Floats, figure
 from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.prompts import shown_prompt
 from vpo_plugin.rewards.task import pareto_front
 from vpo_plugin.search.pool import Pool
 from vpo_plugin.targets import read_targets
@@ -58,7 +59,7 @@ def select(pool: Pool, weights: Floats) -> tuple[list[dict[str, Any]], Floats]:
         rows.append(
             {
                 "prompt": number,
-                "input": pool.rows[number]["input"],
+                "input": shown_prompt(pool.rows[number]["input"]),
                 "candidate": candidates[best],
                 "rewards": vector[~np.isnan(vector)].round(6).tolist(),
                 "value": round(float(of_prompt[best]), 6),

@@ -1,6 +1,5 @@
 """What `vpo evaluate` and `vpo search` are told of the policy, the prompts and the sampling."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +17,12 @@ class PolicySettings(BaseModel):
     spec: str = Field(description="Reward specification, by name or path.")
     candidates: int | None = Field(None, ge=1, description="Candidates in one response; the specification's m if none.")
     prompts: int | None = Field(None, ge=1, description="Held-out prompts; 100, or all of --data, if none.")
-    data: Path | None = Field(None, description="Dataset on disk, columns input and label, instead of held-out ones.")
+    data: str | None = Field(
+        None, description="Dataset instead of the specification's held-out prompts: a file, a folder, or a hub id."
+    )
+    split: str | None = Field(None, description="Split of --data; test, or the only one, if none.")
+    input_key: str = Field("input", description="Column of --data with the prompt, a text or a chat.")
+    label_key: str = Field("label", description="Column of --data with the label.")
     max_new_tokens: int | None = Field(
         None, ge=1, description="Longest response, in tokens; the specification's budget if none."
     )

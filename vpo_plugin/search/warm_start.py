@@ -23,7 +23,8 @@ from vpo_plugin.files import write
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.candidates import answer_of
-from vpo_plugin.rewards.formats import parse, render_prompt, write_response
+from vpo_plugin.rewards.formats import parse, write_response
+from vpo_plugin.rewards.prompts import ask, pack_prompt
 from vpo_plugin.rewards.response import floor_response
 from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.task import canonical, read_rows
@@ -85,9 +86,9 @@ def warm_start(settings: WarmStartSettings) -> WarmStart:
     work.mkdir(parents=True, exist_ok=True)
     model = resolve_policy(settings.model, work)
     rows = list(read_rows(spec, "train", settings.prompts, settings.seed))
-    asked = [(render_prompt(spec, row["prompt"], 1), settings.samples, settings.max_new_tokens) for row in rows]
+    asked = [(ask(spec, row["prompt"], 1), settings.samples, settings.max_new_tokens) for row in rows]
     tests = [
-        (render_prompt(spec, row["prompt"], m), 1, m * settings.max_new_tokens)
+        (ask(spec, row["prompt"], m), 1, m * settings.max_new_tokens)
         for row in read_rows(spec, "test", settings.held_out, settings.seed)
     ]
     *answers, before = _in_a_process(model, [asked, tests], settings)
@@ -106,7 +107,7 @@ def warm_start(settings: WarmStartSettings) -> WarmStart:
 
 def make_sets(
     spec: RewardSpec, rows: Sequence[dict[str, Any]], answers: Sequence[Sequence[str]], candidates: int, seed: int
-) -> Iterator[dict[str, str]]:
+) -> Iterator[dict[str, Any]]:
     """A set of the best distinct answers of each prompt that has enough of them, as `{"prompt", "response"}`.
 
     Args:
@@ -116,7 +117,7 @@ def make_sets(
     rng = random.Random(f"warm start {seed}")
     found = [list(dict.fromkeys(filter(None, (single_answer(spec, text) for text in texts)))) for texts in answers]
     items = (
-        Item(write_response(spec, [text]), row["label"], 1, f"An answer to prompt {number}", row["prompt"])
+        Item(write_response(spec, [text]), row["label"], 1, f"An answer to prompt {number}", pack_prompt(row["prompt"]))
         for number, (row, texts) in enumerate(zip(rows, found, strict=True))
         for text in texts
     )
@@ -133,8 +134,11 @@ def make_sets(
         if len(chosen) < candidates or not ranked[0][1].reward > floor_response(spec, row["label"], 1).reward:
             continue
         rng.shuffle(chosen)
-        response = write_response(spec, chosen)
-        yield {"prompt": render_prompt(spec, row["prompt"], candidates), "response": response}
+        prompt, response = ask(spec, row["prompt"], candidates), write_response(spec, chosen)
+        if isinstance(prompt, str):
+            yield {"prompt": prompt, "response": response}
+        else:  # as the host takes a chat
+            yield {"prompt": prompt, "response": [{"role": "assistant", "content": response}]}
 
 
 def single_answer(spec: RewardSpec, response: str) -> str | None:
@@ -183,14 +187,18 @@ def _sample(model: str, groups: list[Any], temperature: float, seed: int) -> lis
     return found
 
 
-def _learn(model: str, sets: list[dict[str, str]], work: Path, settings: WarmStartSettings) -> None:
+def _text(response: str | list[dict[str, str]]) -> str:
+    return response if isinstance(response, str) else response[0]["content"]
+
+
+def _learn(model: str, sets: list[dict[str, Any]], work: Path, settings: WarmStartSettings) -> None:
     from transformers import AutoTokenizer
 
     from vpo_plugin.search.policy import as_chat
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     prompts = as_chat([row["prompt"] for row in sets], tokenizer)
-    whole = [prompt + row["response"] for prompt, row in zip(prompts, sets, strict=True)]
+    whole = [prompt + _text(row["response"]) for prompt, row in zip(prompts, sets, strict=True)]
     longest = max(map(len, tokenizer(whole, add_special_tokens=False)["input_ids"])) + 8
     batch = 8
     command = [
