@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from host import importable_host
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from PIL import Image
+from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf.prompts import patch_prompts
@@ -38,14 +39,14 @@ def prompts(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(prompts_dataset, "preprocess_data", prompts_dataset.preprocess_data)
 
-        def read(prompt: Any, chat: bool = True, **options: Any) -> str:
+        def read(prompt: Any, chat: bool = True, processor: Any = tokenizer, **options: Any) -> str:
             run = Settings("maze_small", 3, "raise", tmp_path, on_cpu=True, chat_template_kwargs=options)
             monkeypatch.setenv(VARIABLE, run.dump())
             host = prompts_dataset.preprocess_data
             patch_prompts(prompts_dataset)
             data = SimpleNamespace(input_key="q", label_key=None, apply_chat_template=chat)
             strategy = SimpleNamespace(args=SimpleNamespace(data=data), is_rank_0=lambda: False)
-            dataset = prompts_dataset.PromptDataset([{"q": prompt}], tokenizer, strategy)
+            dataset = prompts_dataset.PromptDataset([{"q": prompt}], processor, strategy)
             prompts_dataset.preprocess_data = host
             return dataset[0][1]
 
@@ -82,6 +83,27 @@ def test_instruction_goes_to_the_last_text_of_the_user(prompts: Any, prompt: Any
     before = copy.deepcopy(prompt)
     assert prompts(prompt) == f"{expected}<assistant>"
     assert prompt == before
+
+
+def test_processor_of_a_vision_language_model(prompts: Any, tmp_path: Path) -> None:
+    """The instruction stands beside the image, which becomes as many tokens as its pixels fill patches."""
+    words = AutoTokenizer.from_pretrained(resolve_policy(TINY, tmp_path / "policy"))
+    words.add_tokens(["<|image|>"], special_tokens=True)
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False),
+        words,
+        patch_size=14,
+        vision_feature_select_strategy="full",
+        image_token="<|image|>",
+        chat_template=TEMPLATE,
+    )
+    text = prompts([user(PARTS), PREFILL], processor=processor)
+    assert text == f"<user><|image|>{TASK}</user>{PREFILLED}<assistant>"
+    from openrlhf.utils.vlm_utils import process_prompt_with_images
+
+    tokens, pixels, images = process_prompt_with_images(processor, text, [Image.new("RGB", (40, 30))])
+    assert tokens.count(processor.image_token_id) == (28 // 14) ** 2
+    assert pixels["pixel_values"].shape == (1, 3, 28, 28) and len(images) == 1
 
 
 def test_options_of_the_template(prompts: Any) -> None:

@@ -185,7 +185,7 @@ class Batch:
             )
         ]
         chosen = self.in_order(rows)[: prompts * self.rollouts]
-        end = getattr(tokenizer, "eos_token", None) or ""
+        end = getattr(getattr(tokenizer, "tokenizer", tokenizer), "eos_token", None) or ""  # of a processor, its own
         return [
             (prompt, tokenizer.decode(tokens, skip_special_tokens=False).removesuffix(end)) for prompt, tokens in chosen
         ]
