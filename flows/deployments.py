@@ -13,6 +13,7 @@ from flows.pipeline import (
     candidates_of,
     check_specification,
     evaluate,
+    first_policy,
     pipeline,
     prepare_data,
     prepare_policy,
@@ -45,7 +46,10 @@ def train_flow(settings: PipelineSettings) -> State:
     data = prepare_data(settings)
     base = prepare_policy(settings)
     m = settings.candidates or spec.candidates
-    policies = [train(settings, method, candidates_of(method, m), base, data) for method in settings.methods]
+    policies = []
+    for method in settings.methods:
+        candidates = candidates_of(method, m)
+        policies.append(train(settings, method, candidates, first_policy(settings, base, candidates), data))
     return Completed(message=f"Trained with {', '.join(settings.methods)}: {', '.join(policies)}.")
 
 

@@ -17,7 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field, field_validator
 
 from flows.hooks import how_to_open, show_picture
-from flows.pipeline import candidates_of, check_settings, evaluate, prepare_data, prepare_policy, train
+from flows.pipeline import candidates_of, check_settings, evaluate, first_policy, prepare_data, prepare_policy, train
 from flows.process import exit_on_sigterm, stopping_threads
 from flows.server import check_server
 from flows.settings import Method, PipelineSettings
@@ -89,11 +89,14 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
     seeds = {seed: cell_settings(settings, seed) for seed in settings.seeds}
     data = {seed: prepare_data(of_seed, test_seed=settings.seed) for seed, of_seed in seeds.items()}
 
+    written = {1, *(candidates_of(method, m) for method in settings.methods)}
+    begin = {candidates: first_policy(settings, base, candidates) for candidates in sorted(written)}
+
     first = settings.seeds[0]
     heats = settings.temperatures
     folders = {(BASE, first): evaluate_at(heats, seeds[first], BASE, base, 1, data[first])}
     if m > 1 and any(candidates_of(method, m) == m for method in settings.methods):
-        sets = evaluate_at(heats, seeds[first], f"{BASE}_sets_of_{m}", base, m, data[first])
+        sets = evaluate_at(heats, seeds[first], f"{BASE}_sets_of_{m}", begin[m], m, data[first])
         folders[f"{BASE}, sets of {m}", first] = sets
     rollouts = single_rollouts(settings, m, [load_pool(by_heat[heats[0]]) for by_heat in folders.values()])
 
@@ -111,7 +114,9 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
                 of_cell = seeds[seed]
                 if candidates == 1:
                     of_cell = of_cell.model_copy(update={"candidates": 1, "rollouts_per_prompt": rollouts})
-                futures[method, seed] = run_cell.submit(of_cell, method, candidates, base, data[seed], heats)
+                futures[method, seed] = run_cell.submit(
+                    of_cell, method, candidates, begin[candidates], data[seed], heats
+                )
         wait(list(futures.values()))
     failed = {cell: future.state for cell, future in futures.items() if not future.state.is_completed()}
     if failed:

@@ -40,6 +40,7 @@ from vpo_plugin.provenance import provenance
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 from vpo_plugin.rewards.labels import pack_label
 from vpo_plugin.rewards.task import read_rows
+from vpo_plugin.search.warm_start import READABLE
 
 FREE_BYTES = 200 << 20
 
@@ -61,7 +62,8 @@ def pipeline(settings: PipelineSettings) -> State:
     policies = {"base": (base, 1)}
     for method in settings.methods:
         candidates = candidates_of(method, m)
-        policies[method] = (train(settings, method, candidates, base, data), candidates)
+        first = first_policy(settings, base, candidates)
+        policies[method] = (train(settings, method, candidates, first, data), candidates)
     pools = {
         name: evaluate(settings, name, policy, candidates, data) for name, (policy, candidates) in policies.items()
     }
@@ -111,6 +113,34 @@ def prepare_policy(settings: PipelineSettings) -> str:
     """Find or build the policy to start from."""
     with timed():
         return resolve_policy(settings.model, settings.folder / "policy")
+
+
+def first_policy(settings: PipelineSettings, base: str, candidates: int) -> str:
+    """The policy that a method begins with, by the candidates of its responses."""
+    return teach_format(settings, base, candidates) if settings.warm_start and candidates > 1 else base
+
+
+@task(task_run_name="warm-start-{candidates}")
+def teach_format(settings: PipelineSettings, base: str, candidates: int) -> str:
+    """A policy that has learnt to write that many candidates."""
+    folder = settings.folder / f"warm_start_{candidates}"
+    command = [
+        *(sys.executable, "-m", "vpo_plugin.cli", "warm_start", "--spec", settings.spec, "--model", base),
+        *("--output", str(folder / "policy"), "--candidates", str(candidates), "--seed", str(settings.seed)),
+        *("--max_new_tokens", str(settings.max_new_tokens // candidates)),
+        *(["--chat_template_kwargs", json.dumps(options)] if (options := settings.chat_template_kwargs) else []),
+    ]
+    inputs = {
+        "spec": spec_digest(load_spec(settings.spec)),
+        "policy": policy_digest(base),
+        "code": code_version("rewards", "search/warm_start.py"),
+        "command": command,
+    }
+    if not skip(folder, inputs):
+        with working_on(folder, inputs):
+            run_logged(command, log := folder / "warm_start.log", what="The warm start")
+            get_run_logger().info(next(line for line in log.read_text().splitlines() if READABLE in line))
+    return str(folder / "policy")
 
 
 @task(task_run_name="evaluate-{name}")

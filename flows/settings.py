@@ -128,6 +128,11 @@ class PipelineSettings(TrainSettings):
         min_length=1,
         description="Advantage estimators to train with, one policy each. The last is compared with the others.",
     )
+    warm_start: bool = Field(
+        False,
+        description="Teach the policy the format of several candidates first, with answers of its own (vpo "
+        "warm_start). Methods that write sets begin with what has learnt it, the others with the model itself.",
+    )
 
 
 class Policy(BaseModel):

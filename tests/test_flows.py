@@ -177,3 +177,17 @@ def test_smollm2_becomes_an_ordinary_checkpoint(tmp_path: Path) -> None:
     answer = model.generate(**prompt, max_new_tokens=10, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
     assert resolve_policy(SMOLLM2, tmp_path) == policy
+
+
+@pytest.mark.slow
+def test_pipeline_teaches_the_format_first(tmp_path: Path) -> None:
+    """The policy that writes sets begins with what `vpo warm_start` made of the model, and only once."""
+    taught = SMALL | {"warm_start": True, "steps": 1}
+    first = run_pipeline(tmp_path, **taught)
+    assert first.returncode == 0, first.stdout + first.stderr
+    made = tmp_path / "small" / "warm_start_3" / "policy" / "model.safetensors"
+    assert str(made.parent) in (tmp_path / "small" / "train" / "vpo" / "train.log.job").read_text()
+    assert "Candidates that can be read" in first.stdout + first.stderr
+    before = made.stat().st_mtime_ns
+    assert run_pipeline(tmp_path, **taught).returncode == 0
+    assert made.stat().st_mtime_ns == before

@@ -30,6 +30,7 @@ from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.task import canonical, read_rows
 
 LEAST_SETS = 8
+READABLE = "Candidates that can be read"
 
 
 class WarmStartSettings(BaseModel):
@@ -46,6 +47,9 @@ class WarmStartSettings(BaseModel):
     held_out: int = Field(32, ge=1, description="Held-out prompts on which the share that can be read is measured.")
     max_new_tokens: int = Field(100, ge=1, description="Longest candidate, in tokens.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description='Options of the chat template in sampling, such as {"enable_thinking": false} for Qwen3.'
+    )
     epochs: int = Field(2, ge=1, description="Passes over the sets.")
     learning_rate: float = Field(2e-5, gt=0, description="AdamW learning rate, falling to a tenth.")
     seed: int = Field(0, ge=0, description="Seed of prompts, sampling and training.")
@@ -66,7 +70,7 @@ class WarmStart:
 
     def __str__(self) -> str:
         return (
-            f"{self.sets} sets from {self.prompts} prompts. Candidates that can be read: {self.readable_before:.0%} "
+            f"{self.sets} sets from {self.prompts} prompts. {READABLE}: {self.readable_before:.0%} "
             f"before, {self.readable_after:.0%} after. The policy is {self.policy}."
         )
 
@@ -166,23 +170,23 @@ def _still_distinct(spec: RewardSpec, texts: list[str], label: object) -> bool:
 def _in_a_process(model: str, groups: list[Any], settings: WarmStartSettings) -> list[list[list[str]]]:
     """The responses to each group of requests, by an engine that is gone afterwards, with its memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(_sample, model, groups, settings.temperature, settings.seed).result()
+        return process.submit(_sample, model, groups, settings).result()
 
 
-def _sample(model: str, groups: list[Any], temperature: float, seed: int) -> list[list[list[str]]]:
+def _sample(model: str, groups: list[Any], settings: WarmStartSettings) -> list[list[list[str]]]:
     from transformers import AutoTokenizer
 
     from vpo_plugin.search.policy import Engine, Request, as_chat
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    texts = as_chat([text for group in groups for text, _, _ in group], tokenizer)
+    texts = as_chat([text for group in groups for text, _, _ in group], tokenizer, settings.chat_template_kwargs)
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     most = max(tokens for group in groups for _, _, tokens in group)
-    engine = Engine(model, max_new_tokens=most, temperature=temperature, longest=longest)
+    engine = Engine(model, max_new_tokens=most, temperature=settings.temperature, longest=longest)
     found = []
     for group in groups:
         engine.params.max_tokens = group[0][2]
-        responses = engine.generate([Request(text, samples) for text, samples, _ in group], seed)
+        responses = engine.generate([Request(text, samples) for text, samples, _ in group], settings.seed)
         found.append([[response.text for response in one] for one in responses])
     return found
 
