@@ -103,3 +103,28 @@ def test_the_deployment_names_a_flow_and_its_parameters() -> None:
         flow = import_object(f"{ROOT / file}:{name}")
         settings = SETTINGS[flow.name](**deployment["parameters"])
         assert load_spec(ROOT / settings.spec).name == "menu"
+
+
+@pytest.mark.slow
+def test_the_cells_of_the_notebook_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the shipped policy and its mazes."""
+    small = {"MODEL": "tiny-maze", "SPEC": "maze_small", "STEPS": "1", "PROMPTS": "4", "TOKENS": "64"}
+    own = {"RUNS": str(tmp_path / "runs"), "WEIGHTS": "gold=2,avoid_lava=1"}
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # the environment is active
+    for name, value in (small | own | path).items():
+        monkeypatch.setenv(name, value)
+    notebook = json.loads((ROOT / "examples" / "instructions" / "walkthrough.ipynb").read_text())
+    names: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    policies = names["report"]["policies"]  # type: ignore[index]
+    assert [policy["name"] for policy in policies] == ["base", "grpo", "vpo_at_k:1"]
+    assert len((tmp_path / "runs" / "notebook" / "chosen.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_configurations_of_the_walk_through_can_be_planned(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", str(ROOT / "examples" / "instructions" / f"{name}.yaml"), "--dry_run"]
+    assert main([*arguments, "model=tiny-maze"]) == 0
+    assert "vpo_at_k" in capsys.readouterr().out
