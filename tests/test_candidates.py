@@ -307,6 +307,7 @@ PIECES = st.lists(st.sampled_from([*PAIRS.split(), *LINES]), min_size=1, max_siz
 @given(PIECES)
 @example("- - - ```\n")
 @example(" - a\n   - b\n")
+@example("\n---\n> ```")
 @example("<route_1> ")
 def test_work_grows_with_the_length_and_no_faster(piece: str) -> None:
     def work(response: str) -> None:
