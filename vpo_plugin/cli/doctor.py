@@ -40,7 +40,11 @@ class Finding:
 class Doctor(Command):
     """Say what is installed and running here, and what would fail. Exit code 1 where training would fail."""
 
-    train: bool = Field(False, description="Train the shipped tiny policy as well: minutes, on a GPU if there is one.")
+    train: bool = Field(
+        False,
+        description="Train the shipped tiny policy as well: minutes, on a GPU if there is one. On a cluster of several "
+        "nodes, TMPDIR names a folder that they share.",
+    )
 
 
 def main(arguments: list[str]) -> int:
