@@ -1,5 +1,6 @@
 """`vpo run`: settings from YAML files and the command line, what they would do, and what is wrong with them."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from host import host_arguments, importable_host
+from prefect.logging import disable_run_logger
 
+from flows import pipeline
 from flows.run import load_config, shipped
+from flows.settings import PipelineSettings
 from vpo_plugin.cli import main
 
 
@@ -140,6 +144,18 @@ def test_the_commands_for_gpus_are_ones_that_the_host_reads(tmp_path: Path, conf
             assert parsed.vllm.num_engines * parsed.vllm.tensor_parallel_size == gpus
             assert gpus == (16 if "2x8" in config else 8)
             assert parsed.rollout.top_p == 1.0 and parsed.rollout.temperature == 1.0
+            assert vars(parsed.vpo.chat_template_kwargs) == {"enable_thinking": False}
+
+
+def test_evaluations_have_the_options_of_the_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(pipeline, "run_logged", lambda command, *rest, **more: ran.append(command))
+    (tmp_path / "test").mkdir()
+    settings = PipelineSettings(runs=str(tmp_path), chat_template_kwargs={"enable_thinking": False})
+    with disable_run_logger():
+        pipeline.evaluate.fn(settings, "vpo", "a/model", 3, tmp_path)
+    (command,) = ran
+    assert json.loads(command[command.index("--chat_template_kwargs") + 1]) == {"enable_thinking": False}
 
 
 def test_other_flows_can_be_planned(tmp_path: Path) -> None:

@@ -522,6 +522,26 @@ rows = {"q": [{"role": "system", "content": "Be brief."}, {"role": "user", "cont
 chat, _ = prompts_dataset.preprocess_data(rows, None, "q", None, lambda messages, **rest: messages)
 assert chat[0]["content"] == "Be brief." and "<route_1>" in chat[1]["content"]
 assert rows["q"][1]["content"] == "Find a way.", "the dataset's row must stay as it is"
+
+import deepspeed, torch
+from openrlhf.utils.deepspeed import deepspeed as host
+
+class Full(deepspeed.DeepSpeedEngine):  # whose disk is full
+    __init__ = __del__ = lambda self: None
+
+    def save_checkpoint(self, *args, **more):
+        torch.save(torch.randn(100_000), "/dev/full")
+
+
+host.torch_dist_barrier_and_cuda_sync = lambda: None
+strategy = object.__new__(host.DeepspeedStrategy)
+strategy.is_rank_0 = lambda: False
+try:
+    strategy.save_ckpt(Full(), ".", "global_step2")
+except RuntimeError as error:
+    assert "The checkpoint global_step2 could not be written to ., where " in str(error) and "make room" in str(error)
+else:
+    raise AssertionError("the disk is full")
 """
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from host import host_arguments, importable_host
 
+from flows.train import TrainingProgress
 from vpo_plugin.openrlhf import matrices, trainer
 from vpo_plugin.openrlhf.dynamic_filter import differ
 from vpo_plugin.openrlhf.log import log_step, read_steps, remark_of
@@ -209,6 +210,18 @@ def test_policy_that_can_be_read_says_nothing(run: Settings, capsys: pytest.Capt
 )
 def test_lines_for_a_person(line: str, remark: str | None) -> None:
     assert remark_of(line) == remark
+
+
+def test_flows_pass_on_what_a_person_should_see(tmp_path: Path) -> None:
+    """Once each, line by line as the training's output grows."""
+    said: list[str] = []
+    progress = object.__new__(TrainingProgress)  # its beginning needs a flow run
+    progress.log, progress.read, progress.logger = tmp_path / "train.log", 0, SimpleNamespace(info=said.append)
+    for more in ("other\nvpo: Resuming after step 2.\n(PPOTrainer pid=7) vpo: 0 of ", "6 could be read\n", ""):
+        with progress.log.open("a") as file:
+            file.write(more)
+        progress._pass_remarks_on()
+    assert said == ["Resuming after step 2.", "0 of 6 could be read"]
 
 
 def test_evaluation_joins_its_step(tmp_path: Path) -> None:
