@@ -10,9 +10,13 @@ def run(arguments: list[str]) -> int:
 
 def experiment(arguments: list[str]) -> int:
     """train and compare several methods and seeds at matched compute"""
+    from flows.settings import ExperimentSettings
+    from vpo_plugin.cli.settings import read
+
+    settings = read(ExperimentSettings, arguments, "vpo experiment")
     from flows.experiment import main
 
-    return main(arguments)
+    return main(settings)
 
 
 def registry(arguments: list[str]) -> int:

@@ -7,22 +7,20 @@ pool, and writes results.json, summary.md and the plots. A cell that has finishe
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field, field_validator
 
 from flows.hooks import how_to_open, show_picture
 from flows.pipeline import candidates_of, check_settings, evaluate, first_policy, prepare_data, prepare_policy, train
 from flows.process import exit_on_sigterm, stopping_threads
 from flows.server import check_server
-from flows.settings import Method, PipelineSettings
-from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, parse_method
-from vpo_plugin.cli.settings import flags, read
+from flows.settings import ExperimentSettings, PipelineSettings
+from vpo_plugin.advantages import get_advantage_estimator, parse_method
+from vpo_plugin.cli.settings import flags
 from vpo_plugin.locks import owned
 from vpo_plugin.metrics import expected_set_reward, mean_pairwise_l1
 from vpo_plugin.openrlhf.log import read_steps
@@ -32,43 +30,6 @@ from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.experiment import BASE, analyse, at_their_best
 from vpo_plugin.search.pool import Pool, load_pool, load_prompts
-
-
-class ExperimentSettings(PipelineSettings):
-    """Settings of an experiment: those of a pipeline for each cell, and what is compared."""
-
-    name: str = Field(
-        "experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and of its folder."
-    )
-    methods: list[Method] = Field(
-        [name for name in advantage_estimator_names() if name != "vpo"] + ["vpo"],
-        min_length=1,
-        description="Advantage estimators to compare. The last is compared with each of the others.",
-    )
-    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of training: one policy for each, and method.")
-    match: Literal["candidates", "tokens"] = Field(
-        "candidates",
-        description="What every method gets the same number of, in training and in the search: 'candidates', or "
-        "generated 'tokens' (training by the first policy's response lengths, the search by each policy's own).",
-    )
-    eval_temperatures: list[Annotated[float, Field(gt=0)]] = Field(
-        [],
-        description="Sampling temperatures of the evaluation: a pool at each, and each method at its own best one. The "
-        "first is that of the headline figures. Empty is eval_temperature alone.",
-    )
-    parallel: int = Field(1, ge=1, description="Cells at once. A cell on a CPU uses little more than one core.")
-
-    @property
-    def temperatures(self) -> list[float]:
-        """The sampling temperatures of the evaluation."""
-        return self.eval_temperatures or [self.eval_temperature or self.temperature]
-
-    @field_validator("methods", "seeds", "eval_temperatures")
-    @classmethod
-    def _no_repetition(cls, values: list[object]) -> list[object]:
-        if len(set(values)) < len(values):
-            raise ValueError("names something twice")
-        return values
 
 
 def vpo_experiment(settings: ExperimentSettings) -> Path:
@@ -227,9 +188,8 @@ def compare(
     return settings.folder
 
 
-def main(arguments: list[str]) -> int:
-    """Run the experiment that the flags describe."""
-    settings = read(ExperimentSettings, arguments, "vpo experiment")
+def main(settings: ExperimentSettings) -> int:
+    """Run the experiment that the settings describe."""
     exit_on_sigterm()
     check_server()
     check_experiment(settings)

@@ -1,11 +1,10 @@
 """What a flow is told. Prefect shows it as a form; a YAML file or keyword arguments give the same."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from vpo_plugin.advantages import advantage_estimator_names, parse_method
 from vpo_plugin.cli import is_it
 from vpo_plugin.models import SMOLLM2, TINY
 from vpo_plugin.rewards.files import spec_files
@@ -16,8 +15,17 @@ HOST_ESTIMATORS = ("gae", "reinforce", "rloo", "reinforce_baseline", "group_norm
 """The host's own: choices of its `--algo.advantage.estimator` (OpenRLHF 0.11.2, `cli/train_ppo_ray.py`)."""
 
 
+def _estimators() -> list[str]:
+    """The plugin's estimators, whose modules import torch: a help does without."""
+    from vpo_plugin.advantages import advantage_estimator_names
+
+    return advantage_estimator_names()
+
+
 def _known_method(method: str) -> str:
-    known = [*advantage_estimator_names(), *HOST_ESTIMATORS]
+    from vpo_plugin.advantages import parse_method
+
+    known = [*_estimators(), *HOST_ESTIMATORS]
     name, _candidates = parse_method(method)
     if name not in known:
         raise ValueError(f"There is no advantage estimator named {name!r}{is_it(name, known)}")
@@ -29,18 +37,15 @@ def _choices(names: list[str]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "string", "enum": names}, {"type": "string"}]})
 
 
-Method = Annotated[
-    str,
-    AfterValidator(_known_method),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "enum": [*advantage_estimator_names(), *HOST_ESTIMATORS]},
-                {"type": "string", "pattern": r"^\w+:[1-9][0-9]*$"},  # with the candidates of a response
-            ]
-        }
-    ),
-]
+class _MethodForm:
+    """How a form offers methods: by name, or by name with the candidates of a response."""
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        names = {"type": "string", "enum": [*_estimators(), *HOST_ESTIMATORS]}
+        return {"anyOf": [names, {"type": "string", "pattern": r"^\w+:[1-9][0-9]*$"}]}
+
+
+Method = Annotated[str, AfterValidator(_known_method), _MethodForm()]
 Spec = Annotated[str, _choices(list(spec_files()))]
 Model = Annotated[str, _choices([TINY, SMOLLM2])]
 
@@ -133,6 +138,41 @@ class PipelineSettings(TrainSettings):
         description="Teach the policy the format of several candidates first, with answers of its own (vpo "
         "warm_start). Methods that write sets begin with what has learnt it, the others with the model itself.",
     )
+
+
+class ExperimentSettings(PipelineSettings):
+    """Settings of an experiment: those of a pipeline for each cell, and what is compared."""
+
+    name: str = Field("experiment", pattern=NAME, description="Name of the run and of its folder.")
+    methods: list[Method] = Field(
+        default_factory=lambda: [name for name in _estimators() if name != "vpo"] + ["vpo"],
+        min_length=1,
+        description="Advantage estimators to compare, all if none. The last is compared with each of the others.",
+    )
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of training: one policy for each, and method.")
+    match: Literal["candidates", "tokens"] = Field(
+        "candidates",
+        description="What every method gets the same number of, in training and in the search: 'candidates', or "
+        "generated 'tokens' (training by the first policy's response lengths, the search by each policy's own).",
+    )
+    eval_temperatures: list[Annotated[float, Field(gt=0)]] = Field(
+        [],
+        description="Sampling temperatures of the evaluation: a pool at each, and each method at its own best one. The "
+        "first is that of the headline figures. Empty is eval_temperature alone.",
+    )
+    parallel: int = Field(1, ge=1, description="Cells at once. A cell on a CPU uses little more than one core.")
+
+    @property
+    def temperatures(self) -> list[float]:
+        """The sampling temperatures of the evaluation."""
+        return self.eval_temperatures or [self.eval_temperature or self.temperature]
+
+    @field_validator("methods", "seeds", "eval_temperatures")
+    @classmethod
+    def _no_repetition(cls, values: list[object]) -> list[object]:
+        if len(set(values)) < len(values):
+            raise ValueError("names something twice")
+        return values
 
 
 class Policy(BaseModel):

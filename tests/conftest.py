@@ -26,7 +26,15 @@ SPEC = "maze_small"
 MARK = "VPO_TEST_RUN"
 
 ENGINES = {
-    *("test_cpu_runtime", "test_deployments", "test_experiment", "test_flows", "test_personas", "test_pool"),
+    *(
+        "test_chaos",
+        "test_cpu_runtime",
+        "test_deployments",
+        "test_experiment",
+        "test_flows",
+        "test_personas",
+        "test_pool",
+    ),
     *("test_ray_jobs", "test_resume", "test_retrain", "test_search", "test_specs_end_to_end", "test_stopping"),
     *("test_train_ppo_ray", "test_two_nodes"),
 }

@@ -13,13 +13,15 @@ import pytest
 from markdown_it import MarkdownIt
 from prefect.utilities.callables import parameter_schema
 from prefect_service import POSTGRES, ROOT, Service, postgres, readme_command, serving, working
+from test_retrain import SMALL as RETRAINING
 from test_retrain import write_growing_spec
 
 from flows import hooks
 from flows.deployments import FLOWS
 from flows.process import running as process_of
+from flows.registry import champion, versions
 from flows.settings import SETTINGS, PipelineSettings
-from vpo_plugin.openrlhf.log import read_steps
+from vpo_plugin.openrlhf.log import METRICS, read_steps
 
 pytestmark = pytest.mark.timeout(1800)  # for a machine with much else to do
 SMALL = {
@@ -347,6 +349,67 @@ def test_retrainings_never_overlap_and_skip_what_is_too_little(worked: Service, 
     first, second = sorted(runs, key=lambda run: run["start_time"])
     assert first["end_time"] <= second["start_time"]
     assert [file.name for file in (tmp_path / "registry").glob("v*.json")] == ["v0001.json"]
+
+
+@pytest.mark.slow
+def test_a_schedule_retrains_as_data_grow(tmp_path: Path) -> None:
+    """Its clock fires on: one promotes, one finds nothing new, and one, whose worker is killed, keeps the champion."""
+    growing, registry, file = tmp_path / "growing", tmp_path / "registry", tmp_path / "prefect.yaml"
+    places = {"runs": str(tmp_path / "runs"), "registry": str(registry), "spec": str(growing)}
+    deployment = {
+        **{"name": "often", "entrypoint": "flows/deployments.py:retrain", "work_pool": {"name": "local"}},
+        "schedules": [{"interval": 45, "active": True}],
+        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+    }
+    step = {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
+
+    def deploy_with(margin: float) -> None:
+        parameters = {key: value for key, value in RETRAINING.items() if key != "flow"} | places | {"margin": margin}
+        content = {"name": "vpo", "pull": [step], "deployments": [deployment | {"parameters": parameters}]}
+        file.write_text(json.dumps(content))
+        done = service.prefect("--no-prompt", "deploy", "--prefect-file", str(file), "--all")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def wait_for_run(*names: str) -> dict:
+        deadline = time.monotonic() + 1500
+        while True:
+            runs = service.runs("retrain")
+            assert all(run["state"]["type"] != "FAILED" for run in runs), [run["state"] for run in runs]
+            if found := [run for run in runs if run["state"]["name"] in names]:
+                return found[-1]
+            assert time.monotonic() < deadline, [run["state"]["name"] for run in runs]
+            time.sleep(1)
+
+    write_growing_spec(growing, train=8, test=7)
+    with serving(tmp_path / "prefect") as service:
+        assert service.prefect(*readme_command("work-pool create")).returncode == 0
+        deploy_with(-1.0)
+        with working(service, tmp_path) as worker:
+            wait_for_run("Promoted")
+            wait_for_run("Skipped")
+            deploy_with(0.9)
+            write_growing_spec(growing, train=16, test=7)
+            logs = f"runs/small/*/train/vpo/policy/vpo/{METRICS}"
+            deadline = time.monotonic() + 1500
+            while len(list(tmp_path.glob(logs))) < 2:
+                assert time.monotonic() < deadline, service.runs("retrain")[-1]
+                time.sleep(0.5)
+            worker.kill()
+            for run in service.runs("retrain"):
+                if run["state"]["type"] == "RUNNING" and (process := flow_process(run["id"])):
+                    process.kill()
+        with working(service, tmp_path):
+            kept = wait_for_run("Kept")
+        shown = service.artifacts(kept)["decision"]["data"]
+    assert [(version.version, version.parent) for version in versions(registry)] == [
+        *(("v0001", None), ("v0002", "v0001"), ("v0003", "v0002")),
+    ]
+    current = champion(registry)
+    assert current is not None and current.version == "v0002" and f"`{registry}`" in shown
+    assert [line.split(" | ")[:3] for line in shown.splitlines() if " | v000" in line] == [
+        *(["| ", "v0001", ""], ["| *", "v0002", "v0001"], ["| ", "v0003", "v0002"]),
+    ]
+    assert "kept aside" in shown and "`vpo open " in shown
 
 
 def test_a_settings_flow_refuses_what_the_settings_refuse() -> None:

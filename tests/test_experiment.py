@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.experiment import ExperimentSettings, cell_settings, single_rollouts
+from flows.experiment import cell_settings, single_rollouts
+from flows.settings import ExperimentSettings
 from vpo_plugin.report.experiment import write_experiment
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.search.comparison import Comparison

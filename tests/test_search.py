@@ -450,6 +450,7 @@ def test_vpo_search_on_what_a_pool_leaves_unsolved(tmp_path: Path) -> None:
         (["--openevolve", "nowhere.yaml"], "nowhere.yaml is no configuration of OpenEvolve"),
         (["--openevolve", "misspelt.yaml"], "OpenEvolve does not know: database.num_iland, is it 'num_islands'?"),
         (["--model", "./nowhere"], "./nowhere is not a model folder"),
+        (["--temperature", "0"], "temperature is 0, so best_of_k would try the same response again and again"),
     ],
 )
 def test_bad_flags_end_in_a_sentence(

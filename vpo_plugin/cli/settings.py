@@ -195,7 +195,7 @@ def _add_argument(parser: _Parser, *names: str, **options: Any) -> None:
         options |= {"nargs": "+", "action": "extend", "type": json.dumps, "metavar": "WORD"}
     if "metavar" in options:
         options["metavar"] = VALUES.get(options["metavar"], options["metavar"])
-    text = re.sub(r" \(default: (null|False|\[\])\)$", "", options["help"])
+    text = re.sub(r" \(default: (null|False|\[\])\)$| \(default factory: .*\)$", "", options["help"])
     options["help"] = re.sub(r" \(default: \[(.*)\]\)$", lambda m: f" (default: {m[1].replace(chr(39), '')})", text)
     group = parser.needed if text.endswith(" (required)") else parser.optional
     group.add_argument(*names, **options)

@@ -1,0 +1,289 @@
+"""Killed or out of disk at any moment: the same command then ends with the same results, and leaves nothing behind.
+
+VPO_CHAOS_KILLS is the number of kills (60), VPO_CHAOS_SEED draws others.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import MARK, marked
+from prefect_service import serving, working
+from test_deployments import deploy, run_deployment
+
+from vpo_plugin.models import TINY, resolve_policy
+from vpo_plugin.openrlhf.log import METRICS
+from vpo_plugin.search.pool import load_pool
+from vpo_plugin.search.searches import load_search
+
+KILLS = int(os.environ.get("VPO_CHAOS_KILLS", "60"))
+SEED = os.environ.get("VPO_CHAOS_SEED", "0")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+STEPS = 4
+SMALL = {
+    **{"name": "small", "methods": ["vpo"], "steps": STEPS, "save_steps": 1, "prompts_per_step": 4},
+    **{"rollouts_per_prompt": 4, "eval_prompts": 6, "eval_candidates": 6},
+}
+VICTIMS = {
+    "leader": r"sh -c .*train\.log",
+    "trainer": r"\S*python\S* -m vpo_plugin\.train_ppo_ray",
+    "Ray worker": r"ray::",
+    "engine": r"ray::RolloutRayActor",
+    "raylet": r"\S*/raylet ",
+    "server": r"\S*python\S* .*prefect\.server",
+    "evaluation": r"\S*python\S* -m vpo_plugin\.cli evaluate",
+    "everything": r"",
+}
+"""How the command line of each begins; the flow is the command itself."""
+MOMENTS = ("started", "a step", "a checkpoint", "a pool")
+PLAN = [
+    *(("pipeline", victim) for victim in ("flow", *VICTIMS) for _ in range(3)),
+    *(("experiment", victim) for victim in ("flow", "leader", "everything")),
+    *((command, "flow") for command in ("evaluate", "search") for _ in range(3)),
+]
+
+
+class Chaos:
+    """Commands in a place of their own, whose processes and files can be found again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.mark, self.secret = folder, f"chaos-{folder}", f"secret-{uuid.uuid4().hex}"
+        self.temporary = Path(tempfile.mkdtemp(prefix="c-", dir="/tmp"))
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+        self.environment = inherited | {
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+            "TMPDIR": str(self.temporary),
+            "MY_API_KEY": self.secret,
+            MARK: self.mark,
+        }
+        self.policy = resolve_policy(TINY, folder)
+        self.reference: dict[str, object] = {}
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "runs" / "small"
+
+    def command(self, name: str) -> list[str]:
+        given = [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in SMALL.items()]
+        shared = ["--model", self.policy, "--spec", "maze_small", "--prompts", "6", "--max_new_tokens", "64"]
+        arguments = {
+            "pipeline": ["run", "pipeline", *given, f"--runs={self.folder / 'runs'}"],
+            "experiment": ["experiment", *given, "--seeds=0", f"--runs={self.folder / 'experiments'}"],
+            "evaluate": ["evaluate", *shared, "--rollouts", "4", "--batch", "1", "--output", str(self.folder / "pool")],
+            "search": [
+                *("search", *shared, "--procedure", "best_of_k", "--budget", "24"),
+                *("--output", str(self.folder / "search")),
+            ],
+        }[name]
+        return [sys.executable, "-m", "vpo_plugin.cli", *arguments]
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        with (self.folder / "output").open("wb") as output:
+            return subprocess.Popen(self.command(name), stdout=output, stderr=subprocess.STDOUT, env=self.environment)
+
+    def finish(self, name: str) -> None:
+        """The same command, to its end."""
+        process = self.start(name)
+        code = process.wait(1500)
+        assert code == 0, (self.folder / "output").read_text(errors="replace")[-4000:]
+        self.check_nothing_is_left()
+        found = self.results(name)
+        assert self.reference.setdefault(name, found) == found
+
+    def results(self, name: str) -> object:
+        """What is the same in each run of a command: all but what training makes by chance."""
+        if name == "evaluate":
+            return [row["response"] for row in load_pool(self.folder / "pool").responses]
+        if name == "search":
+            return load_search(self.folder / "search" / "best_of_k").solved_after.tolist()
+        runs = self.run if name == "pipeline" else self.folder / "experiments" / "small" / "seed-0"
+        logged = [json.loads(line) for line in (runs / "train" / "vpo" / "policy" / "vpo" / METRICS).open()]
+        assert [line["step"] for line in logged if "reward" in line] == list(range(1, STEPS + 1)), "no step twice"
+        summary = runs / "report.json" if name == "pipeline" else runs.parent / "results.json"
+        report = json.loads(summary.read_text())
+        policies = report["policies" if name == "pipeline" else "methods"]
+        base = [row["response"] for row in load_pool(runs / "eval" / "base" / "pool").responses]
+        return [policy["name"] for policy in policies], report["prompts"], policies[0]["best_at_k"]["mean"], base
+
+    def forget(self, name: str, victim: str) -> None:
+        """Remove what the command has to do again: all after the prompts, or what follows the training."""
+        if name == "pipeline":
+            parts = ["eval/vpo"] if victim == "evaluation" else ["eval/vpo", "train"]
+            for part in [*parts, "report.json", "report.html"]:
+                self.remove(self.run / part)
+        for folder in {"experiment": ["experiments"], "evaluate": ["pool"], "search": ["search"]}.get(name, []):
+            self.remove(self.folder / folder)
+
+    @staticmethod
+    def remove(place: Path) -> None:
+        shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+
+    def processes(self) -> list[tuple[str, psutil.Process]]:
+        """What runs of the commands: with the mark in its environment, or started by one that has it."""
+        found = {process.pid: process for _, process in marked(self.mark)}
+        for process in list(found.values()):
+            with suppress(psutil.NoSuchProcess):
+                found |= {child.pid: child for child in process.children(recursive=True)}
+        lines = []
+        for process in found.values():
+            with suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    lines.append((" ".join(process.cmdline()), process))
+        return lines
+
+    def victims(self, victim: str, command: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        if victim == "flow":
+            return [psutil.Process(command.pid)] if command.poll() is None else []
+        return [process for line, process in self.processes() if re.match(VICTIMS[victim], line)]
+
+    def has_come(self, moment: str) -> bool:
+        pattern = {
+            "a step": f"**/train/*/policy/vpo/{METRICS}",
+            "a checkpoint": "**/checkpoints/_actor/global_step*/metric.json",
+            "a pool": "**/pool/*.parquet",
+        }.get(moment)
+        return pattern is None or any(file.stat().st_mtime > self.began for file in self.folder.glob(pattern))
+
+    def check_nothing_is_left(self) -> None:
+        deadline = time.monotonic() + 120
+        while left := self.processes():
+            assert time.monotonic() < deadline, [line for line, _ in left]
+            time.sleep(0.5)
+        assert list(self.temporary.iterdir()) == []
+        for file in self.folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                assert not (file.is_file() and self.secret.encode() in file.read_bytes()), file
+
+    def wait_for(self, victim: str, moment: str, command: subprocess.Popen[bytes], chance: random.Random) -> bool:
+        """Whether the moment came, and somewhat after it there was the victim."""
+        deadline, self.began = time.monotonic() + 900, time.time() - 1
+        while not (self.victims(victim, command) and self.has_come(moment)):
+            if command.poll() is not None:
+                return False
+            assert time.monotonic() < deadline, (victim, moment, [line for line, _ in self.processes()])
+            time.sleep(0.1)
+        time.sleep(chance.uniform(0, 8 if moment == "started" else 1.5))
+        return True
+
+
+@pytest.fixture(scope="module")
+def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
+    chaos = Chaos(tmp_path_factory.mktemp("chaos"))
+    yield chaos
+    for _, process in chaos.processes():
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    shutil.rmtree(chaos.temporary, ignore_errors=True)
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_killed_at_any_moment(chaos: Chaos, number: int) -> None:
+    chance = random.Random(f"{SEED} {number}")
+    order = random.Random(SEED).sample(PLAN, len(PLAN))
+    name, victim = order[number % len(PLAN)]
+    if name not in chaos.reference:
+        chaos.finish(name)
+    for _ in range(5):  # a command may be over before the moment comes
+        moment = "started" if name in ("evaluate", "search") else chance.choice(MOMENTS)
+        if (victim, moment) == ("evaluation", "a step") or (
+            moment == "a pool" and victim not in ("flow", "evaluation")
+        ):
+            moment = "started"
+        chaos.forget(name, victim)
+        command = chaos.start(name)
+        if chaos.wait_for(victim, moment, command, chance):
+            found = chaos.victims(victim, command)
+            chosen = found if victim == "everything" else [chance.choice(found)] if found else []
+            for process in chosen:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if chosen:
+                break
+        command.wait(900)
+    else:
+        pytest.fail(f"{victim} of {name} was never there to be killed")
+    print(f"{number}: {name}, {victim} killed at: {moment}")
+    if victim != "flow" and command.poll() is None:
+        command.wait(900)  # it ends, well or not, as it must by itself
+    else:
+        command.wait(60)
+    chaos.finish(name)
+
+
+@pytest.fixture
+def small_disk(chaos: Chaos) -> Iterator[Callable[[bool], None]]:
+    """The runs on a disk of their own, which can be filled."""
+    runs = chaos.folder / "runs"
+    chaos.remove(runs)
+    runs.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", str(runs)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a small file system needs the right to mount one")
+    filler = runs / "filler"
+
+    def fill(full: bool) -> None:
+        filler.unlink(missing_ok=True)
+        if full:
+            with suppress(OSError), filler.open("wb") as file:
+                while True:
+                    file.write(bytes(1 << 16))
+                    file.flush()
+
+    yield fill
+    subprocess.run(["umount", "--lazy", str(runs)], check=True)
+
+
+@pytest.mark.parametrize("number", range(-(-KILLS // 15)))
+def test_disk_full_at_any_moment(chaos: Chaos, small_disk: Callable[[bool], None], number: int) -> None:
+    chance = random.Random(f"disk {SEED} {number}")
+    moment = MOMENTS[(number + 1) % len(MOMENTS)]
+    command = chaos.start("pipeline")
+    if chaos.wait_for("flow", moment, command, chance):
+        small_disk(True)
+    print(f"{number}: the disk was full at: {moment}")
+    command.wait(900)
+    small_disk(False)
+    chaos.finish("pipeline")
+
+
+@pytest.mark.parametrize("number", range(-(-KILLS // 15)))
+def test_killed_services(chaos: Chaos, tmp_path: Path, number: int) -> None:
+    """The worker with its flow run, or the server; the deployment is then run again on new ones."""
+    victim = ("worker", "server")[number % 2]
+    parameters = SMALL | {"name": f"service-{number}", "runs": str(tmp_path / "runs")}
+    steps = tmp_path / "runs" / f"service-{number}" / "train" / "vpo" / "policy" / "vpo" / METRICS
+    environment = {key: chaos.environment[key] for key in ("TMPDIR", "MY_API_KEY", MARK)}
+    with serving(tmp_path / "prefect", **environment) as service:
+        deploy(service)
+        with working(service, tmp_path) as worker:
+            run_deployment(service, "train/maze-cpu", wait=False, **parameters)
+            deadline = time.monotonic() + 900
+            while not steps.exists():
+                assert time.monotonic() < deadline, (tmp_path / "worker.log").read_text()[-3000:]
+                time.sleep(0.2)
+            port = service.url.rsplit(":", 1)[1].split("/")[0]
+            line = f"--port {port}" if victim == "server" else "prefect.engine"
+            for process in [psutil.Process(worker.pid)] if victim == "worker" else []:
+                process.kill()
+            for _, process in [one for one in chaos.processes() if line in one[0]]:
+                process.kill()
+    with serving(tmp_path / "prefect", **environment) as service, working(service, tmp_path):
+        run, output = run_deployment(service, "train/maze-cpu", **parameters)
+    assert run["state"]["type"] == "COMPLETED", output + str(run["state"])
+    logged = [json.loads(line)["step"] for line in steps.open()]
+    assert logged == list(range(1, STEPS + 1))
+    chaos.check_nothing_is_left()
