@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,11 @@ from datasets import Dataset
 from xdist.scheduler import LoadScopeScheduling
 
 from vpo_plugin.models import TINY, resolve_policy
-from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.task import read_rows
 
 ROOT = Path(__file__).parent.parent
+CASES = Path(__file__).parent / "cases"
 SPEC = "maze_small"
 MARK = "VPO_TEST_RUN"
 
@@ -72,6 +73,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = python_lines()
     parts = ", ".join(f"{folder} {number:,}" for folder, number in lines.items())
     terminalreporter.write_line(f"{sum(lines.values()):,} lines of Python: {parts}")
+
+
+@pytest.fixture
+def case() -> Iterator[Callable[[str], RewardSpec]]:
+    """A specification of tests/cases, whose modules are forgotten afterwards."""
+    before, modules = [*sys.path], {*sys.modules}
+    yield lambda name: load_spec(CASES / name)
+    sys.path[:] = before
+    for name in {*sys.modules} - modules:
+        if name.endswith(("_scorer", "_rewards")):
+            del sys.modules[name]
 
 
 @dataclass

@@ -5,13 +5,13 @@ import json
 import random
 import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import CASES
 from datasets import Dataset, load_from_disk
 from host import importable_host
 from hypothesis import given, settings
@@ -34,18 +34,7 @@ from vpo_plugin.search.procedures import BestOfK
 from vpo_plugin.search.run import search_all
 from vpo_plugin.search.searches import SCHEMA, SETTINGS, read_table, round_files
 
-CASES = Path(__file__).parent / "cases"
 Matrices = list[list[list[float]]]
-
-
-@pytest.fixture
-def case() -> Iterator[Callable[[str], RewardSpec]]:
-    before, modules = [*sys.path], {*sys.modules}
-    yield lambda name: load_spec(CASES / name)
-    sys.path[:] = before
-    for name in {*sys.modules} - modules:
-        if name.endswith("_scorer"):
-            del sys.modules[name]
 
 
 class Scripted:

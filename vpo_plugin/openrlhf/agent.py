@@ -17,7 +17,8 @@ from vpo_plugin.openrlhf.matrices import INFO_KEY
 from vpo_plugin.openrlhf.scorer import start_scoring
 from vpo_plugin.openrlhf.settings import current_settings
 from vpo_plugin.rewards.files import load_checked
-from vpo_plugin.rewards.labels import read_label
+from vpo_plugin.rewards.labels import packed_prompt, read_label
+from vpo_plugin.rewards.response import ScoredResponse
 from vpo_plugin.rewards.scoring import Item
 
 
@@ -45,6 +46,23 @@ class Listener:
         return tokenizer.decode(tokens, skip_special_tokens=True) if text is None else text
 
 
+class Group:
+    """The rollouts of one prompt, which a scorer compares: scored when the last one is written."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call  # kept, so that no other object has its identity
+        self.size = 0
+        self.items: list[Item] = []
+        self.scored: asyncio.Future[list[ScoredResponse]] = asyncio.get_running_loop().create_future()
+
+    def hand_out(self, submitted: "asyncio.Future[list[ScoredResponse]]") -> None:
+        """Give each rollout the outcome of its group."""
+        if (error := submitted.exception()) is not None:
+            self.scored.set_exception(error)
+        else:
+            self.scored.set_result(submitted.result())
+
+
 def load_agent(file: str) -> AgentExecutorBase:
     """The user's executor, as the host loads it."""
     from openrlhf.trainer.ray.vllm_engine import _load_agent_executor  # imports vLLM, which a rollout actor has
@@ -60,18 +78,20 @@ class AgentExecutor(AgentExecutorBase):
         self.spec = load_checked(str(run.spec), run.spec_data)
         self.writer = load_agent(run.own_agent) if run.own_agent else SingleTurnAgentExecutor()
         self.function = given_rewards.RewardFunction(run.own_reward) if run.own_reward else None
-        self.scoring = start_scoring(run) if self.spec.scorer and not self.function else None
+        self.scoring = start_scoring(run) if self.spec.scores and not self.function else None
+        self.groups: dict[int, Group] = {}
 
     async def execute(self, prompt: str, label: Any, hf_tokenizer: Any, llm_engine: Any, **more: Any) -> dict[str, Any]:
         """The host passes all by name: what is in `more` is the writer's."""
         engine = Listener(llm_engine)
+        group = self.group_of(more.get("sampling_params")) if self.spec.group_scorer else None
         output = await self.writer.execute(
             prompt=prompt, label=label, hf_tokenizer=hf_tokenizer, llm_engine=engine, **more
         )
         logs = dict(output.get("extra_logs") or {})
         given = logs.pop(INFO_KEY, None)
         if self.function is None and given is None:
-            told = await self.score(prompt, engine.last_text(output, hf_tokenizer), label)
+            told = await self.score(prompt, engine.last_text(output, hf_tokenizer), label, group)
             return {**output, **told, "extra_logs": {**logs, **told["extra_logs"]}}
         query = hf_tokenizer.decode(output["observation_tokens"], skip_special_tokens=False)
         who = self.run.own_agent or ", ".join(self.run.own_reward)
@@ -84,14 +104,31 @@ class AgentExecutor(AgentExecutorBase):
             return {**output, **given_rewards.told(self.spec, matrix, logs, failed=True)}
         return {**output, **given_rewards.told(self.spec, matrix, logs)}
 
-    async def score(self, prompt: str, response: str, label: Any) -> dict[str, Any]:
+    def group_of(self, call: Any) -> "Group":
+        """The rollouts of one prompt. The host starts them all at once, in one actor, with one object of sampling
+        parameters (vllm_engine.py, `generate_responses`), so each has joined before the first one is written."""
+        group = self.groups.setdefault(id(call), Group(call))
+        group.size += 1
+        return group
+
+    async def score(self, prompt: str, response: str, label: Any, group: "Group | None" = None) -> dict[str, Any]:
         """What the host is told of a response that the spec scores."""
         if self.scoring is None:
             raise ValueError(
                 f"The agent {self.run.own_agent} gave no extra_logs[{INFO_KEY!r}], and the spec {self.spec.name!r} has "
                 "no scorer."
             )
-        item = Item(response, read_label(self.spec, label), self.run.candidates, "A response of the policy", prompt)
-        scored = await asyncio.wrap_future(self.scoring.submit(item))
+        original = packed_prompt(label) or prompt
+        item = Item(response, read_label(self.spec, label), self.run.candidates, "A response of the policy", original)
+        if group is None:
+            scored = await asyncio.wrap_future(self.scoring.submit(item))
+        else:
+            place = len(group.items)
+            group.items.append(item)
+            if len(group.items) == group.size:
+                self.groups.pop(id(group.call))
+                submitted = asyncio.wrap_future(self.scoring.submit_group(group.items))
+                submitted.add_done_callback(group.hand_out)
+            scored = (await group.scored)[place]
         failed = scored.error is not None
         return given_rewards.fields(scored.matrix, scored.reward, scored.parsed, scored.unique, failed)

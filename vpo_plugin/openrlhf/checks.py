@@ -70,7 +70,7 @@ def check_rewards(given: Flags) -> Iterator[str]:
 
 
 def check_scorer(given: Flags, spec: RewardSpec) -> Iterator[str]:
-    if not (spec.scorer or given["reward.remote_url"] or given["train.agent_func_path"]):
+    if not (spec.scores or given["reward.remote_url"] or given["train.agent_func_path"]):
         yield (
             f"--vpo.spec {given['vpo.spec']} has no scorer: name the function that gives the rewards with "
             "--reward.remote_url, or the agent with --train.agent_func_path."
@@ -277,7 +277,7 @@ def _bad_row(given: Flags, spec: RewardSpec, rows: Any) -> str | None:
             ask(spec, prompt, max(given["vpo.candidates"], 1))
             if not (isinstance(prompt, str) or given["data.apply_chat_template"]):
                 raise ValueError("The prompt is a chat, which needs --data.apply_chat_template.")
-            if spec.scorer and not given["reward.remote_url"]:
+            if spec.scores and not given["reward.remote_url"]:
                 check_label(spec, read_label(spec, label))
         except ValueError as error:
             return f"row {number} cannot be used: {error}"

@@ -9,7 +9,8 @@ from vpo_plugin.openrlhf.settings import current_settings
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.data import open_dataset
 from vpo_plugin.rewards.formats import render_prompt
-from vpo_plugin.rewards.prompts import with_instruction
+from vpo_plugin.rewards.labels import pack_label, read_label
+from vpo_plugin.rewards.prompts import pack_prompt, with_instruction
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,6 +69,8 @@ def patch_prompts(module: Any) -> None:
         apply_chat_template: Any = None,
     ) -> Any:
         label = "" if label_key is None else data[label_key]
+        if spec.functions and not (run.own_agent or run.own_reward):  # they are given the prompt as it was
+            label = pack_label(read_label(spec, label), pack_prompt(data[input_key]))
 
         def render(text: str) -> str:
             text = render_prompt(spec, text, run.candidates)
@@ -80,6 +83,6 @@ def patch_prompts(module: Any) -> None:
         if apply_chat_template and run.chat_template_kwargs:
             apply_chat_template = partial(apply_chat_template, **run.chat_template_kwargs)
         data = {**data, input_key: with_instruction(data[input_key], render)}
-        return original(data, input_template, input_key, label_key, apply_chat_template)
+        return original(data, input_template, input_key, None, apply_chat_template)[0], label
 
     module.preprocess_data = preprocess_data

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vpo_plugin.rewards.formats import parse, write_response
-from vpo_plugin.rewards.prompts import ask
+from vpo_plugin.rewards.prompts import ask, pack_prompt
 from vpo_plugin.rewards.response import ScoredResponse
 from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.spec import RewardSpec
@@ -76,8 +76,8 @@ def measure_spec(spec: RewardSpec, scoring: Scoring, tokens: Callable[[str], int
     `tokens` counts the tokens of a text. Raises ValueError if the longest response that the known answers make
     would not be read whole, or needs more tokens (when they are counted) than the spec allows.
     """
-    known = [(row["label"], [a for a, _ in known_answers(spec, row["label"])]) for row in _rows(spec, "train")]
-    known = [(label, answers) for label, answers in known if answers]
+    known = [(row, [answer for answer, _ in known_answers(spec, row["label"])]) for row in _rows(spec, "train")]
+    known = [(row, answers) for row, answers in known if answers]
     ranges = {(column.low, column.high) for column in spec.columns(len(spec.objective_keys))}
     found = []
     if len({high - low for low, high in ranges}) > 1:
@@ -114,11 +114,14 @@ def measure_spec(spec: RewardSpec, scoring: Scoring, tokens: Callable[[str], int
     return found
 
 
-def _seconds(scoring: Scoring, known: Sequence[tuple[object, Sequence[str]]]) -> float:
+def _seconds(scoring: Scoring, known: Sequence[tuple[dict[str, Any], Sequence[str]]]) -> float:
     """Seconds for a response, with as many at a time as the service scores."""
     m = scoring.spec.candidates
-    responses = [(write_response(scoring.spec, ([*answers] * m)[:m]), label) for label, answers in known]
-    items = [Item(response, label, m, "A response of known answers") for response, label in responses]
+    responses = [(write_response(scoring.spec, ([*answers] * m)[:m]), row) for row, answers in known]
+    items = [
+        Item(response, row["label"], m, "A response of known answers", pack_prompt(row["prompt"]))
+        for response, row in responses
+    ]
     list(scoring.score(items))  # the processes have started
     started, scored = time.perf_counter(), 0
     while not scored or time.perf_counter() - started < MEASURED_SECONDS:
@@ -151,11 +154,13 @@ def _check_row(
         dummies = [f"candidate {slot}" for slot in range(1, m + 1)]
         if parse(spec, write_response(spec, dummies), m) != dummies:
             raise ValueError(f"A response of {m} candidates in the format of the spec is not parsed back.")
-        yield Item(write_response(spec, dummies), label, m, f"A dummy response to {where}"), lambda scored: None
-        yield Item("", label, m, f"An empty response to {where}"), lambda scored: None
+        prompt, group = pack_prompt(row["prompt"]), f"{m} {where}"
+        dummy = Item(write_response(spec, dummies), label, m, f"A dummy response to {where}", prompt, group)
+        yield dummy, lambda scored: None
+        yield Item("", label, m, f"An empty response to {where}", prompt, group), lambda scored: None
         for candidate, rewards in answers:
             response = write_response(spec, [candidate], m)
-            item = Item(response, label, m, f"The known answer {candidate[:80]!r} of {where}")
+            item = Item(response, label, m, f"The known answer {candidate[:80]!r} of {where}", prompt, group)
             yield item, _must_score(candidate, rewards, where)
     draw(spec, label, [candidate for candidate, _ in answers])
 

@@ -39,9 +39,16 @@ def read_label(spec: RewardSpec, value: Any) -> object:
         raise ValueError(f"The label {value[:80]!r} is not JSON, as `label: json` says: {error}.") from error
 
 
-def pack_label(label: object) -> str:
-    """A label as text for a column of a dataset, from which `read_label` gives it back whatever the spec says."""
-    return f"{MARK}{_as_json(label)}}}"
+def pack_label(label: object, prompt: str | None = None) -> str:
+    """A label as text for a column of a dataset, from which `read_label` gives it back whatever the spec says; with the
+    prompt, packed, which `packed_prompt` gives back."""
+    more = "" if prompt is None else f', "vpo_prompt": {json.dumps(prompt)}'
+    return f"{MARK}{_as_json(label)}{more}}}"
+
+
+def packed_prompt(value: object) -> str | None:
+    """The prompt that `pack_label` put beside a label."""
+    return json.loads(value).get("vpo_prompt") if isinstance(value, str) and value.startswith(MARK) else None
 
 
 def _as_json(label: object) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vpo_plugin.rewards.formats import parse
+from vpo_plugin.rewards.prompts import read_prompt
 from vpo_plugin.rewards.spec import Column, RewardSpec, load_entry_point
 
 ROUNDING = 1e-6  # of an objective's range: a value that is so little outside was rounded
@@ -40,51 +41,151 @@ class ScoredResponse:
     """Why the scorer failed, where that was to count as zero: all rows are the floor."""
 
 
-def score_response(spec: RewardSpec, response: str, label: object, candidates: int) -> ScoredResponse:
-    """The reward matrix of a response, shape (candidates, k).
+def score_response(
+    spec: RewardSpec, response: str, label: object, candidates: int, prompt: str | None = None
+) -> ScoredResponse:
+    """The reward matrix of a response, shape (candidates, k); a `prompt`, packed, is for functions in trl's signature.
 
     Raises RewardError if the scorer returns what is not one number an objective within its range. What the scorer
     itself raises propagates. Nothing limits its time here: `vpo_plugin.rewards.scoring` does.
     """
-    return response_scorer(spec)(response, label, candidates)
+    return response_scorer(spec)(response, label, candidates, prompt)
 
 
-def response_scorer(spec: RewardSpec) -> Callable[[str, object, int], ScoredResponse]:
-    """`score_response` of a spec, with what is the same for all responses done once."""
+def response_scorer(spec: RewardSpec) -> Callable[..., ScoredResponse]:
+    """`score_response` of a spec, with what is the same for all responses done once.
+
+    Raises ValueError if the spec has no scorer, or one of groups.
+    """
+    rewards_of, read, columns_for = _candidate_scorer(spec), _reader(spec), _column_reader(spec)
+
+    def score(response: str, label: object, candidates: int, prompt: str | None = None) -> ScoredResponse:
+        texts, distinct = read(response, label, candidates)
+        found = iter(rewards_of([text for text in distinct if text is not None], label, prompt))
+        returned = [None if text is None else next(found) for text in distinct]
+        return _scored(texts, distinct, returned, *columns_for(label))
+
+    return score
+
+
+def group_scorer(spec: RewardSpec) -> Callable[[Sequence[str], object, int], list[ScoredResponse]]:
+    """The scores of all responses to a prompt, for a spec whose scorer compares them (`group_scorer`).
+
+    The function raises RewardError if the scorer does not return a list of reward vectors for each response.
+    """
+    scorer, read, columns_for = load_entry_point(str(spec.group_scorer)), _reader(spec), _column_reader(spec)
+
+    def score(responses: Sequence[str], label: object, candidates: int) -> list[ScoredResponse]:
+        found = [read(response, label, candidates) for response in responses]
+        returned = scorer([list(distinct) for _, distinct in found], label)
+        if isinstance(returned, Awaitable):
+            returned = _await(returned)
+        if not isinstance(returned, list | tuple) or [_length(one) for one in returned] != [candidates] * len(found):
+            raise RewardError(
+                f"The scorer returned {_shown(returned)}. It returns {len(found)} lists, one a rollout, of "
+                f"{candidates} reward vectors, one a candidate (anything for a candidate that is None)."
+            )
+        columns = columns_for(label)
+        return [_scored(*texts, rows, *columns) for texts, rows in zip(found, returned, strict=True)]
+
+    return score
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list | tuple) or hasattr(value, "tolist") else -1
+
+
+def _reader(spec: RewardSpec) -> Callable[[str, object, int], tuple[list[str | None], list[str | None]]]:
+    """The candidates of a response, and the same without those that repeat an earlier one."""
+    canonical = load_entry_point(spec.canonical) if spec.canonical else None
+
+    def read(response: str, label: object, candidates: int) -> tuple[list[str | None], list[str | None]]:
+        texts = parse(spec, response, candidates)
+        distinct: list[str | None] = []
+        seen = set[Hashable]()
+        for text in texts:
+            key = text if text is None or canonical is None else canonical(text, label)
+            distinct.append(None if text is None or key in seen else text)
+            seen.add(key)
+        return texts, distinct
+
+    return read
+
+
+def _scored(
+    texts: list[str | None],
+    distinct: list[str | None],
+    returned: Sequence[Any],
+    columns: Sequence[Column],
+    weights: np.ndarray,
+) -> ScoredResponse:
+    """A scored response of what the scorer returned for each candidate, of which the distinct ones count."""
+    floor = [column.low for column in columns]
+    rows = [
+        floor if text is None else read_rewards(values, columns)
+        for text, values in zip(distinct, returned, strict=True)
+    ]
+    matrix = np.array(rows, dtype=np.float32)
+    return ScoredResponse(
+        matrix=matrix,
+        parsed=len(texts) - texts.count(None),
+        unique=len(distinct) - distinct.count(None),
+        reward=float((matrix @ weights).mean()),
+        candidates=texts,
+    )
+
+
+def _candidate_scorer(spec: RewardSpec) -> Callable[[list[str], object, str | None], Sequence[Any]]:
+    """What the scorer, or the objectives' functions, return for each of some candidates."""
+    if spec.functions:
+        return _by_functions(spec)
+    if spec.group_scorer:
+        raise ValueError(
+            f"The scorer of the spec '{spec.name}' compares the rollouts of a prompt: it needs all of them."
+        )
     if spec.scorer is None:
         raise ValueError(f"The spec '{spec.name}' has no scorer: name one under the key `scorer`.")
     scorer = load_entry_point(spec.scorer)
-    canonical = load_entry_point(spec.canonical) if spec.canonical else None
-    same = None if spec.ragged else (spec.columns(len(spec.objective_keys)), np.array(spec.objective_weights))
+    return lambda texts, label, prompt: [scorer(text, label) for text in texts]
 
-    def score(response: str, label: object, candidates: int) -> ScoredResponse:
-        if same is None:
-            columns = columns_of(spec, label)
-            weights = spec.weights_of(len(columns))
-        else:
-            columns, weights = same
-        texts = parse(spec, response, candidates)
-        floor = [column.low for column in columns]
-        rows, seen = [], set[Hashable]()
-        for text in texts:
-            rows.append(floor)
-            if text is None:
-                continue
-            key = canonical(text, label) if canonical else text
-            if key in seen:
-                continue
-            seen.add(key)
-            rows[-1] = read_rewards(scorer(text, label), columns)
-        matrix = np.array(rows, dtype=np.float32)
-        return ScoredResponse(
-            matrix=matrix,
-            parsed=len(texts) - texts.count(None),
-            unique=len(seen),
-            reward=float((matrix @ weights).mean()),
-            candidates=texts,
-        )
 
-    return score
+def _by_functions(spec: RewardSpec) -> Callable[[list[str], object, str | None], Sequence[Any]]:
+    """Rewards by functions in trl's signature, called as its GRPOTrainer calls them (`_calculate_rewards`).
+
+    Completions are texts, or, where the prompt is a chat, chats of one message. Columns are the label under its
+    column's name, and, of a label that is an object, its keys.
+    """
+    functions = {key: load_entry_point(path) for key, path in spec.functions.items()}
+    column = spec.dataset.columns.label if spec.dataset else "label"
+
+    def rewards(texts: list[str], label: object, packed: str | None) -> Sequence[Any]:
+        if packed is None:
+            raise ValueError("functions in trl's signature need the prompt, and this response has none (key 'prompt')")
+        if not texts:
+            return []
+        prompt = read_prompt(packed)
+        chats = [[{"role": "assistant", "content": text}] for text in texts]
+        known = {} if spec.label == "none" else {column: label, **(label if isinstance(label, dict) else {})}
+        columns = {str(name): [value] * len(texts) for name, value in known.items()}
+        given = {
+            **columns,
+            "prompts": [prompt] * len(texts),
+            "completions": texts if isinstance(prompt, str) else chats,
+        }
+        found = {}
+        for key, function in functions.items():
+            returned = function(**given)
+            returned = _await(returned) if isinstance(returned, Awaitable) else returned
+            returned = returned.tolist() if hasattr(returned, "tolist") else returned
+            if not isinstance(returned, list | tuple) or len(returned) != len(texts):
+                raise RewardError(
+                    f"The function of the objective '{key}' returned {_shown(returned)}. It returns a list of "
+                    f"{len(texts)} numbers, one a completion."
+                )
+            found[key] = returned
+        return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+
+    return rewards
 
 
 def floor_response(spec: RewardSpec, label: object, candidates: int, error: str | None = None) -> ScoredResponse:
@@ -168,6 +269,19 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 # ------------------------------------------------------------------------------------------------ labels
+
+
+def _column_reader(spec: RewardSpec) -> Callable[[object], tuple[list[Column], np.ndarray]]:
+    """The columns of a label's prompt, and their deployment weights."""
+    if spec.ragged is None:
+        same = spec.columns(len(spec.objective_keys)), np.array(spec.objective_weights)
+        return lambda label: same
+
+    def read(label: object) -> tuple[list[Column], np.ndarray]:
+        columns = columns_of(spec, label)
+        return columns, spec.weights_of(len(columns))
+
+    return read
 
 
 def columns_of(spec: RewardSpec, label: object) -> list[Column]:

@@ -5,12 +5,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any
 
 from vpo_plugin import files
 from vpo_plugin.rewards.data import Unreadable, read_records
 from vpo_plugin.rewards.labels import read_label
+from vpo_plugin.rewards.prompts import check_prompt, pack_prompt
 from vpo_plugin.rewards.response import ScoredResponse
 from vpo_plugin.rewards.scoring import Item, ScorerError, Scoring
 from vpo_plugin.rewards.spec import RewardSpec
@@ -81,6 +83,9 @@ def _row(scored: ScoredResponse) -> dict[str, Any]:
 
 def _scored(scoring: Scoring, source: Path) -> Iterator[tuple[int, ScoredResponse | ValueError | ScorerError]]:
     """Each row's number and outcome, in order; some rows are read ahead."""
+    if scoring.spec.group_scorer:
+        yield from _scored_groups(scoring, source)
+        return
     under_way: deque[tuple[int, int, Future[ScoredResponse] | ValueError]] = deque()
     chars = 0
 
@@ -96,27 +101,55 @@ def _scored(scoring: Scoring, source: Path) -> Iterator[tuple[int, ScoredRespons
             return number, error
 
     for number, where, row in read_records(source):
-        try:
-            if isinstance(row, Unreadable):
-                raise row
-            item = _item(scoring.spec, row, where)
+        item = _item(scoring.spec, row, where)
+        if isinstance(item, ValueError):
+            under_way.append((number, 0, item))
+        else:
             under_way.append((number, len(item.response), scoring.submit(item)))
             chars += len(item.response)
-        except ValueError as error:
-            under_way.append((number, 0, ValueError(f"{where} cannot be scored: {error}")))
         while chars > CHARS_AHEAD or len(under_way) > scoring.ahead:
             yield outcome()
     while under_way:
         yield outcome()
 
 
-def _item(spec: RewardSpec, row: Any, where: str) -> Item:
+def _scored_groups(scoring: Scoring, source: Path) -> Iterator[tuple[int, ScoredResponse | ValueError | ScorerError]]:
+    """The same for a scorer that compares rollouts: rows of one `group` that follow each other are scored together."""
+    rows = ((number, _item(scoring.spec, row, where)) for number, where, row in read_records(source))
+    for _, found in groupby(rows, key=lambda row: row[1].group if isinstance(row[1], Item) else row[0]):
+        group = list(found)
+        items = [item for _, item in group if isinstance(item, Item)]
+        try:
+            scored: Iterator[ScoredResponse | ScorerError] = iter(scoring.submit_group(items).result() if items else [])
+        except ScorerError as error:
+            scored = repeat(error)
+        yield from ((number, next(scored) if isinstance(item, Item) else item) for number, item in group)
+
+
+def _item(spec: RewardSpec, row: Any, where: str) -> Item | ValueError:
+    """What is to be scored of a row, or why it cannot be."""
+    try:
+        if isinstance(row, Unreadable):
+            raise row
+        return _read_item(spec, row, where)
+    except ValueError as error:
+        return ValueError(f"{where} cannot be scored: {error}")
+
+
+def _read_item(spec: RewardSpec, row: Any, where: str) -> Item:
     label_there = isinstance(row, dict) and (spec.label == "none" or "label" in row)
     if not label_there or not isinstance(row.get("response"), str):
         raise ValueError("A row is an object with a 'response' text, a 'label' and the number of 'candidates'.")
     candidates = row.get("candidates", spec.candidates)
     if type(candidates) is not int or not 1 <= candidates <= MAX_CANDIDATES:
         raise ValueError(f"'candidates' is a number from 1 to {MAX_CANDIDATES}, not {ascii(candidates)[:80]}.")
+    for key, needs in (("prompt", spec.functions), ("group", spec.group_scorer)):
+        if needs and row.get(key) is None:
+            raise ValueError(f"A row has no {key!r}, which the spec '{spec.name}' needs to score it.")
     label = read_label(spec, row.get("label"))
     check_label(spec, label)
-    return Item(row["response"], label, candidates, where)
+    prompt = None
+    if spec.functions:
+        check_prompt(row["prompt"])
+        prompt = pack_prompt(row["prompt"])
+    return Item(row["response"], label, candidates, where, prompt, row.get("group"))

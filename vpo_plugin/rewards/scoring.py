@@ -5,26 +5,28 @@ The scorer of a spec runs in processes of its own, one response at a time in a p
 `limits: {concurrent: N}` has a scorer that waits for others, such as judges, and is called from N threads instead.
 """
 
+import itertools
 import os
 import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 
 from vpo_plugin import files
-from vpo_plugin.rewards.response import RewardError, ScoredResponse, floor_response, response_scorer
+from vpo_plugin.rewards.response import RewardError, ScoredResponse, floor_response, group_scorer, response_scorer
 from vpo_plugin.rewards.sandbox import SandboxError
 from vpo_plugin.rewards.spec import RewardSpec, load_entry_point
 from vpo_plugin.rewards.workers import StartError, Threads, WorkerError, Workers, place
 
 OnError = Literal["raise", "zero"]
+Result = TypeVar("Result")
 SAVED = 20  # failures that are kept in files
 AHEAD = 512  # responses that are under way for each process
 
@@ -39,7 +41,9 @@ class Item(NamedTuple):
     where: str
     """What it is called in messages: `Line 3 of in.jsonl`."""
     prompt: str | None = None
-    """Kept with a failure."""
+    """Packed (`rewards.prompts`): for functions in trl's signature, and kept with a failure."""
+    group: int | str | None = None
+    """For a scorer that compares rollouts: items of one group in a row are scored together."""
 
 
 class ScorerError(RuntimeError):
@@ -77,6 +81,7 @@ class Scoring:
         self.processes = min(processes or cores, limits.processes or cores)
         self.ahead = max(AHEAD * self.processes, 2 * (limits.concurrent or 0))
         """Responses that are best under way at a time."""
+        self._needs_prompts = bool(spec.functions)
         self._saving = threading.Lock()
         self._workers: Workers | Threads
         if limits.concurrent:
@@ -109,17 +114,24 @@ class Scoring:
         It is a ScorerError if its scorer failed and that is not to count as zero, and a RuntimeError if no response can
         be scored: the processes cannot start, or the sandbox does not work.
         """
-        return self._workers.submit(tuple(item[:3]), lambda outcome: self._read(item, outcome))
+        if self.spec.group_scorer:
+            return _first(self.submit_group([item]))
+        given = (item.response, item.label, item.candidates, item.prompt if self._needs_prompts else None)
+        return self._workers.submit(given, lambda outcome: self._read(item, outcome))
+
+    def submit_group(self, items: Sequence[Item]) -> "Future[list[ScoredResponse]]":
+        """The scored responses to one prompt, of a spec whose scorer compares them; errors are those of `submit`."""
+        given = ([item.response for item in items], items[0].label, items[0].candidates)
+        return self._workers.submit(given, lambda outcome: self._read_group(items, outcome))
 
     def score(self, items: Iterable[Item]) -> Iterator[ScoredResponse]:
         """Scored responses in the order of the items, of which some are read ahead. Raises what `submit` says."""
-        under_way: deque[Future[ScoredResponse]] = deque()
-        for item in items:
-            under_way.append(self.submit(item))
-            if len(under_way) >= self.ahead:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+        if self.spec.group_scorer:
+            groups = (list(group) for _, group in itertools.groupby(items, key=_group))
+            for scored in _read_ahead(map(self.submit_group, groups), self.processes + 1):
+                yield from scored
+        else:
+            yield from _read_ahead(map(self.submit, items), self.ahead)
 
     def summary(self) -> str | None:
         """A sentence on the responses that scored zero because their scorer failed, if there are any."""
@@ -127,6 +139,11 @@ class Scoring:
             return None
         kept = f"; the first are in {self.failures}/scorer_error_*.txt" if self.failures else ""
         return f"{self.zeros} responses scored zero because the scorer of the spec '{self.spec.name}' failed{kept}."
+
+    def _read_group(self, items: Sequence[Item], outcome: Any) -> list[ScoredResponse]:
+        if isinstance(outcome, list):
+            return [self._read(item, one) for item, one in zip(items, outcome, strict=True)]
+        return [self._read(item, outcome) for item in items]
 
     def _read(self, item: Item, outcome: Any) -> ScoredResponse:
         if isinstance(outcome, CancelledError):
@@ -177,6 +194,35 @@ def keep_failure(folder: Path, parts: Mapping[str, str | None]) -> Path | None:
     return file
 
 
+def _group(item: Item) -> object:
+    return object() if item.group is None else item.group
+
+
+def _read_ahead(futures: "Iterable[Future[Result]]", ahead: int) -> "Iterator[Result]":
+    under_way: deque[Future[Result]] = deque()
+    for future in futures:
+        under_way.append(future)
+        if len(under_way) >= ahead:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
+
+
+def _first(group: "Future[list[ScoredResponse]]") -> "Future[ScoredResponse]":
+    one: Future[ScoredResponse] = Future()
+
+    def done(_: object) -> None:
+        if group.cancelled():
+            one.cancel()
+        elif (error := group.exception()) is not None:
+            one.set_exception(error)
+        else:
+            one.set_result(group.result()[0])
+
+    group.add_done_callback(done)
+    return one
+
+
 def _memory(spec: RewardSpec) -> int:
     """Bytes that a scoring process may hold: what the spec says, else half of the machine's memory."""
     if spec.limits.memory_mb:
@@ -198,12 +244,16 @@ class _Failure:
 
 def prepare(spec: RewardSpec) -> Any:
     """The function that a process calls on each `(response, label, candidates)`."""
-    score = response_scorer(spec)
+    if spec.group_scorer:
+        score_group = group_scorer(spec)
+        score: Callable[..., Any] = lambda *item: [_flat(scored) for scored in score_group(*item)]  # noqa: E731
+    else:
+        score_one = response_scorer(spec)
+        score = lambda *item: _flat(score_one(*item))  # noqa: E731
 
-    def run(item: tuple[str, object, int]) -> Any:
+    def run(item: tuple[Any, ...]) -> Any:
         try:
-            scored = score(*item)
-            return bytearray(scored.matrix), scored.parsed, scored.unique, scored.reward, scored.candidates
+            return score(*item)
         except BaseException as error:  # a scorer may raise anything, and exit
             return _failure(spec, error)
         finally:
@@ -213,13 +263,18 @@ def prepare(spec: RewardSpec) -> Any:
     return run
 
 
+def _flat(scored: ScoredResponse) -> tuple[Any, ...]:
+    return bytearray(scored.matrix), scored.parsed, scored.unique, scored.reward, scored.candidates
+
+
 def _failure(spec: RewardSpec, error: BaseException) -> _Failure:
     if isinstance(error, SandboxError):
         return _Failure(str(error), "", "", True)
     frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, RewardError):
         message = str(error).rstrip(".")
-        code = getattr(load_entry_point(str(spec.scorer)), "__code__", None)
+        named = [path for path in (spec.scorer, spec.group_scorer) if path]
+        code = getattr(load_entry_point(named[0]), "__code__", None) if named else None
         where = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
     else:
         message = " ".join(f"{type(error).__name__}: {error}"[:500].split()).rstrip(".: ")

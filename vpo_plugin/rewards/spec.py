@@ -30,6 +30,7 @@ from vpo_plugin.rewards.weights import parse_weights
 
 FUNCTIONS = {
     "scorer": "score",
+    "group_scorer": "score_group",
     "canonical": "canonical",
     "label_check": "label_check",
     "answers": "answers",
@@ -121,6 +122,9 @@ class Objective(_Model):
     """Lowest and highest value that the scorer may give."""
     direction: Literal["maximize", "minimize"] = "maximize"
     """With `minimize` a value v becomes the reward low + high - v: rewards are always better when higher."""
+    function: EntryPoint | None = None
+    """A function in trl's signature, `f(prompts, completions, **columns) -> list[float]`, that rewards this objective.
+    All objectives of a spec have one, instead of a scorer, or none has."""
 
 
 class Ragged(_Model):
@@ -260,6 +264,10 @@ class RewardSpec(_Model):
     scorer: EntryPoint | None
     """`score(candidate: str, label) -> Sequence[float]`, one value an objective. Null where a reward function or an
     agent of the training command gives the rewards."""
+    group_scorer: EntryPoint | None = None
+    """Instead of a scorer: `score_group(candidates_by_rollout, label)` gets the candidates of all rollouts of a prompt,
+    a list for each rollout with None for those that are missing or repeat another, and returns as many lists of reward
+    vectors."""
     canonical: EntryPoint | None = None
     """`canonical(candidate: str, label) -> Hashable`: equal for duplicates. Default: the text itself."""
     label_check: EntryPoint | None = None
@@ -285,6 +293,9 @@ class RewardSpec(_Model):
     @classmethod
     def _from_task(cls, data: Any, info: ValidationInfo) -> Any:
         """The task's functions under the keys that name functions, where the spec does not say otherwise."""
+        listed = data.get("objectives") if isinstance(data, dict) else None
+        if isinstance(listed, list) and all(isinstance(one, dict) and "function" in one for one in listed):
+            data = {"scorer": None, **data}
         if not isinstance(data, dict) or not isinstance(data.get("task"), str) or info.context == CHECKED:
             return data
         try:
@@ -301,6 +312,8 @@ class RewardSpec(_Model):
             return {**found, **given} if isinstance(given, dict) else given
 
         data = of_task(data, **FUNCTIONS)
+        if "group_scorer" in data:
+            data.setdefault("scorer", None)
         data["dataset"] = of_task(data.get("dataset", {}), loader="rows")
         objectives = data.get("objectives")
         if isinstance(objectives, dict) and "ragged" in objectives:
@@ -390,6 +403,29 @@ class RewardSpec(_Model):
             raise ValueError(f"A spec has one candidate format, 'tag', 'fence' or 'separator': {has}.")
         return self
 
+    @model_validator(mode="after")
+    def _one_scorer(self) -> "RewardSpec":
+        named = self.functions
+        given = ["scorer"] * (self.scorer is not None) + ["group_scorer"] * (self.group_scorer is not None)
+        given += ["objectives with a function"] * bool(named)
+        if len(given) > 1:
+            raise ValueError(f"Candidates are scored in one way, and this spec has {' and '.join(given)}.")
+        if named and len(named) < len(self.objective_keys):
+            without = sorted(set(self.objective_keys) - set(named))
+            raise ValueError(f"The objective '{without[0]}' has no function, and others have: name one for each.")
+        return self
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """The functions in trl's signature, by the objectives that they reward; empty where there are none."""
+        listed = self.objectives if isinstance(self.objectives, list) else []
+        return {objective.key: objective.function for objective in listed if objective.function}
+
+    @property
+    def scores(self) -> bool:
+        """Whether the spec itself says how candidates are scored."""
+        return bool(self.scorer or self.group_scorer or self.functions)
+
     @property
     def ragged(self) -> Ragged | None:
         """The objectives' kind, where prompts differ in how many they have."""
@@ -443,6 +479,9 @@ def json_schema() -> dict[str, Any]:
         **schema["properties"],
     }
     needed = schema.pop("required")
-    of_task = ["task", *(key for key in needed if key not in ("scorer", "dataset"))]
+    without = [key for key in needed if key != "scorer"]
+    of_task = ["task", *(key for key in without if key != "dataset")]
+    functions = {"properties": {"objectives": {"type": "array", "items": {"required": ["function"]}}}}
     schema["anyOf"] = [{"required": ["extends", "name"]}, {"required": of_task}, {"required": needed}]
+    schema["anyOf"] += [{"required": [*without, "group_scorer"]}, {"required": without, **functions}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

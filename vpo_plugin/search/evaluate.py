@@ -104,7 +104,14 @@ def score_samples(scoring: Scoring, samples: Sequence[dict[str, Any]], candidate
     """The scores of samples (prompt, input, label as JSON, response), in their order."""
     labels = {text: json.loads(text) for text in {sample["label"] for sample in samples}}
     return scoring.score(
-        Item(s["response"], labels[s["label"]], candidates, f"A response to prompt {s['prompt']}", s["input"])
+        Item(
+            s["response"],
+            labels[s["label"]],
+            candidates,
+            f"A response to prompt {s['prompt']}",
+            s["input"],
+            s["prompt"],
+        )
         for s in samples
     )
 

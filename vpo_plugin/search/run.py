@@ -76,6 +76,11 @@ def run_searches(
         )
     open_prompts = unsolved_prompts(load_spec(settings.spec), unsolved_in)[: settings.prompts] if unsolved_in else None
     spec, rows, made = read_task(settings, open_prompts)
+    if spec.group_scorer:
+        raise ValueError(
+            f"The scorer of {spec.name!r} compares the rollouts of a prompt, and a search scores each as it comes: use "
+            "`vpo evaluate`."
+        )
     made |= {"budget": budget}
     made_procedures = {name: make_procedure(name, openevolve) for name in procedures}
     if "evolution" in made_procedures and openevolve:

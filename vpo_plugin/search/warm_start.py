@@ -121,7 +121,14 @@ def make_sets(
     rng = random.Random(f"warm start {seed}")
     found = [list(dict.fromkeys(filter(None, (single_answer(spec, text) for text in texts)))) for texts in answers]
     items = (
-        Item(write_response(spec, [text]), row["label"], 1, f"An answer to prompt {number}", pack_prompt(row["prompt"]))
+        Item(
+            write_response(spec, [text]),
+            row["label"],
+            1,
+            f"An answer to prompt {number}",
+            pack_prompt(row["prompt"]),
+            number,
+        )
         for number, (row, texts) in enumerate(zip(rows, found, strict=True))
         for text in texts
     )

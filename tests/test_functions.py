@@ -1,0 +1,222 @@
+"""Other forms of scorers: reward functions in trl's signature as objectives, and scorers that compare rollouts."""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import CASES
+from host import importable_host
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_doors import Scripted
+
+from vpo_plugin.cli import main
+from vpo_plugin.openrlhf.settings import VARIABLE, Settings
+from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
+from vpo_plugin.rewards.files import SpecError
+from vpo_plugin.rewards.labels import pack_label, packed_prompt, read_label
+from vpo_plugin.rewards.prompts import pack_prompt, read_prompt
+from vpo_plugin.rewards.response import group_scorer, score_response
+from vpo_plugin.rewards.scoring import Item, Scoring
+from vpo_plugin.rewards.task import read_rows
+from vpo_plugin.search.evaluate import sample_pool
+from vpo_plugin.search.pool import claim_folder, load_pool
+
+RESPONSE = "<answer_1> What 100 </answer_1> <answer_2> Hm. 4 </answer_2>"
+
+
+def rows_of(spec: RewardSpec) -> list[dict[str, Any]]:
+    return sorted([*read_rows(spec, "train", 99, 0), *read_rows(spec, "test", 99, 0)], key=lambda row: row["label"])
+
+
+def expected(row: dict[str, Any]) -> list[list[float]]:
+    return [[float(row["label"] in "What 100"), 1.0], [float(row["label"] in "Hm. 4"), 0.0]]
+
+
+def test_trl_functions_give_the_same_at_each_door(case: Callable[[str], RewardSpec], tmp_path: Path) -> None:
+    spec = case("trl")
+    rows = rows_of(spec)
+    assert any(isinstance(row["prompt"], list) for row in rows) and len(rows) == 9
+    assert not spec.ragged and spec.scorer is None and spec.scores
+    assert any("it scored a dummy response" in found for found in check_spec(spec))
+    lines = [{"response": RESPONSE, "label": row["label"], "candidates": 2, "prompt": row["prompt"]} for row in rows]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["score", "--spec", str(CASES / "trl"), "--input", str(tmp_path / "in.jsonl"), "--workers", "2"]
+    assert main([*command, "--output", str(tmp_path / "out.jsonl"), "--strict"]) == 0
+    scored = [json.loads(line)["matrix"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert scored == [expected(row) for row in rows]
+    made = {"prompts": 9, "rollouts": 1, "candidates": 2, "batch": 9, "seed": 0, "tell_weights": False}
+    claim_folder(tmp_path / "pool", made)
+    asked = [{"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])} for row in rows]
+    sample_pool(Scripted([RESPONSE] * 9), spec, asked, made, tmp_path / "pool")
+    assert load_pool(tmp_path / "pool").reward_matrices[:, 0].tolist() == scored
+    carried = [pack_label(row["label"], pack_prompt(row["prompt"])) for row in rows]
+    again = [score_response(spec, RESPONSE, read_label(spec, c), 2, packed_prompt(c)).matrix.tolist() for c in carried]
+    assert again == scored
+
+
+def test_a_row_without_a_prompt_is_no_row_for_trl_functions(
+    case: Callable[[str], RewardSpec], tmp_path: Path, capsys
+) -> None:
+    case("trl")
+    (tmp_path / "in.jsonl").write_text(json.dumps({"response": RESPONSE, "label": "1", "candidates": 2}))
+    command = ["score", "--spec", str(CASES / "trl"), "--input", str(tmp_path / "in.jsonl")]
+    assert main([*command, "--output", str(tmp_path / "out.jsonl")]) == 1
+    assert "cannot be scored: A row has no 'prompt', which the spec 'trl' needs" in capsys.readouterr().err
+
+
+def test_the_prompt_travels_beside_the_label_in_training(
+    case: Callable[[str], RewardSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = case("trl")
+    run = Settings(str(CASES / "trl" / "spec.yaml"), 2, "raise", tmp_path, on_cpu=True)
+    monkeypatch.setenv(VARIABLE, run.dump())
+    with importable_host():
+        from vpo_plugin.openrlhf.prompts import patch_prompts
+
+        module = SimpleNamespace(preprocess_data=lambda data, template, key, *rest: (data[key], ""))
+        patch_prompts(module)
+        for row in rows_of(spec):
+            asked, label = module.preprocess_data({"q": row["prompt"], "a": row["label"]}, None, "q", "a")
+            assert read_prompt(packed_prompt(label) or "") == row["prompt"] != asked
+            assert read_label(spec, label) == row["label"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (', function: "trl_rewards:echo_reward"', "The objective 'echo' has no function, and others have"),
+        ("rewards:echo_reward", "trl_rewards:no"),
+    ],
+)
+def test_specs_that_mix_forms_are_refused(change: str, sentence: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(str(CASES / "trl"))
+    text = (CASES / "trl" / "spec.yaml").read_text()
+    text = text.replace(change, "" if change.startswith(",") else "rewards:no")
+    (tmp_path / "spec.yaml").write_text(text + ("scorer: null\n" if change.startswith(",") else ""))
+    with pytest.raises(SpecError, match=re.escape(sentence) if change.startswith(",") else "no callable 'no'"):
+        load_spec(tmp_path)
+    both = (CASES / "trl" / "spec.yaml").read_text() + 'scorer: "trl_rewards:accuracy_reward"\n'
+    (tmp_path / "spec.yaml").write_text(both)
+    with pytest.raises(SpecError, match="scored in one way, and this spec has scorer and objectives with a function"):
+        load_spec(tmp_path)
+
+
+@pytest.mark.parametrize("returned", [None, 1.0, [1.0], "11", [1.0, None], [1.0, 2.0]])
+def test_what_a_function_returns_is_checked(returned: Any, case: Callable[[str], RewardSpec], monkeypatch: Any) -> None:
+    spec = case("trl")
+    import trl_rewards
+
+    monkeypatch.setattr(trl_rewards, "accuracy_reward", lambda **given: returned)
+    with pytest.raises(ValueError, match="objective 'accuracy'"):
+        score_response(spec, RESPONSE, "4", 2, "What?")
+
+
+# ------------------------------------------------------------------------------------------------ groups
+
+TEXTS = st.lists(st.sampled_from(["a", "bb", "bb", "ccc", ""]), min_size=2, max_size=2)
+
+
+def written(texts: list[str]) -> str:
+    return " ".join(f"<answer_{s}> {text} </answer_{s}>" for s, text in enumerate(texts, start=1) if text)
+
+
+@settings(deadline=None)
+@given(st.lists(TEXTS, min_size=1, max_size=4))
+def test_a_group_is_scored_as_its_function_says(groups: list[list[str]]) -> None:
+    spec = load_spec(CASES / "pairwise")
+    scored = group_scorer(spec)([written(texts) for texts in groups], {"x": 0}, 2)
+    distinct = [[t if t and t not in texts[:i] else None for i, t in enumerate(texts)] for texts in groups]
+    every = [text for texts in distinct for text in texts if text]
+    for texts, one in zip(distinct, scored, strict=True):
+        for text, row in zip(texts, one.matrix.tolist(), strict=True):
+            longer = sum(len(other) < len(text) for other in every) / max(len(every) - 1, 1) if text else 0
+            assert row == pytest.approx([longer, float(every.count(text) == 1) if text else 0])
+
+
+GROUP = [written(texts) for texts in (["a", "bb"], ["ccc", "bb"], ["", "ccc"])]
+MATRICES = [[[0, 1], [0.25, 0]], [[0.75, 0], [0.25, 0]], [[0, 0], [0.75, 0]]]
+
+
+def test_groups_meet_at_each_door(case: Callable[[str], RewardSpec], tmp_path: Path, capsys: Any) -> None:
+    spec = case("pairwise")
+    assert check_spec(spec)
+    lines = [{"response": text, "label": {"x": 0}, "candidates": 2, "group": n} for n in (1, 2) for text in GROUP]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"response": "x"}]))
+    command = ["score", "--spec", str(CASES / "pairwise"), "--input", str(tmp_path / "in.jsonl")]
+    assert main([*command, "--output", str(tmp_path / "out.jsonl")]) == 0
+    *scored, bad = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["matrix"] for row in scored] == MATRICES * 2 and "Line 7" in bad["error"]
+    made = {"prompts": 2, "rollouts": 3, "candidates": 2, "batch": 2, "seed": 0, "tell_weights": False}
+    claim_folder(tmp_path / "pool", made)
+    rows = [{"input": f"p {i}", "label": "{}"} for i in range(2)]
+    sample_pool(Scripted(GROUP * 2), spec, rows, made, tmp_path / "pool")
+    assert load_pool(tmp_path / "pool").reward_matrices.tolist() == [MATRICES, MATRICES]
+    asked = ["search", "--model", "m", "--url", "http://localhost:9", "--spec", str(CASES / "pairwise")]
+    assert main([*asked, "--budget", "2", "--output", str(tmp_path / "search")]) == 1
+    assert "compares the rollouts of a prompt, and a search scores each as it comes" in capsys.readouterr().err
+
+
+@pytest.fixture
+def engine_host() -> Iterator[None]:
+    with importable_host():
+        yield
+
+
+def test_the_rollouts_of_a_prompt_meet_in_the_host_s_actor(
+    case: Callable[[str], RewardSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine_host: None,
+) -> None:
+    """As the host starts them: all samples of a prompt at once, with one object of parameters."""
+    spec = case("pairwise")
+    path = str(CASES / "pairwise" / "spec.yaml")
+    run = Settings(path, 2, "raise", tmp_path, on_cpu=True, spec_data=spec.model_dump(mode="json"))
+    monkeypatch.setenv(VARIABLE, run.dump())
+    from vpo_plugin.openrlhf.agent import AgentExecutor
+    from vpo_plugin.openrlhf.matrices import INFO_KEY
+
+    class Writer:
+        async def execute(self, prompt: str, sampling_params: Any, llm_engine: Any, **more: Any) -> dict[str, Any]:
+            number = sampling_params["started"]
+            sampling_params["started"] += 1
+            await asyncio.sleep(0.01 * (3 - number))  # the last one is first to be written
+            llm_engine.texts[(number,)] = GROUP[number]
+            return {"action_ranges": [(0, 1)], "observation_tokens": [number], "extra_logs": {}}
+
+    async def prompts() -> list[Any]:
+        executor = AgentExecutor()
+        executor.writer = Writer()  # type: ignore[assignment]
+
+        async def generate_responses() -> list[Any]:
+            parameters = {"started": 0}
+            more = {"sampling_params": parameters, "hf_tokenizer": None, "llm_engine": None}
+            return await asyncio.gather(*[executor.execute(prompt="p", label=pack_label({}), **more) for _ in range(3)])
+
+        try:
+            return await asyncio.gather(generate_responses(), generate_responses())  # the same prompt twice
+        finally:
+            assert executor.scoring is not None and not executor.groups
+            executor.scoring.close()
+
+    for group in asyncio.run(prompts()):
+        assert [output["extra_logs"][INFO_KEY][2:] for output in group] == [
+            pytest.approx([value for row in matrix for value in row]) for matrix in MATRICES
+        ]
+
+
+def test_a_failing_group_counts_each_of_its_responses(case: Callable[[str], RewardSpec]) -> None:
+    spec = case("pairwise")
+    items = [Item(text, {"x": 0}, 2, f"Response {n}", None, 7) for n, text in enumerate(GROUP)]
+    broken = spec.model_copy(update={"group_scorer": "math:gcd"})
+    with Scoring(broken, on_error="zero") as scoring:
+        assert [scored.matrix.tolist() for scored in scoring.score(items)] == [[[0, 0], [0, 0]]] * 3
+        assert scoring.zeros == 3
