@@ -112,9 +112,7 @@ def test_specs_that_mix_forms_are_refused(change: str, sentence: str, tmp_path: 
 @pytest.mark.parametrize("returned", [None, 1.0, [1.0], "11", [1.0, None], [1.0, 2.0]])
 def test_what_a_function_returns_is_checked(returned: Any, case: Callable[[str], RewardSpec], monkeypatch: Any) -> None:
     spec = case("trl")
-    import trl_rewards
-
-    monkeypatch.setattr(trl_rewards, "accuracy_reward", lambda **given: returned)
+    monkeypatch.setattr("trl_rewards.accuracy_reward", lambda **given: returned)
     with pytest.raises(ValueError, match="objective 'accuracy'"):
         score_response(spec, RESPONSE, "4", 2, "What?")
 
