@@ -16,6 +16,7 @@ import httpx
 from prefect import get_client, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 
 from flows.hooks import as_url, show_picture
@@ -31,6 +32,7 @@ from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.files import spec_files
 
 PROGRESS_SECONDS = 10.0
+DRAW_SECONDS = 60.0
 # Flags that say where things are and how often they are saved: a training with others of these is the same training.
 PLACES = (
     "vpo.spec",
@@ -183,6 +185,7 @@ class TrainingProgress:
         self.logger = get_run_logger()
         self.artifact = create_progress_artifact(0.0, description=f"Training with {method}")
         self.plot: UUID | None = None
+        self.drawn_at = 0.0
         self.read = log.stat().st_size if log.exists() else 0
         self.shown, self.shown_at = 0, time.monotonic()
 
@@ -203,11 +206,13 @@ class TrainingProgress:
         self.logger.info(said)
         try:
             update_progress_artifact(self.artifact, 100.0 * len(done) / self.steps)
-            self._draw()
-        except httpx.HTTPError as error:
-            self.logger.warning("Prefect's server does not answer (%s). The training continues.", error)
+            if self.plot is None or len(done) == self.steps or time.monotonic() - self.drawn_at >= DRAW_SECONDS:
+                self._draw()
+        except (httpx.HTTPError, ObjectNotFound) as error:
+            self.logger.warning("Prefect's server does not take the progress (%s). The training continues.", error)
 
     def _draw(self) -> None:
+        self.drawn_at = time.monotonic()
         curve = live({self.method: training_curve(self.log_dir)})
         if self.plot is None:
             key = re.sub(r"[^a-z0-9]+", "-", f"training-{self.method}".lower())

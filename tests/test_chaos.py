@@ -148,7 +148,7 @@ class Chaos:
     def victims(self, victim: str, command: subprocess.Popen[bytes]) -> list[psutil.Process]:
         if victim == "flow":
             return [psutil.Process(command.pid)] if command.poll() is None else []
-        return [process for line, process in self.processes() if re.match(VICTIMS[victim], line)]
+        return [process for line, process in self.processes() if re.match(VICTIMS[victim], line, re.DOTALL)]
 
     def has_come(self, moment: str) -> bool:
         pattern = {
@@ -175,7 +175,7 @@ class Chaos:
             if command.poll() is not None:
                 return False
             assert time.monotonic() < deadline, (victim, moment, [line for line, _ in self.processes()])
-            time.sleep(0.1)
+            time.sleep(0.3)
         time.sleep(chance.uniform(0, 8 if moment == "started" else 1.5))
         return True
 
