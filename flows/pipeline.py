@@ -39,6 +39,7 @@ from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import provenance
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 from vpo_plugin.rewards.labels import pack_label
+from vpo_plugin.rewards.scoring import Scoring
 from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.warm_start import READABLE
 
@@ -76,8 +77,8 @@ def check_specification(settings: PipelineSettings) -> RewardSpec:
     spec = load_spec(settings.spec)
     check_settings(settings, spec)
     settings.folder.mkdir(parents=True, exist_ok=True)
-    with timed():
-        for finding in check_spec(spec):
+    with timed(), Scoring(spec, on_error=settings.on_scorer_error) as scoring:
+        for finding in [*check_spec(spec, scoring), *filter(None, [scoring.summary()])]:
             get_run_logger().info(finding)
     write(settings.folder / "run.json", json.dumps({"spec": spec.name}))
     return spec
@@ -171,6 +172,7 @@ def evaluate(
         *("--temperature", str(temperature)),
         *("--seed", str(settings.seed)),
         *(["--tell_weights"] if tells_weights(name) else []),
+        *(["--on_scorer_error", "zero"] if settings.on_scorer_error == "zero" else []),
         *(["--chat_template_kwargs", json.dumps(options)] if (options := settings.chat_template_kwargs) else []),
     ]
     inputs = {

@@ -50,6 +50,12 @@ Spec = Annotated[str, _choices(list(spec_files()))]
 Model = Annotated[str, _choices([TINY, SMOLLM2])]
 
 
+OnScorerError = Literal["raise", "zero"]
+SCORER_ERROR: Any = Field(
+    "raise", description="A response whose scorer fails: stop (raise), or score zero and count it (zero)."
+)
+
+
 class RunSettings(BaseModel):
     """What every flow needs to know."""
 
@@ -120,6 +126,7 @@ class TrainSettings(DataSettings):
         description="Ray cluster to train on: the address of its dashboard (http://HOST:8265), or a Prefect block "
         "(ray-cluster/NAME). None starts a private Ray on this machine.",
     )
+    on_scorer_error: OnScorerError = SCORER_ERROR
     host_flags: list[str] = Field(
         [], description="Further flags of openrlhf.cli.train_ppo_ray; they win over the above."
     )
@@ -199,6 +206,7 @@ class SearchSettings(RunSettings):
     )
     temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
     eval_candidates: int = Field(30, ge=1, description="Candidates for each held-out prompt, the same for each policy.")
+    on_scorer_error: OnScorerError = SCORER_ERROR
 
     @model_validator(mode="after")
     def _fits(self) -> "SearchSettings":

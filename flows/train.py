@@ -144,6 +144,8 @@ def training_flags(
         "ckpt.save_steps": settings.save_steps or max(1, settings.steps // 10),
         "ckpt.load_enable": True,
     }
+    if settings.on_scorer_error == "zero":
+        flags["vpo.on_scorer_error"] = "zero"
     if settings.kl_loss:
         flags["algo.kl.use_loss"] = True
     if tokenizer.chat_template:

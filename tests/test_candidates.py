@@ -338,3 +338,10 @@ def test_work_grows_with_the_length_and_no_faster(piece: str) -> None:
 def test_a_megabyte_is_read(parse, megabyte: str) -> None:
     """Patterns that go back over a text would not end."""
     assert len(parse(answer_of(megabyte), 100_000)) == 100_000
+
+
+@pytest.mark.parametrize("said", ["Output:", "**Output**", "This prints:", "It returns:\n", "> Result:"])
+def test_an_output_takes_no_program_s_place_where_no_block_names_a_language(said: str) -> None:
+    response = f"```\nprint(1)\n```\n{said}\n```\n1\n```\nOr:\n```\nprint(2)\n```\n"
+    assert parse_fenced(response, "python", 3) == ["print(1)", "print(2)", None]
+    assert parse_fenced(f"{said}\n```\nprint(1)\n```\n", "python", 1) == ["print(1)"]

@@ -21,12 +21,16 @@ from flows.pipeline import write_prompts
 from vpo_plugin.cli import main
 from vpo_plugin.openrlhf.scorer import start_scoring
 from vpo_plugin.openrlhf.settings import Settings, load_settings
+from vpo_plugin.provenance import provenance
+from vpo_plugin.report.tables import format_table
+from vpo_plugin.report.write import write_report
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 from vpo_plugin.rewards.labels import MARK, pack_label, read_label
 from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.score_file import score_file
 from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.task import read_rows
+from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.evaluate import sample_pool
 from vpo_plugin.search.policy import Request, Response
 from vpo_plugin.search.pool import claim_folder, load_pool, load_prompts
@@ -249,3 +253,39 @@ def test_what_the_pipeline_writes_is_read_by_training_and_evaluation(
     assert load_prompts(spec, tmp_path / "data") == expected
     carried = [read_label(spec, row["label"]) for row in load_from_disk(tmp_path / "data")]
     assert carried == [row["label"] for row in rows]
+
+
+class Chance:
+    """A policy that writes one bad response in 100, the same ones for the same seed."""
+
+    asked = 0
+
+    def generate(self, requests: Any, seed: int) -> list[list[Response]]:
+        chance = random.Random(seed)
+        self.asked += sum(request.samples for request in requests)
+        return [
+            [Response("<s_1> a=b </s_1>" if chance.random() > 0.01 else "<s_1> ab </s_1>", 5) for _ in range(q.samples)]
+            for q in requests
+        ]
+
+
+def test_one_bad_response_does_not_end_an_evaluation_for_good(
+    case: Callable[[str], RewardSpec], tmp_path: Path
+) -> None:
+    """The batch is seeded, so it would fail again; `zero` goes on, and says what it did in the table and the report."""
+    spec, policy = case("onebad"), Chance()
+    made = {"prompts": 64, "rollouts": 8, "candidates": 2, "batch": 32, "seed": 0, "tell_weights": False}
+    rows = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(spec, "test", 64, 0)]
+    claim_folder(tmp_path / "pool", made)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"A response to prompt \d+: the scorer of the spec 'onebad' failed"):
+            sample_pool(policy, spec, rows, made, tmp_path / "pool")
+    sample_pool(policy, spec, rows, made, tmp_path / "pool", "zero")
+    pool = load_pool(tmp_path / "pool")
+    failed = sum(response["error"] is not None for response in pool.responses)
+    assert 1 <= failed <= 20 and pool.reward_matrices.shape == (64, 8, 2, 2)
+    results = Comparison({("p", 0): pool}, spec, rows).results()
+    sentence = f"{failed} responses of p scored zero because the scorer failed."
+    assert results["policies"][0]["scorer_failures"] == failed and sentence in format_table(results)
+    write_report(results | {"title": "t", "training": []} | provenance("vpo"), tmp_path / "report")
+    assert sentence in (tmp_path / "report" / "report.html").read_text()

@@ -26,6 +26,7 @@ from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.evaluate import sample_pool
 from vpo_plugin.search.pool import claim_folder, load_pool
+from vpo_plugin.search.trial import findings
 
 RESPONSE = "<answer_1> What 100 </answer_1> <answer_2> Hm. 4 </answer_2>"
 
@@ -218,3 +219,19 @@ def test_a_failing_group_counts_each_of_its_responses(case: Callable[[str], Rewa
     with Scoring(broken, on_error="zero") as scoring:
         assert [scored.matrix.tolist() for scored in scoring.score(items)] == [[[0, 0], [0, 0]]] * 3
         assert scoring.zeros == 3
+
+
+# ------------------------------------------------------------------------------------------------ a policy is tried
+
+
+def test_what_a_few_responses_of_a_policy_say(case: Callable[[str], RewardSpec]) -> None:
+    spec = case("unsafe")
+    rows = [{"input": "p0", "label": json.dumps({"x": 0})}] * 4
+    good = [f"<answer_1> {'UP ' * n} </answer_1> <answer_2> DOWN {'UP ' * n} </answer_2>" for n in range(1, 5)]
+    with Scoring(spec) as scoring:
+        read, *rest = findings(Scripted(good), spec, scoring, rows, "m")
+        assert read == "Of the 32 candidates that 16 responses of m should hold, 32 can be read."
+        assert not any("warm_start" in line for line in rest) and rest[0].startswith("16 responses, ")
+        read, advice, *_ = findings(Scripted([*good[:1], "Go up.", "", "UP"]), spec, scoring, rows, "m")
+        assert "8 can be read" in read
+        assert f"vpo warm_start --spec {spec.name} --model m" in advice

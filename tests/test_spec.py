@@ -23,7 +23,7 @@ from vpo_plugin.rewards.files import spec_files
 from vpo_plugin.rewards.formats import parse, render_prompt, start_response, write_response
 from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.scoring import Scoring
-from vpo_plugin.rewards.skeleton import skeleton_files
+from vpo_plugin.rewards.skeleton import new_spec, skeleton_files
 from vpo_plugin.rewards.spec import json_schema
 from vpo_plugin.rewards.task import best_reward, check_label, known_answers, pareto_front, read_rows
 from vpo_plugin.rewards.weights import parse_weights
@@ -589,3 +589,25 @@ def test_the_example_of_the_readme_is_what_a_new_spec_is(tmp_path: Path) -> None
     assert scored.matrix[0, :2].tolist() == [1, 1] and scored.reward > 0.8
     sys.path.remove(str(home.resolve()))
     sys.modules.pop("facts", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]",
+        "<<: &x {<<: *x}",
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b, *b]",
+        "limits: {a: &a 1, b: *a}",
+    ],
+)
+def test_aliases_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(text)
+    with pytest.raises(SpecError, match=r"spec\.yaml:\d: This is not YAML: it has the alias '\*\w', and"):
+        load_spec(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["math", "json", "vpo_plugin", "numpy"])
+def test_a_new_spec_takes_no_module_s_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=rf"'{name}' is a module that Python finds in .*: choose another name"):
+        new_spec(name, tmp_path, "schema.json")
+    assert not (tmp_path / name).exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,9 @@ class Check(Command):
         None, description="File, folder, URL or hub id instead of the specification's own dataset."
     )
     scores: Path | None = Field(None, description="Matrices that `vpo score` wrote: measure whether VPO can help.")
+    model: str | None = Field(
+        None, description="Policy: sample 16 responses of it, and say whether they can be read and what they are worth."
+    )
     tokenizer: str | None = Field(None, description="Model folder or hub id whose tokenizer counts the tokens.")
     on_scorer_error: Literal["raise", "zero"] = Field(
         "raise", description="A response whose scorer fails: an error (raise), or zero, counted."
@@ -104,6 +108,13 @@ def check(arguments: list[str]) -> int:
         spec = _with_source(spec, str(sample))
     with Scoring(spec, on_error=settings.on_scorer_error) as scoring:
         findings = check_spec(spec, scoring) + measure_spec(spec, scoring, tokens)
+        if settings.model:
+            from vpo_plugin.models import check_policy, resolve_policy
+            from vpo_plugin.search.trial import try_model
+
+            check_policy(settings.model)
+            with tempfile.TemporaryDirectory() as cache:
+                findings += try_model(spec, scoring, resolve_policy(settings.model, Path(cache)))
     if settings.scores is not None:
         findings += measure_disagreement(spec, list(read_matrices(settings.scores, spec)))
     print("\n".join([*findings, *filter(None, [scoring.summary()])]))

@@ -48,7 +48,12 @@ def number(value: float | None, decimals: int = 3) -> str:
 
 def format_table(results: Results) -> str:
     """The headline measures of all policies and the ceiling, and the differences in words."""
-    return "\n".join([text_table(*headline(results)), *map(say_difference, results["differences"])])
+    failed = [
+        f"{policy['scorer_failures']} responses of {policy['name']} scored zero because the scorer failed."
+        for policy in results["policies"]
+        if policy.get("scorer_failures")
+    ]
+    return "\n".join([text_table(*headline(results)), *failed, *map(say_difference, results["differences"])])
 
 
 def headline(results: Results) -> tuple[list[str], list[list[str]]]:

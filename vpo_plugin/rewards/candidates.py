@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from markdown_it.rules_block import StateBlock
     from markdown_it.token import Token
 
+_OUTPUT = re.compile(r"\b(outputs?|prints?|printed|stdout|results?|returns?)\b[^.!?\w]*$", re.ASCII | re.IGNORECASE)
 _THINK = re.compile(r"<(/?)think>", re.ASCII | re.IGNORECASE)
 
 
@@ -74,13 +75,19 @@ def parse_fenced(response: str, language: str, candidates: int) -> list[str | No
     """Candidate s is the s-th code block in the `language`, as CommonMark reads fences, after other text in a line too.
 
     Names of languages are those of Pygments (`py`, `Python3`), what follows a colon is a file's name. Blocks that name
-    no language count where no block names one. A block that is not closed is no candidate. ValueError if `candidates`
-    is below 1.
+    no language count where no block names one, but for those that the words before them call output. A block that is
+    not closed is no candidate. ValueError if `candidates` is below 1.
     """
     slots = _slots(candidates)
-    blocks = [(_language(token.info), token.content.strip()) for token in _fences(response) if _is_closed(token)]
-    names = _names(language.lower()) if any(name for name, _ in blocks) else {""}
-    found = [text for name, text in blocks if name in names][:candidates]
+    tokens = [token for token in _fences(response) if _is_closed(token)]
+    blocks = [(_language(token.info), token.content.strip()) for token in tokens]
+    if any(name for name, _ in blocks):
+        names = _names(language.lower())
+        found = [text for name, text in blocks if name in names][:candidates]
+    else:
+        lines = re.sub(r"\r\n?", "\n", response).split("\n")
+        programs = [token for token in tokens if token is tokens[0] or not _is_output(token, lines)]
+        found = [token.content.strip() for token in programs][:candidates]
     slots[: len(found)] = found
     return slots
 
@@ -94,6 +101,17 @@ def _fences(text: str) -> "list[Token]":
 def _is_closed(token: "Token") -> bool:
     assert token.map
     return token.map[1] - token.map[0] == token.content.count("\n") + 2
+
+
+def _is_output(token: "Token", lines: list[str]) -> bool:
+    """Whether what stands before a block, on its line or the last one with words, says that it is what is printed."""
+    assert token.map
+    at = token.map[0]
+    said = lines[at].partition("```")[0].strip(" \t>*-")
+    while not said and at > 0:
+        at -= 1
+        said = lines[at].strip()
+    return bool(_OUTPUT.search(said))
 
 
 def _language(info: str) -> str:

@@ -120,8 +120,8 @@ def _read(file: Path) -> list[_Source]:
     while True:
         text = _text(file)
         try:
-            tree = yaml.compose(text, Loader=yaml.SafeLoader)
-            data = yaml.safe_load(text)
+            tree = yaml.compose(text, Loader=_Loader)
+            data = yaml.load(text, Loader=_Loader)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or str(error)
@@ -140,6 +140,17 @@ def _read(file: Path) -> list[_Source]:
             raise SpecError(f"{chain[-1].file}:{line}: {error}") from error
         if any(file.resolve() == source.file.resolve() for source in chain):
             raise SpecError(f"{chain[-1].file}:{line}: The spec extends itself, by way of {file}.")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, which make a few lines endless, or as large as one likes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            problem = f"it has the alias '*{event.anchor}', and a spec has none: write it out, or use `extends`"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
 
 def _text(file: Path) -> str:

@@ -1,5 +1,6 @@
 """What `vpo spec new` writes: a small task that works, to be changed into one's own."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -82,13 +83,21 @@ def skeleton_files(name: str, schema: str) -> dict[str, str]:
     }
 
 
+def _module_file(name: str) -> str | None:
+    """Where Python finds a module of this name already."""
+    found = importlib.util.find_spec(name)
+    return None if found is None else str(found.origin or [*(found.submodule_search_locations or [])])
+
+
 def new_spec(name: str, folder: Path, schema: str) -> list[Path]:
     """Write a working spec into `folder / name` and return its files.
 
-    Raises SpecError if the name is no Python module name, or the folder exists.
+    Raises SpecError if the name is no Python module name, or another module's, or the folder exists.
     """
     if not (name.isidentifier() and name.isascii() and name.islower()):
         raise SpecError(f"'{name}' names a Python module too: use lower-case letters, digits and underscores.")
+    if (found := _module_file(name)) is not None:
+        raise SpecError(f"'{name}' is a module that Python finds in {found}: choose another name.")
     home = folder / name
     if home.exists():
         raise SpecError(f"{home} exists already: choose another name or --folder.")

@@ -1,0 +1,55 @@
+"""A few responses of a policy to a spec's prompts: can their candidates be read, and do the objectives disagree?"""
+
+import json
+from typing import Any
+
+from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.collinear import measure_disagreement
+from vpo_plugin.rewards.prompts import pack_prompt
+from vpo_plugin.rewards.scoring import Scoring
+from vpo_plugin.rewards.task import read_rows
+from vpo_plugin.search.evaluate import make_policy, score_samples
+from vpo_plugin.search.policy import Policy, Request
+from vpo_plugin.search.pool import full_prompt
+from vpo_plugin.search.settings import PolicySettings
+
+PROMPTS, RESPONSES = 4, 4
+ENOUGH = 0.5  # share of candidates that can be read from which training can begin
+
+
+def try_model(spec: RewardSpec, scoring: Scoring, model: str) -> list[str]:
+    """What 16 responses of a model to the first prompts for training are like, a sentence each.
+
+    Raises ValueError for a chat without a chat template, a prompt without room for a response, or no such model.
+    """
+    rows = [
+        {"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])}
+        for row in read_rows(spec, "train", PROMPTS, seed=0)
+    ]
+    made = {
+        "candidates": spec.candidates,
+        "max_new_tokens": spec.candidates * spec.limits.tokens_per_candidate,
+        "temperature": 1.0,
+    }
+    policy = make_policy(PolicySettings(model=model, spec=spec.name), spec, rows, made)
+    return findings(policy, spec, scoring, rows, model)
+
+
+def findings(policy: Policy, spec: RewardSpec, scoring: Scoring, rows: list[dict[str, Any]], model: str) -> list[str]:
+    """The same for a policy that is there, and prompts as a pool has them."""
+    m = spec.candidates
+    requests = [Request(full_prompt(spec, row["input"], m), RESPONSES) for row in rows]
+    samples = [
+        {"prompt": number, **row, "response": response.text}
+        for number, (row, responses) in enumerate(zip(rows, policy.generate(requests, seed=0), strict=True))
+        for response in responses
+    ]
+    scored = list(score_samples(scoring, samples, m))
+    asked, read = len(scored) * m, sum(one.parsed for one in scored)
+    found = [f"Of the {asked} candidates that {len(scored)} responses of {model} should hold, {read} can be read."]
+    if read < ENOUGH * asked:
+        found.append(
+            "That is fewer than half: what cannot be read earns nothing. Teach the policy the format first: "
+            f"`vpo warm_start --spec {spec.name} --model {model} --output FOLDER`."
+        )
+    return found + measure_disagreement(spec, [one.matrix.astype(float) for one in scored])
