@@ -1,0 +1,97 @@
+"""Any task of reasoning-gym (https://github.com/open-thought/reasoning-gym): generated puzzles and their checkers.
+
+A label names a puzzle by task, seed and index, and the puzzle is generated again where it is scored: what it holds
+beside its question is not always what JSON gives back. Some checkers evaluate an answer as an expression of sympy,
+which runs any Python: such an answer counts only if it is a formula and nothing else.
+"""
+
+import functools
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from reasoning_gym import create_dataset
+from reasoning_gym.factory import DATASETS
+
+APART = 10**7  # between the seeds of splits: a task's puzzle i has the seed plus i
+LONGEST = 200  # characters of an answer from which on nothing is left for being brief
+EVALUATES = re.compile(r"(?<![\w.])(?:parse_expr|sympify|eval|exec)\(")
+NAMES = re.compile(
+    r"[^\W\d]|abs|exp|ln|log|pi|sqrt|sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|True|False|and|or|not"
+)
+
+
+def rows(
+    split: str, num_rows: int, seed: int, *, task: str, config: dict[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Puzzles of a task, with its own settings in `config`, as `{"prompt", "label"}`. Splits have seeds of their own.
+
+    Raises ValueError if there is no such task.
+    """
+    if task not in DATASETS:
+        raise ValueError(f"reasoning-gym has no task '{task}'; it has {', '.join(sorted(DATASETS))}.")
+    of_split = (2 * seed + (split == "test")) * APART
+    label = {"task": task, "config": config or {}, "seed": of_split, "size": num_rows}
+    for index in range(num_rows):
+        numbered = {**label, "index": index}
+        yield {"prompt": puzzle(json.dumps(numbered))["question"], "label": numbered}
+
+
+def score(candidate: str, label: dict[str, Any]) -> list[float]:
+    """What the task's own checker gives, and how brief the answer is where that is more than nothing."""
+    solved = checked(candidate, label)
+    return [solved, max(0.0, 1 - len(candidate) / LONGEST) if solved > 0 else 0.0]
+
+
+def answers(label: dict[str, Any]) -> list[tuple[str, list[float]]]:
+    """The task's own answer, where its checker takes it."""
+    answer = puzzle(json.dumps(label))["answer"]
+    found = [(str(answer), score(str(answer), label))] if answer else []
+    return [(text, rewards) for text, rewards in found if rewards[0] == 1]
+
+
+def checked_reward(completions: Sequence[Any], label: Sequence[dict[str, Any]], **columns: Any) -> list[float]:
+    """The checker as a function in trl's signature, an objective beside others."""
+    texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
+    return [checked(text, one) for text, one in zip(texts, label, strict=True)]
+
+
+def checked(candidate: str, label: dict[str, Any]) -> float:
+    """The score of an answer by the task's checker, 0 to 1."""
+    if evaluates(label["task"]) and not is_expression(candidate):
+        return 0.0
+    named = json.dumps(label)
+    return float(min(max(_dataset(named).score_answer(candidate, puzzle(named)), 0.0), 1.0))
+
+
+@functools.cache
+def evaluates(task: str) -> bool:
+    """Whether the module of a task evaluates text as Python."""
+    return bool(EVALUATES.search(inspect.getsource(sys.modules[DATASETS[task][0].__module__])))
+
+
+def is_expression(text: str) -> bool:
+    """Whether a text is a formula alone: numbers, operators, single letters and common functions."""
+    names = re.findall(r"[^\W\d]\w*", text)
+    attribute = re.search(r"[\w)\]]\s*\.\s*[^\W\d]", text)
+    return not (attribute or re.search(r"['\"\\`@:;\[\]{}]", text) or not all(map(NAMES.fullmatch, names)))
+
+
+@functools.lru_cache(maxsize=4096)
+def puzzle(label: str) -> dict[str, Any]:
+    """The puzzle that a label, as JSON, names."""
+    found: dict[str, Any] = _dataset(label)[json.loads(label)["index"]]
+    return found
+
+
+def _dataset(label: str) -> Any:
+    named = json.loads(label)
+    return _made(named["task"], json.dumps(named["config"]), named["seed"], named["size"])
+
+
+@functools.lru_cache(maxsize=8)
+def _made(task: str, config: str, seed: int, size: int) -> Any:
+    return create_dataset(task, size=size, seed=seed, **json.loads(config))
