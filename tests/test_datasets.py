@@ -1,5 +1,6 @@
 """Datasets as people have them, read alike at every door: the files of tests/cases/datasets, folders, chats."""
 
+import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -227,3 +228,31 @@ def test_what_datasets_reads_of_a_chat_with_parts_is_what_was_written(spec: Any,
     assert read_prompt(row["input"]) == chat
     assert shown_prompt(row["input"]) == "user: [image] p"
     assert host_reads(tmp_path / "chat.parquet")[0]["input"] != chat  # it has nulls beside
+
+
+LINE = '{"response": "<s_1> a </s_1>", "label": {"x": 1}, "candidates": 1}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"{LINE}\r\n{LINE}\r\n".encode(),
+        f"\ufeff{LINE}\n{LINE}".encode(),
+        f"{LINE}\n\n   \n{LINE}\n\n".encode(),
+        f"[\n {LINE},\n {LINE}\n]".encode(),
+        gzip.compress(f"{LINE}\n{LINE}\n".encode()),
+    ],
+)
+def test_responses_to_score_are_read_however_they_are_written(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(content)
+    assert [row for _, _, row in read_records(tmp_path / "in.jsonl")] == [json.loads(LINE)] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(f"{LINE}\n".encode("utf-16"), "is UTF-16, not UTF-8: convert it"), (b" \n", "holds no rows"), (b"[1", "is none")],
+)
+def test_responses_that_cannot_be_read_are_one_sentence(content: bytes, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        list(read_records(tmp_path / "in.jsonl"))
