@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.." || exit
 python=${PYTHON:-python}
 
 echo "== device and versions"
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | head -4
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || echo "no NVIDIA device"
 "$python" - <<'END'
 import importlib.metadata
 import platform

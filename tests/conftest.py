@@ -108,13 +108,13 @@ class Training:
             *flags,
         ]
 
-    def start(self, *flags: str) -> subprocess.Popen[str]:
+    def start(self, *flags: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.command(*flags),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, MARK: self.mark},
+            env={**os.environ, MARK: self.mark, **environment},
         )
 
     def run(self, *flags: str, timeout: float = 300) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""A reward server as OpenRLHF asks one: it answers what the `reward_func` of a Python file returns."""
+"""A reward server as OpenRLHF asks one: it answers what the `reward_func` of a Python file returns. A spec for it."""
 
 import json
 import runpy
@@ -7,6 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+NAMES_ONLY = """
+name: moves
+description: shares of the moves
+objectives:
+  - {key: up, description: share of UP}
+  - {key: down, description: share of DOWN}
+  - {key: left, description: share of LEFT}
+  - {key: right, description: share of RIGHT}
+candidates: 1
+tag: route
+prompt: {single: null, multi: "Write {candidates} in <route_1>."}
+scorer: null
+dataset: null
+limits: {response_chars: 1000, tokens_per_candidate: 20}
+"""
+"""What a user writes whose own code gives the rewards."""
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def test_a_training_of_the_doctor() -> None:
     said = result.stdout.partition("training\n")[2]
     assert result.returncode == 0, result.stdout + result.stderr
     for part in (
-        "2 steps on the CPU in ",
+        "2 steps on the CPU took ",
         "the engines got the new weights after each step",
         "the advantages on the tokens are those of the reward matrices",
         "it resumed from the checkpoint of step 2 and trained on",

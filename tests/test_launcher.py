@@ -14,6 +14,7 @@ import pytest
 from conftest import SPEC, Training, write_prompts
 from datasets import Dataset, DatasetDict
 from host import host_parser, importable_host
+from reward_server import NAMES_ONLY
 
 from vpo_plugin.openrlhf import cpu, launcher
 from vpo_plugin.openrlhf.checks import find_remarks
@@ -222,6 +223,15 @@ def test_unknown_estimator(refusal: Callable[..., str], flag: str) -> None:
 def test_refused_flags(refusal: Callable[..., str], training: Training, flags: list[str], sentence: str) -> None:
     assert sentence in refusal(*flags)
     assert not training.output.exists()
+
+
+def test_spec_that_only_names_the_objectives(refusal: Callable[..., str], training: Training, tmp_path: Path) -> None:
+    """It needs a reward function or an agent, and no labels that its scorer could read."""
+    (tmp_path / "spec.yaml").write_text(NAMES_ONLY)
+    flags = ["--vpo.spec", str(tmp_path), "--vpo.candidates", "1", "--data.label_key", "input"]
+    assert f"--vpo.spec {tmp_path} has no scorer: name the function" in refusal(*flags)
+    for own in (["--reward.remote_url", "http://localhost"], ["--train.agent_func_path", __file__]):
+        check(training, *flags, *own)
 
 
 def test_all_mistakes_at_once(training: Training, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,8 @@ def check_training() -> Iterator[Outcome]:
         inside = sum(step.get("timing/step_total", 0.0) for step in steps)
         yield (
             "ok",
-            f"{len(steps)} steps on {'the CPU' if on_cpu else 'CUDA'} in {seconds:.0f} s, {inside:.0f} of them steps",
+            f"{len(steps)} steps on {'the CPU' if on_cpu else 'CUDA'} took {seconds:.0f} s, {inside:.0f} s "
+            "without start and end",
         )
         yield judge_engine(steps)
         yield judge_advantages(log, len(steps))
@@ -93,12 +94,13 @@ def check_training() -> Iterator[Outcome]:
 
 def write_prompts(folder: Path) -> Path:
     """The prompts of the steps before the checkpoint, as a dataset that the host reads."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
     from vpo_plugin.rewards import load_spec
     from vpo_plugin.rewards.task import read_rows
 
     rows = read_rows(load_spec(SPEC), "train", STEPS * PROMPTS, seed=SEED)
+    disable_progress_bars()
     pairs = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in rows]
     Dataset.from_list(pairs).save_to_disk(str(folder))
     return folder
