@@ -117,7 +117,7 @@ class Training:
             env={**os.environ, MARK: self.mark, **environment},
         )
 
-    def run(self, *flags: str, timeout: float = 300) -> tuple[int, str]:
+    def run(self, *flags: str, timeout: float = 600) -> tuple[int, str]:
         """Exit code and output of the command."""
         process = self.start(*flags)
         try:

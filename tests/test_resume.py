@@ -91,6 +91,7 @@ def test_killed_training_goes_on(training: Training, tmp_path: Path) -> None:
     assert training.processes_left() == []
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_the_last_checkpoint(training: Training, tmp_path: Path) -> None:
     """The disk has room for one checkpoint and a part of the next."""
     checkpoints = tmp_path / "checkpoints"

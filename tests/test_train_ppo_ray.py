@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     )
     listeners: set[str] = set()
     with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(process.communicate, timeout=300)
+        ended = pool.submit(process.communicate, timeout=600)
         while not ended.done():
             listeners |= listening(training.mark)
             time.sleep(0.5)
@@ -277,7 +277,7 @@ limits: {response_chars: 1000, tokens_per_candidate: 20}
 """
 
 
-@pytest.mark.parametrize("policy", ["raise", "zero"])
+@pytest.mark.parametrize("policy", ["raise", pytest.param("zero", marks=pytest.mark.slow)])
 def test_scorer_that_raises(training: Training, tmp_path: Path, policy: str) -> None:
     """The run stops with the response and traceback in a file, or scores zeros and counts them."""
     spec = tmp_path / "broken"
