@@ -7,16 +7,19 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
 from datasets import Dataset
 from xdist.scheduler import LoadScopeScheduling
 
+from vpo_plugin.cli import main
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.task import read_rows
@@ -158,6 +161,18 @@ def write_prompts(path: Path, number: int) -> Path:
 def training(tmp_path: Path) -> Iterator[Training]:
     """A training of two steps, ready to be started."""
     yield Training(tmp_path / "policy", write_prompts(tmp_path / "prompts", 8), resolve_policy(TINY, tmp_path))
+
+
+def vpo(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The `vpo` command with these variables, in this process, which has imported what it needs."""
+    words = ["vpo", *map(str, arguments)]
+    output, errors = StringIO(), StringIO()
+    with redirect_stdout(output), redirect_stderr(errors), patch.dict(os.environ, environment):
+        try:
+            code = main(words[1:])
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(words, code, output.getvalue(), errors.getvalue())
 
 
 def run_pipeline(tmp_path: Path, **settings: object) -> subprocess.CompletedProcess[str]:

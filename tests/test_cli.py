@@ -5,12 +5,12 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import vpo
 from test_musique import write_questions
 
 from vpo_plugin.rewards import load_spec
@@ -23,9 +23,10 @@ GOOD = {"response": f"<route_1>{GOLD}</route_1><route_2>{DIAMOND}</route_2>", "l
 SCORED = {"matrix": [[1, 1, 0, 1], [1, 0, 1, 1], [0, 0, 0, 0]], "parsed": 2, "unique": 2, "scalar": 0.5}
 
 
-def vpo(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
+def in_a_process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vpo_plugin.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **more)
+    given = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=given)
 
 
 def write_lines(file: Path, *rows: object) -> Path:
@@ -160,13 +161,13 @@ def test_scoring_refuses_to_run_without_its_sandbox(tmp_path: Path, workers: int
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_the_way_around_the_sandbox_reaches_every_process(tmp_path: Path) -> None:
+def test_the_way_around_the_sandbox_reaches_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VPO_UNSAFE_NO_SANDBOX", "0")
     spec = write_scorer(tmp_path / "around", "return [float(os.environ.get('VPO_UNSAFE_NO_SANDBOX', '0')), 0, 0, 0]")
     source = write_lines(tmp_path / "in.jsonl", GOOD)
-    environment = {key: value for key, value in os.environ.items() if key != "VPO_UNSAFE_NO_SANDBOX"}
     for flags, reward in (([], 0), (["--unsafe_no_sandbox"], 1)):
         arguments = ["--spec", spec, "--input", source, "--output", tmp_path / "out.jsonl", "--workers", "2", *flags]
-        assert vpo("score", *arguments, env=environment).returncode == 0
+        assert vpo("score", *arguments).returncode == 0
         assert read_lines(tmp_path / "out.jsonl")[0]["matrix"][0] == [reward, 0, 0, 0]
 
 
@@ -209,10 +210,8 @@ def test_wrong_arguments(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ vpo spec
 
 
-def test_help_starts_fast_and_imports_nothing_heavy() -> None:
-    started = time.monotonic()
-    assert "score a file of responses" in vpo("--help").stdout
-    assert time.monotonic() - started < 2
+def test_help_imports_nothing_heavy() -> None:
+    assert "score a file of responses" in in_a_process("--help").stdout
     code = "import sys, vpo_plugin.cli; print([m for m in ('numpy', 'pydantic', 'torch', 'rich') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
     for command in ("run", "experiment", "registry", "open", "show", "evaluate", "search"):
@@ -254,7 +253,7 @@ def test_check_on_data_that_the_user_names(tmp_path: Path) -> None:
 
 def test_check_counts_tokens() -> None:
     policy = Path(__file__).parent.parent / "reward_specs" / "maze_small" / "policy"
-    done = vpo("spec", "check", "maze_small", "--tokenizer", policy, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = vpo("spec", "check", "maze_small", "--tokenizer", policy)
     assert done.returncode == 0, done.stderr
     assert re.search(r"The longest response of 3 known answers has \d+ of the 60 tokens allowed\.", done.stdout)
 
@@ -315,8 +314,8 @@ def test_check_passes_for_the_shipped_specs_on_what_ships_with_them(spec: str) -
 
 
 def test_without_its_dataset_a_spec_is_checked_on_its_sample_and_says_so(tmp_path: Path) -> None:
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = vpo("spec", "check", "musique", env=offline)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = in_a_process("spec", "check", "musique", **offline)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("NOT CHECKED on its dataset but on the few rows of ")
     assert "3 rows of the split 'train'" in done.stdout and "dgslibisey/MuSiQue cannot be read" in done.stdout
@@ -326,7 +325,7 @@ def test_without_its_dataset_a_spec_is_checked_on_its_sample_and_says_so(tmp_pat
     "command", ["evaluate", "search", "report", "select", "score", "spec check", "run", "experiment"]
 )
 def test_help_says_how_the_command_is_called_and_what_its_flags_are(command: str) -> None:
-    result = vpo(*command.split(), "--help", env={**os.environ, "COLUMNS": "100"})
+    result = vpo(*command.split(), "--help", COLUMNS="100")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"usage: vpo {command} ") and max(map(len, result.stdout.splitlines())) <= 115
     flags = re.findall(r"^  (--\S+)", result.stdout, re.MULTILINE)

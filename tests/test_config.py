@@ -1,15 +1,16 @@
 """`vpo run`: settings from YAML files and the command line, what they would do, and what is wrong with them."""
 
 import json
-import os
 import shlex
 import subprocess
-import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from conftest import vpo
 from host import host_arguments, importable_host
 from prefect.logging import disable_run_logger
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import pipeline
 from flows.run import load_config, shipped
@@ -17,11 +18,9 @@ from flows.settings import PipelineSettings
 from vpo_plugin.cli import main
 
 
-def vpo_run(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vpo_plugin.cli", "run", *arguments]
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_API")}
-    given = {**inherited, "PREFECT_HOME": str(cwd / "prefect"), **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=cwd, env=given)
+def vpo_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    with chdir(folder):
+        return vpo("run", *arguments)
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -122,7 +121,7 @@ def test_a_dry_run_prints_the_commands_and_leaves_nothing(tmp_path: Path) -> Non
         *("check-spec", "prepare-data", "prepare-policy", *(f"train-{method}" for method in methods)),
         *("evaluate-base", *(f"evaluate-{method}" for method in methods), "report"),
     ]
-    assert [path.name for path in tmp_path.iterdir()] in ([], ["prefect"])
+    assert not list(tmp_path.iterdir())
     for command, (method, rollouts) in zip(commands(done.stdout), methods.items(), strict=True):
         flags = dict(zip(command[3::2], command[4::2], strict=False))
         assert flags["--advantage"] == method.removesuffix(":1") and flags["--rollout.n_samples_per_prompt"] == rollouts
@@ -168,8 +167,10 @@ def test_other_flows_can_be_planned(tmp_path: Path) -> None:
 
 
 def test_a_server_that_does_not_answer_is_said_and_nothing_is_started(tmp_path: Path) -> None:
-    done = vpo_run(tmp_path, "maze-cpu", PREFECT_API_URL="http://127.0.0.1:9/api")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        done = vpo_run(tmp_path, "maze-cpu")
     assert done.returncode == 1 and done.stderr.startswith("vpo: The Prefect server at http://127.0.0.1:9/api does not")
     assert "Nothing was started." in done.stderr and not (tmp_path / "runs").exists()
-    done = vpo_run(tmp_path, "maze-cpu", PREFECT_API_URL="http://127.0.0.1:9")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9"}):
+        done = vpo_run(tmp_path, "maze-cpu")
     assert "ends in /api: set PREFECT_API_URL to http://127.0.0.1:9/api." in done.stderr

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from conftest import vpo
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from vpo_plugin.advantages import RewardBatch, group_z_norm
 from vpo_plugin.cli import doctor, train_check
@@ -74,7 +77,9 @@ def test_what_the_doctors_training_may_find(tmp_path: Path) -> None:
 
 
 def test_servers_that_do_not_answer() -> None:
-    result = run_doctor(RAY_ADDRESS=DEAD, PREFECT_API_URL=f"http://{DEAD}/api")
+    asked = {name: doctor.CHECKS[name] for name in ("ray", "prefect")}
+    with patch.object(doctor, "CHECKS", asked), temporary_settings({PREFECT_API_URL: f"http://{DEAD}/api"}):
+        result = vpo("doctor", RAY_ADDRESS=DEAD, PREFECT_API_URL=f"http://{DEAD}/api")
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
     failures, _, lacks = result.stdout.partition("Training would fail here:")[2].partition("What else would not work:")

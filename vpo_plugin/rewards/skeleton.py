@@ -96,11 +96,11 @@ def new_spec(name: str, folder: Path, schema: str) -> list[Path]:
     """
     if not (name.isidentifier() and name.isascii() and name.islower()):
         raise SpecError(f"'{name}' names a Python module too: use lower-case letters, digits and underscores.")
-    if (found := _module_file(name)) is not None:
-        raise SpecError(f"'{name}' is a module that Python finds in {found}: choose another name.")
     home = folder / name
     if home.exists():
         raise SpecError(f"{home} exists already: choose another name or --folder.")
+    if (found := _module_file(name)) is not None:
+        raise SpecError(f"'{name}' is a module that Python finds in {found}: choose another name.")
     home.mkdir(parents=True)
     files = []
     for file, content in skeleton_files(name, schema).items():
