@@ -4,6 +4,7 @@ import functools
 import importlib
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import patch
 
 REGISTRIES = {
     "ifeval": "if_verifiable.ifeval.instructions_registry",
@@ -24,6 +25,8 @@ LEFT_OUT = {
 def registry(benchmark: str) -> Mapping[str, Any]:
     """The checkers of a benchmark, by instruction id. What they guess of a text's language is the same each time."""
     import langdetect
+    import nltk
 
     langdetect.DetectorFactory.seed = 0
-    return importlib.import_module(REGISTRIES[benchmark]).INSTRUCTION_DICT
+    with patch.object(nltk, "download", lambda *what, **how: False):  # if_verifiable 0.1.2 downloads on import
+        return importlib.import_module(REGISTRIES[benchmark]).INSTRUCTION_DICT

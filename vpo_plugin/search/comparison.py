@@ -259,7 +259,7 @@ class Comparison:
                     "seeds": len(m.pools),
                     "rollouts": m.rollouts,
                     "candidates": m.candidates,
-                    "scorer_failures": sum(one["error"] is not None for pool in m.pools for one in pool.responses),
+                    "scorer_failures": sum(one.get("error") is not None for pool in m.pools for one in pool.responses),
                     **{key: figure(of_prompts) for key, of_prompts in values.items()},
                     "objective_means": dict(zip(self.objectives, m.objective_means, strict=True)),
                     "tokens_per_prompt": tokens,
