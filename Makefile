@@ -16,9 +16,11 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorde
 
 HOST ?= 0.11.1
 
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: environment setup demo test test-slow test-host lint docs sandbox browser clean
 
-# Not compiled: most of the modules are never imported, the others are compiled when they are.
+# Compiled at the end, by all cores: where PYTHONDONTWRITEBYTECODE is set, imports would compile each time.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile
 
 environment:
@@ -34,6 +36,7 @@ environment:
 	  || $(PIP) --index-url $(TORCH_CPU_INDEX) 'torch==$(TORCH)' \
 	  || { cat $(VENV)/torch.log; exit 1; }; \
 	$(PIP) -r $(VENV)/requirements.txt 2>$(VENV)/pip.log || { cat $(VENV)/pip.log; exit 1; }; \
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > $(VENV)/compile.log || true; \
 	mv .requirements.new $(STAMP)
 
 setup: environment

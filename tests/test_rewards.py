@@ -203,8 +203,8 @@ def test_rewards_out_of_range_are_refused(tmp_path: Path, rewards: str, sentence
 
 
 def test_a_scorer_that_raises_is_heard(tmp_path: Path) -> None:
-    (tmp_path / "raising_scorer.py").write_text("def score(candidate, label):\n    return 1 / 0\n")
-    spec = load_spec(spec_with(tmp_path, replace("reward_specs.maze.maze:score", "raising_scorer:score")))
+    (tmp_path / "dividing_scorer.py").write_text("def score(candidate, label):\n    return 1 / 0\n")
+    spec = load_spec(spec_with(tmp_path, replace("reward_specs.maze.maze:score", "dividing_scorer:score")))
     with pytest.raises(ZeroDivisionError):
         score_response(spec, "<route_1> UP </route_1>", LABEL, 1)
 
