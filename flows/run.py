@@ -88,6 +88,9 @@ def first_comment(file: Path) -> str:
     return line.removeprefix("#").strip() if line.startswith("#") else ""
 
 
+TOGGLES = ("__dry_run", "__warm_start")  # flags that take no value
+
+
 def load_config(what: str, words: list[str]) -> tuple[str, BaseModel, bool]:
     """The flow to run, its settings, which are checked, and whether it is a dry run.
 
@@ -123,7 +126,7 @@ def as_flags(words: list[str]) -> list[str]:
     """The words with each `KEY=VALUE` as a flag; lists and mappings of YAML become JSON, which flags take."""
     flags = []
     for before, word in pairwise(["", *words]):
-        is_value = before.startswith("--") and "=" not in before and before.replace("-", "_") != "__dry_run"
+        is_value = before.startswith("--") and "=" not in before and before.replace("-", "_") not in TOGGLES
         if word.startswith("-") or is_value:
             flags.append(word)
             continue

@@ -16,6 +16,7 @@ from flows import pipeline
 from flows.run import load_config, shipped
 from flows.settings import PipelineSettings
 from vpo_plugin.cli import main
+from vpo_plugin.cli.settings import flags
 
 
 def vpo_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -54,6 +55,12 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         "seed": 4,
     }
     assert load_config(str(config), ["flow=train"])[0] == "train"
+    config.write_text("warm_start: true\n")
+    assert (
+        load_config(str(config), [])[1].warm_start and not load_config(str(config), ["warm_start=false"])[1].warm_start
+    )
+    given = PipelineSettings(warm_start=True, steps=2)
+    assert load_config("pipeline", flags(given))[1] == load_config("pipeline", ["--warm_start", "steps=2"])[1] == given
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_pipeline_teaches_the_format_first(tmp_path: Path) -> None:
     first = run_pipeline(tmp_path, **taught)
     assert first.returncode == 0, first.stdout + first.stderr
     made = tmp_path / "small" / "warm_start_3" / "policy" / "model.safetensors"
-    assert str(made.parent) in (tmp_path / "small" / "train" / "vpo" / "train.log.job").read_text()
+    assert str(made.parent) in (tmp_path / "small" / "train" / "vpo" / "train.log").read_text()
     assert "Candidates that can be read" in first.stdout + first.stderr
     before = made.stat().st_mtime_ns
     assert run_pipeline(tmp_path, **taught).returncode == 0

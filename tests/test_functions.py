@@ -234,4 +234,4 @@ def test_what_a_few_responses_of_a_policy_say(case: Callable[[str], RewardSpec])
         assert not any("warm_start" in line for line in rest) and rest[0].startswith("16 responses, ")
         read, advice, *_ = findings(Scripted([*good[:1], "Go up.", "", "UP"]), spec, scoring, rows, "m")
         assert "8 can be read" in read
-        assert f"vpo warm_start --spec {spec.name} --model m" in advice
+        assert "`vpo warm_start --model m` with this spec" in advice

@@ -73,13 +73,17 @@ def read(
         text = "YAML file with any of these settings; flags win over it."
         parser.optional.add_argument("--config", metavar="FILE", help=text)
     parser.optional.add_argument("-h", "--help", action="help", help="Show this and end.")
-    parsed = vars(parser.parse_args(_current(arguments, known)))
+    words = _current(arguments, known)
+    toggles = [f"--{name}=" for name, field in model.model_fields.items() if field.annotation is bool]
+    switched = [word for word in words if word.startswith(tuple(toggles))]  # --warm_start=false, over a file's true
+    parsed = vars(parser.parse_args([word for word in words if word not in switched]))
     if given is None and (file := parsed.pop("config", None) or ""):
         given = read_yaml(Path(file))
     try:
         said = source(parsed_args=parsed)()
     except SettingsError as error:
         raise ValueError(str(error)) from error
+    said |= {name.removeprefix("--"): value for name, _, value in (word.partition("=") for word in switched)}
     return _checked(model, dict(given or {}), said, file)
 
 

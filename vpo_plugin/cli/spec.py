@@ -114,7 +114,8 @@ def check(arguments: list[str]) -> int:
 
             check_policy(settings.model)
             with tempfile.TemporaryDirectory() as cache:
-                findings += try_model(spec, scoring, resolve_policy(settings.model, Path(cache)))
+                folder = resolve_policy(settings.model, Path(cache))
+                findings += try_model(spec, scoring, settings.model, folder)
     if settings.scores is not None:
         findings += measure_disagreement(spec, list(read_matrices(settings.scores, spec)))
     print("\n".join([*findings, *filter(None, [scoring.summary()])]))

@@ -17,8 +17,11 @@ PROMPTS, RESPONSES = 4, 4
 ENOUGH = 0.5  # share of candidates that can be read from which training can begin
 
 
-def try_model(spec: RewardSpec, scoring: Scoring, model: str) -> list[str]:
+def try_model(spec: RewardSpec, scoring: Scoring, model: str, folder: str) -> list[str]:
     """What 16 responses of a model to the first prompts for training are like, a sentence each.
+
+    Args:
+        model: what the user calls it; its files are in `folder`, or it is a hub id.
 
     Raises ValueError for a chat without a chat template, a prompt without room for a response, or no such model.
     """
@@ -31,7 +34,7 @@ def try_model(spec: RewardSpec, scoring: Scoring, model: str) -> list[str]:
         "max_new_tokens": spec.candidates * spec.limits.tokens_per_candidate,
         "temperature": 1.0,
     }
-    policy = make_policy(PolicySettings(model=model, spec=spec.name), spec, rows, made)
+    policy = make_policy(PolicySettings(model=folder, spec=spec.name), spec, rows, made)
     return findings(policy, spec, scoring, rows, model)
 
 
@@ -50,6 +53,6 @@ def findings(policy: Policy, spec: RewardSpec, scoring: Scoring, rows: list[dict
     if read < ENOUGH * asked:
         found.append(
             "That is fewer than half: what cannot be read earns nothing. Teach the policy the format first: "
-            f"`vpo warm_start --spec {spec.name} --model {model} --output FOLDER`."
+            f"`vpo warm_start --model {model}` with this spec."
         )
     return found + measure_disagreement(spec, [one.matrix.astype(float) for one in scored])
