@@ -242,6 +242,7 @@ LINE = '{"response": "<s_1> a </s_1>", "label": {"x": 1}, "candidates": 1}'
         f"[\n {LINE},\n {LINE}\n]".encode(),
         gzip.compress(f"{LINE}\n{LINE}\n".encode()),
     ],
+    ids=["windows", "bom", "blank lines", "array", "gzip"],
 )
 def test_responses_to_score_are_read_however_they_are_written(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(content)
