@@ -288,7 +288,8 @@ def test_splits_are_disjoint_and_seeded() -> None:
         ({"grid": ["SS", ".E"], "max_steps": 3}, "exactly one S and one E"),
         ({"grid": ["S.", ".E"], "max_steps": 0}, "positive integer"),
         ({"grid": ["S.", ".E"], "max_steps": True}, "positive integer"),
-        ({"grid": ["S.", ".E"], "max_steps": []}, "is a number"),
+        ({"grid": ["S.", ".E"], "max_steps": []}, "'max_steps' a number"),
+        ({"grid": [1, ".E"], "max_steps": 3}, "list of strings"),
         ({"grid": ["S.", ".E"], "max_steps": 3, "shares": "cubed"}, "'linear' or 'squared', not 'cubed'"),
     ],
 )

@@ -27,7 +27,7 @@ from vpo_plugin.rewards.task import best_reward, known_answers, read_rows
 from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.evaluate import as_columns, batch_seed
 from vpo_plugin.search.policy import Endpoint, EndpointError, Request, Response, fingerprint
-from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, shared_prompts, write_rows
+from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, repeats, shared_prompts, write_rows
 
 SPEC = load_spec("maze_small")
 ROWS = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(SPEC, "test", 6, 0)]
@@ -389,6 +389,21 @@ def test_pools_of_other_prompts_are_compared_on_the_shared_ones() -> None:
     compare_pools(pools, SPEC, rows)
     with pytest.raises(ValueError, match=r"No prompt is in all of a, b"):
         shared_prompts({"a": first, "b": pool_of([[["UP"]]], [ROWS[4]])})
+
+
+def test_prompts_that_repeat_each_count() -> None:
+    """In a report as in the evaluation, and a pool that has a prompt once more than another leaves that one out."""
+    rows = [ROWS[i] for i in (0, 1, 0, 0)]
+    right, wrong = routes(ROWS[0])[0], "nonsense"
+    pool = pool_of([[[right]], [[wrong]], [[wrong]], [[wrong]]], rows)
+    other = pool_of([[[wrong]], [[right]], [[wrong]]], [ROWS[i] for i in (0, 0, 1)])
+    pools, shared, left_out = shared_prompts({"a": pool, "b": pool})
+    assert shared == rows and left_out == 0
+    np.testing.assert_array_equal(pools["a"].reward_matrices, pool.reward_matrices)
+    pools, shared, left_out = shared_prompts({"a": pool, "b": other})
+    assert shared == rows[:3] and left_out == 1
+    np.testing.assert_array_equal(pools["b"].reward_matrices, other.reward_matrices[[0, 2, 1]])
+    assert repeats(rows) == 2 and repeats(ROWS) == 0
 
 
 def test_pools_are_matched_by_candidates() -> None:

@@ -83,16 +83,20 @@ def read_label(label: object) -> Maze:
     if not isinstance(label, dict) or "grid" not in label or "max_steps" not in label:
         raise ValueError(f"A maze label needs the keys 'grid' and 'max_steps'; this one is {str(label)[:80]!r}.")
     grid = label["grid"]
-    if not isinstance(grid, list | tuple) or not grid or not all([isinstance(row, str) for row in grid]):
+    if not isinstance(grid, list | tuple):
         raise ValueError("A maze label's 'grid' must be a list of strings, one for each row.")
     try:
         return _maze(tuple(grid), label["max_steps"], label.get("shares", "squared"))
     except TypeError:  # not hashable
-        raise ValueError("A maze label's 'max_steps' is a number, and its 'shares' a word.") from None
+        raise ValueError(
+            "A maze label's 'grid' is a list of strings, its 'max_steps' a number, and its 'shares' a word."
+        ) from None
 
 
 @functools.lru_cache(maxsize=1024, typed=True)
 def _maze(grid: tuple[str, ...], max_steps: object, shares: object) -> Maze:
+    if not grid or not all(isinstance(row, str) for row in grid):
+        raise ValueError("A maze label's 'grid' must be a list of strings, one for each row.")
     if any(len(row) != len(grid) for row in grid) or not set("".join(grid)) <= set("SE#.GDLB"):
         raise ValueError("A maze label's 'grid' must be a square of the tiles S E # . G D L B.")
     if any("".join(grid).count(tile) != 1 for tile in "SE"):

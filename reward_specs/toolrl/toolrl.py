@@ -48,32 +48,32 @@ class Turn(NamedTuple):
 @functools.lru_cache(maxsize=64)  # canonical and score read the same candidate, and the gold of all candidates is one
 def read(candidate: str) -> Turn:
     """Takes any text. What stands before the end of the last thoughts is a draft, and counts for nothing."""
-    tags = list(_TAG.finditer(candidate))
-    closing: dict[str, re.Match[str]] = {}
-    closings = []  # of each tag, the next of its name that closes
-    for tag in reversed(tags):
-        closings.append(closing.get(tag[2].lower()))
-        if tag[1]:
-            closing[tag[2].lower()] = tag
-    turn, at = Turn(None, None, [], True), 0
-    for tag, end in zip(tags, reversed(closings), strict=True):
-        name = tag[2].lower()
-        if tag.start() < at:
+    tags = [(mark[2].lower(), mark[1], *mark.span()) for mark in _TAG.finditer(candidate)]
+    closing: dict[str, tuple[int, int]] = {}
+    closings = []  # of each tag, where the next of its name that closes stands
+    for name, closes, *place in reversed(tags):
+        closings.append(closing.get(name))
+        if closes:
+            closing[name] = (place[0], place[1])
+    think, response, calls, whole, at = None, None, list[Call](), True, 0
+    for (name, closes, begin, begun), end in zip(tags, reversed(closings), strict=True):
+        if begin < at:
             continue
-        if tag[1]:
-            turn = Turn(turn.think, None, [], True) if name == "think" else turn
-        elif name == "tool_call" and end:
-            calls, at = _calls(candidate, tag.end())
+        if name == "think":
+            if end and not closes:
+                think, at = candidate[begun : end[0]].strip(), end[1]
+            elif not closes:
+                break
+            response, calls, whole = None, [], True
+        elif end and not closes and name == "tool_call":
+            found, at = _calls(candidate, begun)
             closed = _TAG.match(candidate, at)
-            fits = bool(calls) and closed is not None and closed[0].lower() == "</tool_call>"
-            at = at if fits else max(at, end.end())
-            turn = Turn(turn.think, turn.response, turn.calls + calls, turn.whole and fits)
-        elif end:
-            text, at = candidate[tag.end() : end.start()].strip(), end.end()
-            turn = Turn(text, None, [], True) if name == "think" else turn._replace(response=text)
-        elif name == "think":
-            break
-    return turn
+            fits = bool(found) and closed is not None and closed[0].lower() == "</tool_call>"
+            at = at if fits else max(at, end[1])
+            calls, whole = calls + found, whole and fits
+        elif end and not closes:
+            response, at = candidate[begun : end[0]].strip(), end[1]
+    return Turn(think, response, calls, whole)
 
 
 def _calls(text: str, at: int) -> tuple[list[Call], int]:
@@ -165,9 +165,9 @@ def _exact(value: object) -> str | bool | None:
     """
     if isinstance(value, str):
         text = value.strip()
-        if _NUMBER.fullmatch(text):
-            return text
-        return text.lower() == "true" if text.lower() in ("true", "false") else None
+        if len(text) in (4, 5) and (word := text.lower()) in ("true", "false"):
+            return word == "true"
+        return text if _NUMBER.fullmatch(text) else None
     if isinstance(value, float):
         return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
     return value if isinstance(value, bool) else str(value) if isinstance(value, int) else None

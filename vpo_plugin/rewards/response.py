@@ -130,7 +130,7 @@ def _scored(
         matrix=matrix,
         parsed=len(texts) - texts.count(None),
         unique=len(distinct) - distinct.count(None),
-        reward=float((matrix @ weights).mean()),
+        reward=sum((matrix @ weights).tolist()) / len(matrix),
         candidates=texts,
     )
 
@@ -206,6 +206,19 @@ def read_rewards(returned: Any, columns: Sequence[Column]) -> list[float]:
 
     Raises RewardError, which says what came and what is wanted.
     """
+    if not isinstance(returned, list | tuple):
+        returned = _listed(returned, columns)
+    if len(returned) != len(columns):
+        raise RewardError(f"The scorer returned {len(returned)} rewards, {_shown(returned)}. {_wanted(columns)}")
+    rewards = [_reward(value, column) for value, column in zip(returned, columns, strict=True)]
+    for column, reward in zip(columns, rewards, strict=True):
+        if column.gate is not None and reward < column.gate:
+            return [column.low for column in columns]
+    return rewards
+
+
+def _listed(returned: Any, columns: Sequence[Column]) -> Any:
+    """What a scorer returned that is no list, as one: awaited, in the order of the objectives, out of a tensor."""
     if isinstance(returned, Awaitable):
         returned = _await(returned)
     if isinstance(returned, Mapping):
@@ -219,11 +232,7 @@ def read_rewards(returned: Any, columns: Sequence[Column]) -> list[float]:
         returned = list(returned)
     if not isinstance(returned, list | tuple):
         raise RewardError(f"The scorer returned {_shown(returned)}. {_wanted(columns)}")
-    if len(returned) != len(columns):
-        raise RewardError(f"The scorer returned {len(returned)} rewards, {_shown(returned)}. {_wanted(columns)}")
-    rewards = [_reward(value, column) for value, column in zip(returned, columns, strict=True)]
-    passes = all(c.gate is None or reward >= c.gate for c, reward in zip(columns, rewards, strict=True))
-    return rewards if passes else [column.low for column in columns]
+    return returned
 
 
 def _reward(value: Any, column: Column) -> float:

@@ -30,7 +30,7 @@ from vpo_plugin.metrics import (
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.prompts import shown_prompt
 from vpo_plugin.rewards.task import canonical, draw
-from vpo_plugin.search.pool import Pool, shared_rows
+from vpo_plugin.search.pool import Pool, prompt_keys, shared_rows
 from vpo_plugin.search.searches import Search
 from vpo_plugin.targets import ROUNDING, Targets, read_targets
 
@@ -365,8 +365,8 @@ def compare_searches(searches: Sequence[tuple[str, str, Search]], rows: Rows = (
         measure = figure([after[:, None] <= np.array(budget)])
         curves.append({"policy": policy, "procedure": procedure, "budget": budget, "solved": measure})
         solved[policy] = np.isfinite(after) | solved.get(policy, False)
-    known = {(row["input"], row["label"]): number for number, row in enumerate(rows)}
-    of_report = [known.get((row["input"], row["label"])) for row in shared] if rows else list(range(len(shared)))
+    known = {key: number for number, key in enumerate(prompt_keys(rows or shared))}
+    of_report = [known.get(key) for key in prompt_keys(shared)]
     alone = {
         policy: [number for number in (of_report[i] for i in mine) if number is not None]
         for policy, mine in only_solved_by(solved).items()

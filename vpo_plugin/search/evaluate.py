@@ -27,6 +27,7 @@ from vpo_plugin.search.pool import (
     load_pool,
     load_prompts,
     random_goals,
+    repeats,
     write_rows,
 )
 from vpo_plugin.search.settings import PolicySettings
@@ -182,6 +183,8 @@ def read_task(
         )
     if not rows:
         raise ValueError(f"There are no prompts: {settings.data or spec.name} is empty.")
+    if again := repeats(rows):
+        print(f"{again} of {len(rows)} prompts repeat an earlier one; each counts by itself.", file=sys.stderr)
     return (
         spec,
         rows,

@@ -6,6 +6,7 @@ or not at all, so what there is after an interruption is good, and the rest can 
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,7 +121,7 @@ def load_pool(folder: Path) -> Pool:
 
 def shared_prompts(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[Mapping[str, Any]], int]:
     """The pools on the prompts that all of them hold, those prompts in the first pool's order, and how many others
-    there are. A prompt is its text and its label.
+    there are. A prompt is its text and its label; one that is there twice counts twice.
 
     Raises:
         ValueError: no pool, or no prompt is in all of them.
@@ -137,17 +138,29 @@ def shared_rows(
     Raises:
         ValueError: no list, or no prompt is in all of them.
     """
-    places: dict[str, dict[tuple[str, str], int]] = {}
-    for name, of_one in rows.items():
-        places[name] = {}
-        for number, row in enumerate(of_one):
-            places[name].setdefault((row["input"], row["label"]), number)
+    places = {name: {key: number for number, key in enumerate(prompt_keys(of_one))} for name, of_one in rows.items()}
     shared = [key for key in next(iter(places.values()), {}) if all(key in of_one for of_one in places.values())]
     if not shared:
         raise ValueError(f"No prompt is in all of {', '.join(rows) or 'them'}: sample with the same prompts.")
     everything = {key for of_one in places.values() for key in of_one}
     numbers = {name: [of_one[key] for key in shared] for name, of_one in places.items()}
-    return numbers, [{"input": text, "label": label} for text, label in shared], len(everything) - len(shared)
+    return numbers, [{"input": text, "label": label} for text, label, _ in shared], len(everything) - len(shared)
+
+
+def prompt_keys(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
+    """Of each prompt its text, its label, and how many before it are the same: each one counts, everywhere."""
+    seen = Counter[tuple[str, str]]()
+    keys = []
+    for row in rows:
+        key = (row["input"], row["label"])
+        keys.append((*key, seen[key]))
+        seen[key] += 1
+    return keys
+
+
+def repeats(rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many prompts repeat an earlier one, with its label."""
+    return sum(earlier > 0 for _, _, earlier in prompt_keys(rows))
 
 
 def batch_file(folder: Path, number: int) -> Path:
