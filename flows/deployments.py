@@ -7,7 +7,6 @@ from prefect import task
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.hooks import explain_failure
 from flows.parameters import settings_flow
 from flows.pipeline import (
     candidates_of,
@@ -25,10 +24,8 @@ from flows.train import train
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.rewards import check_spec, load_spec
 
-HOOKS = {"on_failure": [explain_failure], "on_crashed": [explain_failure]}
 
-
-@settings_flow(DataSettings, name="prepare-data", flow_run_name="{name}", **HOOKS)
+@settings_flow(DataSettings, name="prepare-data")
 def prepare_data_flow(settings: DataSettings) -> State:
     """Check a specification and write its prompts, train and held out; a pipeline of that name starts from them."""
     check_spec(load_spec(settings.spec))
@@ -39,7 +36,7 @@ def prepare_data_flow(settings: DataSettings) -> State:
     )
 
 
-@settings_flow(PipelineSettings, name="train", flow_run_name="{name}", **HOOKS)
+@settings_flow(PipelineSettings, name="train")
 def train_flow(settings: PipelineSettings) -> State:
     """Train a policy with each method; a pipeline with the same parameters starts from them."""
     spec = check_specification(settings)
@@ -53,7 +50,7 @@ def train_flow(settings: PipelineSettings) -> State:
     return Completed(message=f"Trained with {', '.join(settings.methods)}: {', '.join(policies)}.")
 
 
-@settings_flow(SearchSettings, name="search-eval", flow_run_name="{name}", **HOOKS)
+@settings_flow(SearchSettings, name="search-eval")
 def search_eval(settings: SearchSettings) -> State:
     """Compare any policies as search would use them."""
     for policy in settings.policies:

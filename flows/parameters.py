@@ -7,19 +7,20 @@ from typing import Annotated, Any
 
 from prefect import Flow, flow
 
+from flows.hooks import explain_failure
 from flows.settings import RunSettings
 from flows.stage import alone_in
 
 
-def settings_flow(model: type[RunSettings], **options: Any) -> Callable[[Callable[..., Any]], Flow]:
+def settings_flow(model: type[RunSettings], name: str) -> Callable[[Callable[..., Any]], Flow]:
     """A flow that takes each field of `model` as a keyword, and hands its function the checked model.
 
     The function has the run's folder for itself. Types, bounds, defaults and descriptions reach Prefect through the
-    signature and the docstring of what is made here.
+    signature and the docstring of what is made here. What goes wrong is explained on the run's page.
 
     Args:
         model: the settings; each field has a default and a description.
-        options: of `prefect.flow`.
+        name: of the flow; a run has that of its settings.
     """
 
     def decorate(function: Callable[..., Any]) -> Flow:
@@ -44,6 +45,7 @@ def settings_flow(model: type[RunSettings], **options: Any) -> Callable[[Callabl
         )
         descriptions = "\n".join(f"    {name}: {field.description}" for name, field in fields)
         with_parameters.__doc__ = f"{summary}\n\nArgs:\n{descriptions}"
-        return flow(**{"description": summary} | options)(with_parameters)
+        hooks = {"on_failure": [explain_failure], "on_crashed": [explain_failure]}
+        return flow(name=name, flow_run_name="{name}", description=summary, **hooks)(with_parameters)
 
     return decorate

@@ -16,7 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from flows.hooks import explain_failure, show_results
+from flows.hooks import show_results
 from flows.parameters import settings_flow
 from flows.process import run_logged
 from flows.settings import PipelineSettings, RunSettings
@@ -46,13 +46,7 @@ from vpo_plugin.search.warm_start import READABLE
 FREE_BYTES = 200 << 20
 
 
-@settings_flow(
-    PipelineSettings,
-    name="pipeline",
-    flow_run_name="{name}",
-    on_failure=[explain_failure],
-    on_crashed=[explain_failure],
-)
+@settings_flow(PipelineSettings, name="pipeline")
 def pipeline(settings: PipelineSettings) -> State:
     """Train a policy with each method and compare them, and the policy they started from, as search would use them."""
     spec = check_specification(settings)

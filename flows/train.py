@@ -100,17 +100,19 @@ def training_flags(
     """The host's flags with which one method is trained: one optimizer step for each batch of fresh rollouts."""
     from transformers import AutoTokenizer
 
-    from vpo_plugin.search.pool import load_prompts, render_prompts
+    from vpo_plugin.search.policy import as_chat
+    from vpo_plugin.search.pool import full_prompt, load_prompts
 
     spec = load_spec(settings.spec)
     tokenizer = AutoTokenizer.from_pretrained(base)
+    told = tells_weights(method)
+
+    def asked(row: dict[str, Any]) -> Any:
+        goal = goal_weights(row["label"], len(spec.objective_keys), seed=settings.seed) if told else None
+        return full_prompt(spec, row["input"], candidates, goal)
+
     rows = load_prompts(spec, data / "train")
-    goals = None
-    if tells_weights(method):
-        goals = [goal_weights(row["label"], len(spec.objective_keys), seed=settings.seed) for row in rows]
-    texts = render_prompts(
-        spec, [row["input"] for row in rows], candidates, tokenizer, goals, settings.chat_template_kwargs
-    )
+    texts = as_chat([asked(row) for row in rows], tokenizer, settings.chat_template_kwargs)
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     m = settings.candidates or spec.candidates
     rollouts = settings.rollouts_per_prompt * m // candidates
@@ -167,13 +169,6 @@ def host_command(settings: PipelineSettings, flags: dict[str, Any]) -> list[str]
     for flag, value in flags.items():
         command += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
     return command + settings.host_flags
-
-
-def train_command(
-    settings: PipelineSettings, method: str, candidates: int, base: str, data: Path, output: Path
-) -> list[str]:
-    """The host's command that trains one method."""
-    return host_command(settings, training_flags(settings, method, candidates, base, data, output))
 
 
 class TrainingProgress:

@@ -16,7 +16,8 @@ from vpo_plugin.openrlhf.prompts import patch_prompts
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.prompts import with_instruction
-from vpo_plugin.search.pool import render_prompts
+from vpo_plugin.search.policy import as_chat
+from vpo_plugin.search.pool import full_prompt
 
 # Like Qwen3's: an empty thought where thinking is off, and nothing where it is on, the default.
 TEMPLATE = """{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}
@@ -117,7 +118,7 @@ def test_options_of_the_template(prompts: Any) -> None:
 def test_evaluation_reads_what_training_reads(prompts: Any, tokenizer: Any) -> None:
     spec = load_spec("maze_small")
     for options in ({}, {"enable_thinking": False}):
-        (evaluated,) = render_prompts(spec, ["Find a way."], 3, tokenizer, options=options)
+        (evaluated,) = as_chat([full_prompt(spec, "Find a way.", 3)], tokenizer, options)
         assert evaluated == prompts("Find a way.", **options)
 
 

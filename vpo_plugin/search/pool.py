@@ -24,7 +24,6 @@ from vpo_plugin.rewards.formats import render_prompt
 from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.rewards.prompts import Prompt, check_prompt, pack_prompt, read_prompt, with_instruction
 from vpo_plugin.rewards.task import check_label
-from vpo_plugin.search.policy import as_chat
 
 SCHEMA = pa.schema(
     [
@@ -233,25 +232,6 @@ def load_prompts(
             raise ValueError(f"Row {number} of the dataset {source} cannot be used: {error}") from error
         found.append({"input": pack_prompt(row[prompt]), "label": json.dumps(value)})
     return found
-
-
-def render_prompts(
-    spec: RewardSpec,
-    prompts: list[str],
-    candidates: int,
-    tokenizer: Any,
-    goals: list[list[float]] | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """What the policy reads: the prompt with its instruction, in the chat template where the tokenizer has one.
-
-    Args:
-        goals: the objective weights that each prompt is told, if any.
-        options: of the chat template.
-    """
-    told: Sequence[list[float] | None] = goals or [None] * len(prompts)
-    asked = [full_prompt(spec, prompt, candidates, goal) for prompt, goal in zip(prompts, told, strict=True)]
-    return as_chat(asked, tokenizer, options)
 
 
 def full_prompt(spec: RewardSpec, prompt: str, candidates: int, goal: list[float] | None = None) -> Prompt:
