@@ -281,7 +281,7 @@ def test_measures_show_what_there_is(results):
     rows = {row["label"]: row for row in report_page.measures(results)}
     for label in ("best@30", "regret", "coverage", "Pareto size", "hypervolume", "duplicates", "tokens a prompt"):
         assert len(rows[label]["cells"]) == 3
-    assert rows["tokens a solved prompt"]["cells"][0]["value"] == "–"  # noqa: RUF001 (it solved none)
+    assert rows["tokens per solved prompt"]["cells"][0]["value"] == "–"  # noqa: RUF001 (it solved none)
     assert rows["best@30"]["ceiling"] == "0.900" and " to " in rows["best@30"]["cells"][0]["interval"]
     short = {
         **results,

@@ -117,7 +117,7 @@ def measures(results: Results) -> list[dict[str, Any]]:
             add(label, meaning, [_cell(policy.get(key)) for policy in policies], ceiling.get(key))
     for key, label, meaning in (
         ("tokens_per_prompt", "tokens a prompt", "written by the policy in all of its responses"),
-        ("tokens_per_solved", "tokens a solved prompt", "tokens of all prompts, divided by the prompts solved"),
+        ("tokens_per_solved", "tokens per solved prompt", "tokens of all prompts, divided by the solved prompts"),
     ):
         if any(key in policy for policy in policies):
             add(label, meaning, [_text(_whole(policy.get(key))) for policy in policies])
