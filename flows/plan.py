@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flows.pipeline import candidates_of, check_settings, write_prompts
+from flows.retrain import check_retraining
 from flows.settings import DataSettings, PipelineSettings, RetrainSettings, SearchSettings, TrainSettings
 from flows.train import host_command, training_flags
 from vpo_plugin.models import SMOLLM2, SMOLLM2_FILE, resolve_policy, smollm2_package
@@ -23,6 +24,7 @@ def plan(flow: str, settings: BaseModel) -> str:
         OSError: the policy or its tokenizer cannot be read.
     """
     assert isinstance(settings, DataSettings | SearchSettings)
+    check(settings)
     spec = load_spec(settings.spec)
     stages = [("check-spec", f"{spec.name}: k = {len(spec.objective_keys)} objectives, m = {spec.candidates}")]
     if isinstance(settings, RetrainSettings):
@@ -30,7 +32,6 @@ def plan(flow: str, settings: BaseModel) -> str:
     else:
         stages.append(("prepare-data", f"{_prompts(settings)}, into {settings.folder / 'data'}"))
     if isinstance(settings, PipelineSettings):
-        check_settings(settings, spec)
         stages += [("prepare-policy", settings.model), *_training(settings, spec)]
         if flow == "pipeline":
             stages += [_evaluation(settings, name) for name in ("base", *settings.methods)]
@@ -40,6 +41,14 @@ def plan(flow: str, settings: BaseModel) -> str:
         stages.append(("report", str(settings.folder / "report.html")))
     title = f"{flow} '{settings.name}' in {settings.folder}"
     return "\n".join([title, *(f"{n:3}  {name:20}{what}" for n, (name, what) in enumerate(stages, start=1))])
+
+
+def check(settings: BaseModel) -> None:
+    """Refuse what a flow with these settings would refuse at its start. Raises what `plan` raises."""
+    if isinstance(settings, RetrainSettings):
+        check_retraining(settings)
+    elif isinstance(settings, PipelineSettings):
+        check_settings(settings, load_spec(settings.spec))
 
 
 def _prompts(settings: DataSettings | SearchSettings) -> str:
@@ -54,7 +63,6 @@ def _retraining(settings: RetrainSettings, spec: RewardSpec) -> list[tuple[str, 
         f"{settings.eval_prompts} held out",
     )
     training = settings.training()
-    check_settings(training, spec)
     return [
         champion,
         prompts,

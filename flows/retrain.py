@@ -42,17 +42,30 @@ Rows = list[dict[str, Any]]
 @settings_flow(RetrainSettings, name="retrain")
 def retrain(settings: RetrainSettings) -> State:
     """Train a challenger from the champion on new prompts, and promote it if it is better on held-out ones."""
-    if tells_weights(settings.method):
-        raise ValueError(
-            f"{settings.method} tells each prompt its weights, which a champion is not told: it cannot retrain."
-        )
-    check_mlflow()
+    check_retraining(settings)
     settings.registry.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(settings.registry / "retraining.lock", timeout=0):
             return challenge(settings)
     except Timeout:
         return skipped(f"another retraining works on the registry {settings.registry}.")
+
+
+def check_retraining(settings: RetrainSettings) -> None:
+    """Refuse, before anything is spent, a method that cannot retrain, and settings that cannot make the first champion.
+
+    Raises:
+        ValueError: a method that tells weights, or see `check_settings`.
+        OSError: see `check_settings`.
+        ConnectionError: an MLflow registry is named that does not answer.
+    """
+    if tells_weights(settings.method):
+        raise ValueError(
+            f"{settings.method} tells each prompt its weights, which a champion is not told: it cannot retrain."
+        )
+    check_mlflow()
+    if not registry.history(settings.registry):
+        check_settings(settings.training(), load_spec(settings.spec))
 
 
 def challenge(settings: RetrainSettings) -> State:
@@ -87,7 +100,6 @@ def find_champion(settings: RetrainSettings) -> Version:
     spec = load_spec(settings.spec)
     champion = registry.champion(settings.registry)
     if champion is None:
-        check_settings(settings.training(), spec)
         m = candidates_of(settings.method, settings.candidates or spec.candidates)
         policy = resolve_policy(settings.model, settings.registry / "policies")
         first = registry.add_version(

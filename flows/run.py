@@ -59,10 +59,14 @@ def start(flow: str, settings: BaseModel) -> None:
 
     Raises:
         ConnectionError: a Prefect server is configured and does not answer.
+        ValueError: the settings cannot work; it is raised before Prefect starts.
+        OSError: the policy cannot be read, or the disk is full.
     """
+    from flows.plan import check
     from flows.process import exit_on_sigterm
     from flows.server import check_server
 
+    check(settings)
     exit_on_sigterm()
     check_server()
     import psutil

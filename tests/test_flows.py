@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import run_pipeline
+from conftest import run_pipeline, vpo
 from host import host_parser, importable_host
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -73,7 +73,10 @@ def test_pipeline(tmp_path: Path) -> None:
     ],
 )
 def test_bad_settings_end_in_a_sentence(tmp_path: Path, settings: dict[str, object], sentence: str) -> None:
-    result = run_pipeline(tmp_path, **SMALL | settings)
+    """Before Prefect starts, and so in a moment."""
+    result = vpo(
+        "run", "pipeline", *(f"{key}={value}" for key, value in (SMALL | settings).items()), f"runs={tmp_path}"
+    )
     assert result.returncode == 1
     assert any(line.startswith(f"vpo: {sentence}") for line in result.stderr.splitlines()), result.stderr
 
@@ -105,7 +108,7 @@ def test_a_temporary_server_ends_with_its_flow_however_that_ends(tmp_path: Path)
 def test_folder_of_another_spec(tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "run.json").write_text('{"spec": "maze"}')
-    result = run_pipeline(tmp_path, **SMALL)
+    result = vpo("run", "pipeline", "name=small", f"runs={tmp_path}")
     assert result.returncode == 1
     assert "holds a run of spec 'maze'" in result.stderr
 
@@ -191,3 +194,39 @@ def test_pipeline_teaches_the_format_first(tmp_path: Path) -> None:
     before = made.stat().st_mtime_ns
     assert run_pipeline(tmp_path, **taught).returncode == 0
     assert made.stat().st_mtime_ns == before
+
+
+RIVALS = """
+extends: maze_small
+name: rivals
+group_scorer: rivals:score_group
+"""
+
+RIVALS_SCORER = """
+from reward_specs.maze.maze import score
+
+
+def score_group(candidates_by_rollout, label):
+    texts = [text for rollout in candidates_by_rollout for text in rollout if text]
+    if sum(text.startswith("DOWN") for text in texts) % 2:
+        raise ArithmeticError("the judge has no answer")
+    return [[text and score(text, label) for text in rollout] for rollout in candidates_by_rollout]
+"""
+
+
+@pytest.mark.slow
+def test_pipeline_with_a_scorer_of_groups_that_fails(tmp_path: Path) -> None:
+    """Every stage gives it all responses to a prompt, and counts those that it fails on, as the settings say."""
+    (tmp_path / "rivals").mkdir()
+    (tmp_path / "rivals" / "spec.yaml").write_text(RIVALS)
+    (tmp_path / "rivals" / "rivals.py").write_text(RIVALS_SCORER)
+    own = SMALL | {"spec": str(tmp_path / "rivals"), "steps": 1}
+    stopped = run_pipeline(tmp_path, **own)
+    assert stopped.returncode != 0 and "the judge has no answer" in stopped.stdout + stopped.stderr
+    done = run_pipeline(tmp_path, **own, on_scorer_error="zero")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    failed = [policy["scorer_failures"] for policy in report["policies"]]
+    assert all(0 < failures < 36 for failures in failed)
+    assert f"{failed[0]} responses of base scored zero because the scorer failed." in done.stdout
+    assert 0 < report["training"][0]["steps"][0]["scorer_errors"] < 1

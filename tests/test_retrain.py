@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import vpo
 from filelock import FileLock
 
 from flows.promotion import decide, table
@@ -59,11 +60,16 @@ def write_growing_spec(folder: Path, *, train: int, test: int) -> Path:
     return folder
 
 
-def retrain(tmp_path: Path, spec: Path, **settings: object) -> subprocess.CompletedProcess[str]:
-    """`vpo run` of a retraining, with a Prefect of its own."""
+def write_config(tmp_path: Path, spec: Path, **settings: object) -> Path:
     config = tmp_path / "retrain.yaml"
     places = {"runs": str(tmp_path / "runs"), "registry": str(tmp_path / "registry"), "spec": str(spec)}
     config.write_text(yaml.safe_dump(SMALL | places | settings))
+    return config
+
+
+def retrain(tmp_path: Path, spec: Path, **settings: object) -> subprocess.CompletedProcess[str]:
+    """`vpo run` of a retraining, with a Prefect of its own."""
+    config = write_config(tmp_path, spec, **settings)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_API", "MLFLOW_"))}
     environment |= {"PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "400"}
     if uri := settings.get("mlflow"):
@@ -122,23 +128,25 @@ def test_what_is_not_better_stays_aside(tmp_path: Path) -> None:
         ({"min_new_prompts": 3}, "min_new_prompts is 3: it must be at least prompts_per_step (4)"),
         ({"min_new_prompts": 9}, "at most steps times that (8)"),
         ({"deployment_k": 7}, "deployment_k is 7, and only 6 candidates are sampled"),
-        ({"eval_prompts": 8}, "has 7 prompts that no version was trained on, 8 are needed"),
         ({"model": "./nowhere"}, "./nowhere is not a model folder"),
         ({"eval_candidates": 7}, "eval_candidates is 7, which responses of 3 candidates do not fill"),
         ({"method": "goal_conditioned"}, "goal_conditioned tells each prompt its weights"),
     ],
 )
 def test_wrong_settings_end_in_a_sentence(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
-    done = retrain(tmp_path, write_growing_spec(tmp_path / "growing", train=9, test=7), **settings)
+    """Before Prefect starts, and so in a moment."""
+    done = vpo("run", write_config(tmp_path, write_growing_spec(tmp_path / "growing", train=9, test=7), **settings))
     assert done.returncode == 1
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("vpo: ")]
     assert sentence in said
-    assert not (tmp_path / "registry" / "champion").exists() or settings.get("eval_prompts")
+    assert not (tmp_path / "registry").exists()
 
 
 def test_a_registry_of_another_spec_is_refused(tmp_path: Path) -> None:
-    spec = write_growing_spec(tmp_path / "growing", train=1, test=6)
-    assert "Skipped" in retrain(tmp_path, spec).stdout
+    """And, in the first retraining, more held-out prompts than there are."""
+    done = retrain(tmp_path, write_growing_spec(tmp_path / "growing", train=9, test=7), eval_prompts=8)
+    assert done.returncode == 1
+    assert "has 7 prompts that no version was trained on, 8 are needed" in done.stderr
     done = retrain(tmp_path, Path("maze_small"))
     assert done.returncode == 1 and "give each spec a registry of its own" in done.stderr
 
@@ -280,17 +288,8 @@ def test_mlflow_is_told_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_mlflow_that_does_not_answer_is_said_before_anything_starts(tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'vpo-plugin[mlflow]'")
     spec = write_growing_spec(tmp_path / "growing", train=9, test=7)
-    (tmp_path / "file").write_text("")
-    config = SMALL | {"runs": str(tmp_path / "runs"), "registry": str(tmp_path / "registry"), "spec": str(spec)}
-    (tmp_path / "retrain.yaml").write_text(yaml.safe_dump(config))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_API")}
-    environment |= {
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    }
-    command = [sys.executable, "-m", "vpo_plugin.cli", "run", str(tmp_path / "retrain.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path)
+    server = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    done = vpo("run", write_config(tmp_path, spec), **server)
     assert done.returncode == 1 and "The MLflow registry at http://127.0.0.1:9 does not answer" in done.stderr
     assert not (tmp_path / "registry").exists()
 

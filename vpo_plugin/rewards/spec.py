@@ -294,8 +294,9 @@ class RewardSpec(_Model):
     def _from_task(cls, data: Any, info: ValidationInfo) -> Any:
         """The task's functions under the keys that name functions, where the spec does not say otherwise."""
         listed = data.get("objectives") if isinstance(data, dict) else None
-        if isinstance(listed, list) and all(isinstance(one, dict) and "function" in one for one in listed):
-            data = {"scorer": None, **data}
+        named = isinstance(listed, list) and all(isinstance(one, dict) and "function" in one for one in listed)
+        if named or (isinstance(data, dict) and data.get("group_scorer")):
+            data = {"scorer": None, **data}  # not the task's
         if not isinstance(data, dict) or not isinstance(data.get("task"), str) or info.context == CHECKED:
             return data
         try:

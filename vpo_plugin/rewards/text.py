@@ -18,6 +18,8 @@ def normalize(text: str) -> str:
 def multiset_f1(predicted: Iterable[Hashable], gold: Iterable[Hashable]) -> float:
     """F1 of two bags, in [0, 1]; two empty ones are equal and score 1."""
     found, wanted = list(predicted), list(gold)
+    if found == wanted:
+        return 1.0
     left: dict[Hashable, int] = {}
     for item in wanted:
         left[item] = left.get(item, 0) + 1
@@ -26,7 +28,7 @@ def multiset_f1(predicted: Iterable[Hashable], gold: Iterable[Hashable]) -> floa
         if left.get(item):
             left[item] -= 1
             common += 1
-    return 2 * common / (len(found) + len(wanted)) if found or wanted else 1.0
+    return 2 * common / (len(found) + len(wanted))
 
 
 def word_f1(predicted: str, gold: str) -> float:
