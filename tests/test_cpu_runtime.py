@@ -91,7 +91,10 @@ def no_process_left(runs: Training, seconds: float = 20) -> bool:
 
 
 def test_two_runs_on_one_machine(runs: Training) -> None:
-    """They do not see each other, a long TMPDIR is no obstacle, and Ctrl-C, even twice, ends all of each."""
+    """They do not see each other, a long TMPDIR is no obstacle, and Ctrl-C, even twice, ends all of one.
+
+    SIGKILL lets the other's driver clean up nothing, and all the same no process stays: not even what an actor started.
+    """
     deep = runs.output / "a_folder_for_temporary_files" / "of_a_name_that_is_too_long_for_sockets"
     deep.mkdir(parents=True)
     both = [start(runs, "first", "second"), start(runs, "second", "first", TMPDIR=str(deep))]
@@ -100,27 +103,20 @@ def test_two_runs_on_one_machine(runs: Training) -> None:
     folders = [Path((runs.output / name).read_text()) for name in ("first", "second")]
     assert folders[0] != folders[1]
     assert all(folder.is_dir() for folder in folders)
-    for process in both:
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-    for process in both:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode != 0
-        assert errors.strip().endswith("KeyboardInterrupt")
-    assert runs.processes_left() == []
-    assert not any(folder.exists() for folder in folders)
-
-
-def test_killed_driver(runs: Training) -> None:
-    """SIGKILL lets the driver clean up nothing, and all the same no process stays: not even what an actor started."""
-    process = start(runs, "only", "only")
-    wait_until_ready(process)
-    assert len(runs.processes_left()) > 3
-    process.kill()
-    process.communicate()
+    interrupted, killed = both
+    everything = len(runs.processes_left())
+    interrupted.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    interrupted.send_signal(signal.SIGINT)
+    _, errors = interrupted.communicate(timeout=60)
+    assert interrupted.returncode != 0
+    assert errors.strip().endswith("KeyboardInterrupt")
+    assert 3 < len(runs.processes_left()) < everything - 3, "all of one run, and nothing of the other"
+    assert [folder.exists() for folder in folders] == [False, True]
+    killed.kill()
+    killed.communicate()
     assert no_process_left(runs)
-    shutil.rmtree((runs.output / "only").read_text())
+    shutil.rmtree(folders[1])
 
 
 NESTED = """

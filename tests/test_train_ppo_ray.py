@@ -2,6 +2,9 @@
 
 import json
 import signal
+import struct
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,9 +15,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import Training, marked, write_prompts
+from conftest import SPEC, Training, marked, write_prompts
 from host import OLDER
 from peft import PeftModel
+from reward_server import NAMES_ONLY, reward_server
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,6 +26,7 @@ from vpo_plugin.advantages import RewardBatch, group_z_norm
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.log import read_steps
+from vpo_plugin.search.pool import load_pool
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,11 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Two steps, with a large learning rate and the host's comparison of the engine's log-probabilities."""
+    """Two steps, with a large learning rate, the host's comparison of the engine's log-probabilities, an evaluation,
+    and Weights & Biases without its server."""
     folder = tmp_path_factory.mktemp("trained")
     training = Training(folder / "policy", write_prompts(folder / "prompts", 8), resolve_policy(TINY, folder))
+    offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(folder)}
     process = training.start(
         *("--actor.adam.lr", "2e-3", "--actor.lr_scheduler", "constant"),
         *(["--algo.advantage.is_correction_enable"] if OLDER else ["--algo.advantage.is_correction_level", "token"]),
@@ -47,6 +54,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         *("--eval.dataset", str(write_prompts(folder / "held_out", 3)), "--eval.steps", "2"),
         *("--ckpt.best_metric_key", "eval_default_best_at_6"),
         *("--eval.n_samples_per_prompt", "2", "--ckpt.path", str(folder / "checkpoints")),
+        *("--logger.wandb.key", "0" * 40, "--logger.wandb.project", "mazes"),
+        **offline,
     )
     listeners: set[str] = set()
     with ThreadPoolExecutor(1) as pool:
@@ -118,6 +127,37 @@ def test_two_steps(trained: Trained) -> None:
     tokenizer = AutoTokenizer.from_pretrained(training.output)
     assert model.generate(**tokenizer("a1=start", return_tensors="pt"), max_new_tokens=2).shape[1] >= 2
     assert trained.processes_left == []
+
+
+def test_wandb(trained: Trained) -> None:
+    """The host's flag shows the plugin's metrics among its own, and those of the evaluation."""
+    (file,) = trained.training.output.parent.glob("wandb/offline-run-*/run-*.wandb")
+    rows = wandb_history(file)
+    logs = read_steps(trained.training.output / "vpo")
+    for metric in ("set_reward", "group_diversity", "optimizer_steps", "groups_used", "policy_loss"):
+        shown = [row[f"train/{metric}"] for row in rows if f"train/{metric}" in row]
+        np.testing.assert_allclose(shown, [step[metric] for step in logs], rtol=1e-5)
+    (best,) = [row["eval/eval_default_best_at_6"] for row in rows if "eval/eval_default_best_at_6" in row]
+    assert best == pytest.approx(logs[1]["eval_default_best_at_6"])
+
+
+def wandb_history(file: Path) -> list[dict[str, float]]:
+    """What was logged, of the file of a run: records in blocks, as LevelDB's log has them."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, place, data, rows = file.read_bytes(), 7, b"", []
+    while place + 7 <= len(content):
+        if (left := 2**15 - place % 2**15) < 7:
+            place += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, place + 4)
+        data += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            items = Record.FromString(data).history.item
+            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+            data = b""
+    return rows
 
 
 AGENT = """
@@ -200,6 +240,16 @@ def test_lora(agent_trained: Trained) -> None:
     assert model.generate(**tokenizer("a1=start", return_tensors="pt"), max_new_tokens=2).shape[1] >= 2
 
 
+@pytest.mark.slow
+def test_lora_in_vllm(agent_trained: Trained, tmp_path: Path) -> None:
+    """vLLM loads what was saved, and writes with it."""
+    command = ["-m", "vpo_plugin.cli", "evaluate", "--model", str(agent_trained.training.output), "--spec", SPEC]
+    command += ["--prompts", "2", "--rollouts", "2", "--max_new_tokens", "32", "--output", str(tmp_path / "pool")]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert load_pool(tmp_path / "pool").reward_matrices.shape[:2] == (2, 2)
+
+
 def test_tensorboard(agent_trained: Trained) -> None:
     """The host's flag shows the plugin's metrics among its own."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -227,16 +277,22 @@ def reward_func(queries, prompts, labels):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopping_leaves_nothing_behind(training: Training, tmp_path: Path, signum: signal.Signals) -> None:
-    """A training with a reward function of the user's own, which returns a vector for each response."""
+    """A training with a reward server of the user's own, which returns a vector for each response, and a spec that only
+    names the objectives."""
     (tmp_path / "reward.py").write_text(REWARD)
-    process = training.start("--train.num_episodes", "1000", "--reward.remote_url", str(tmp_path / "reward.py"))
-    metrics = training.output / "vpo" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert metrics.exists(), process.communicate(timeout=60)[0][-3000:]
-    process.send_signal(signum)
-    process.communicate(timeout=60)
+    (tmp_path / "spec.yaml").write_text(NAMES_ONLY)
+    with reward_server(tmp_path / "reward.py") as address:
+        process = training.start(
+            *("--train.num_episodes", "1000", "--reward.remote_url", address),
+            *("--vpo.spec", str(tmp_path), "--vpo.candidates", "1"),
+        )
+        metrics = training.output / "vpo" / "metrics.jsonl"
+        deadline = time.monotonic() + 240
+        while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert metrics.exists(), process.communicate(timeout=60)[0][-3000:]
+        process.send_signal(signum)
+        process.communicate(timeout=60)
     assert process.returncode != 0
     assert training.processes_left() == []
 
