@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements.sha256
 TORCH := $(shell sed -n 's/^torch==//p' requirements/cpu.txt)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
-# Tests that start engines run one after the other, the others beside them (tests/conftest.py), with one thread each.
+# Two files of tests at a time, the longest first (tests/conftest.py), with one thread each.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 HOST ?= 0.11.1

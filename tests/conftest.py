@@ -29,31 +29,22 @@ CASES = Path(__file__).parent / "cases"
 SPEC = "maze_small"
 MARK = "VPO_TEST_RUN"
 
-ENGINES = {
-    *(
-        "test_chaos",
-        "test_cpu_runtime",
-        "test_deployments",
-        "test_experiment",
-        "test_flows",
-        "test_personas",
-        "test_pool",
-    ),
-    *("test_ray_jobs", "test_resume", "test_retrain", "test_search", "test_specs_end_to_end", "test_stopping"),
-    *("test_train_ppo_ray", "test_two_nodes"),
-}
-"""The files that start Ray, vLLM, a training or Prefect: one worker runs them, the longest part of a parallel run."""
+LONGEST = (
+    *("test_retrain", "test_deployments", "test_experiment", "test_train_ppo_ray", "test_flows", "test_resume"),
+    *("test_chaos", "test_specs_end_to_end", "test_ray_jobs", "test_pool", "test_search", "test_stopping"),
+    *("test_personas", "test_warm_start", "test_two_nodes", "test_cpu_runtime", "test_doors", "test_doctor"),
+)
+"""The files that take longest, most of which start engines: they begin first, and so the workers end together."""
 
 # What a shell starts in the background is deaf to Ctrl-C, and so are its children: the tests send it to theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class ByFile(LoadScopeScheduling):
-    """One worker runs the files with engines, one after the other; the others go file by file to whoever is free."""
+    """A file goes to the worker that is free, so that what its tests share is made once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        stem = Path(nodeid.split("::", 1)[0]).stem
-        return "engines" if stem in ENGINES else stem
+        return nodeid.split("::", 1)[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
@@ -61,7 +52,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in ENGINES)  # the longest part begins first
+    order = {stem: place for place, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
 
 
 def python_lines() -> dict[str, int]:
