@@ -143,8 +143,8 @@ def kill_marked(mark: str) -> None:
             process.kill()
 
 
-def write_prompts(path: Path, number: int) -> Path:
-    rows = read_rows(load_spec(SPEC), "train", number, seed=1)
+def write_prompts(path: Path, number: int, spec: str = SPEC) -> Path:
+    rows = read_rows(load_spec(spec), "train", number, seed=1)
     Dataset.from_list([{"input": r["prompt"], "label": json.dumps(r["label"])} for r in rows]).save_to_disk(str(path))
     return path
 
