@@ -17,6 +17,8 @@ from flows.process import exit_on_sigterm
 from flows.registry import RegistryError, champion
 from vpo_plugin.locks import temporary_home
 
+VLLM = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+"""`vllm serve`, which vLLM's CPU build does not have."""
 POLL_SECONDS = 5.0
 STOP_SECONDS = 60.0
 
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             if current.version != served:
                 stop(server)
                 print(f"Serving {current.version}: {current.policy}", flush=True)
-                command = ["vllm", "serve", current.policy, "--served-model-name", "champion"]
+                command = [*VLLM, "--model", current.policy, "--served-model-name", "champion"]
                 server = subprocess.Popen([*command, "--host", args.host, "--port", str(args.port), *args.vllm])
                 served = current.version
             time.sleep(POLL_SECONDS)

@@ -3,18 +3,24 @@
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import yaml
-from conftest import Training
+from conftest import MARK, Training, kill_marked
 from host import importable_host
 from prefect.utilities.importtools import import_object
 
 from examples.reward import reward_func
+from flows.registry import add_version, promote
 from flows.settings import SETTINGS
 from vpo_plugin.cli import main
 from vpo_plugin.openrlhf.log import read_steps
@@ -94,6 +100,57 @@ def test_the_launch_script_trains(training: Training, tmp_path: Path) -> None:
     done = launch(*flags, SPEC="maze_small", PROMPTS=str(training.prompts))
     assert done.returncode == 0, done.stdout[-3000:]
     assert len(read_steps(training.output / "vpo")) == 2
+
+
+@pytest.mark.slow
+def test_the_champion_is_served_and_its_successor_after_a_promotion(training: Training, tmp_path: Path) -> None:
+    """At one address, as one model; nothing is left when it ends."""
+    registry, policies = tmp_path / "registry", [tmp_path / "first", tmp_path / "second"]
+    for policy in policies:
+        shutil.copytree(training.policy, policy)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = ["--registry", str(registry), "--port", str(port), "--", "--enforce-eager", "--max-model-len", "200"]
+    command = [sys.executable, str(ROOT / "examples" / "serve_champion.py"), *flags]
+    variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+    environment = {**os.environ, **variables, MARK: training.mark, "PYTHONPATH": str(ROOT)}
+    empty = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert empty.returncode == 1 and "has no champion yet" in empty.stderr
+    log = tmp_path / "log"
+    over = None
+    server = None
+    try:
+        for policy in policies:
+            version = add_version(registry, policy=str(policy), spec="maze_small", candidates=3, parent=over).version
+            promote(registry, version, over=over, why="better")
+            over = version
+            if server is None:
+                with log.open("w") as file:
+                    server = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+            served = wait_for_model(port, policy, server, log)
+            assert [model["id"] for model in served] == ["champion"]
+        asked = {"model": "champion", "prompt": "a1=start", "max_tokens": 8}
+        url = f"http://127.0.0.1:{port}/v1/completions"
+        assert httpx.post(url, json=asked, timeout=60).json()["choices"][0]["text"]
+        server.send_signal(signal.SIGTERM)
+        server.wait(120)
+    finally:
+        kill_marked(training.mark)
+    assert f"Serving v0002: {policies[1]}" in log.read_text()
+    assert training.processes_left() == []
+
+
+def wait_for_model(port: int, policy: Path, server: "subprocess.Popen[bytes]", log: Path) -> list[dict[str, str]]:
+    """What the server serves, once that is the policy of this folder."""
+    deadline = time.monotonic() + 300
+    while True:
+        with suppress(httpx.HTTPError):
+            served = httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=5).json()["data"]
+            if served[0]["root"] == str(policy):
+                return served
+        assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+        time.sleep(1)
 
 
 def test_the_deployment_names_a_flow_and_its_parameters() -> None:
