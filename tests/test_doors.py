@@ -33,10 +33,10 @@ from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.evaluate import sample_pool
 from vpo_plugin.search.policy import Request, Response
-from vpo_plugin.search.pool import claim_folder, load_pool, load_prompts
+from vpo_plugin.search.pool import claim_folder, load_pool, load_prompts, read_table
 from vpo_plugin.search.procedures import BestOfK
 from vpo_plugin.search.run import search_all
-from vpo_plugin.search.searches import SCHEMA, SETTINGS, read_table, round_files
+from vpo_plugin.search.searches import SCHEMA, SETTINGS, round_files
 
 Matrices = list[list[list[float]]]
 

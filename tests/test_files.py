@@ -33,19 +33,6 @@ def test_of_several_files_none_is_replaced_if_one_cannot_be_written(tmp_path: Pa
     assert (first.read_text(), second.read_text()) == ("1", "2") and len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    folder = tmp_path / "a" / "folder"
-    for content in ("1", "2"):
-        with files.replacing_folder(folder) as unfinished:
-            (unfinished / "deep").mkdir()
-            (unfinished / "deep" / content).write_text(content)
-    with pytest.raises(KeyError), files.replacing_folder(folder) as unfinished:
-        (unfinished / "3").touch()
-        raise KeyError
-    assert [str(file.relative_to(folder)) for file in folder.rglob("*")] == ["deep", "deep/2"]
-    assert list(folder.parent.iterdir()) == [folder]
-
-
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     files.write(path, "old")

@@ -1,9 +1,8 @@
-"""Files and folders that are whole or absent, whatever interrupts the writing; and short digests."""
+"""Files that are whole or absent, whatever interrupts the writing; and short digests."""
 
 import hashlib
 import json
 import os
-import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     beside `path` without its suffix: pass `np.savez` and the like an open file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = _beside(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
     try:
         yield unfinished
         _sync(unfinished)
@@ -43,25 +42,6 @@ def write_all(contents: Mapping[Path, str | bytes]) -> None:
             unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of `folder` when the body ends well; else all stays as it was."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, old = _beside(folder), _beside(folder, "old")
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        for place in [*unfinished.rglob("*"), unfinished]:
-            _sync(place)
-        if folder.exists():
-            folder.rename(old)
-        unfinished.rename(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def digest(value: Any) -> str:
     """16 hexadecimal digits that stand for a JSON-serialisable value; anything else in it, such as a path, is text."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -74,10 +54,6 @@ def digest_files(folder: Path, files: Iterable[Path]) -> str:
         with file.open("rb") as content:
             sums.append((str(file.relative_to(folder)), hashlib.file_digest(content, "sha256").hexdigest()))
     return digest(sums)
-
-
-def _beside(path: Path, word: str = "new") -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.{word}")
 
 
 def _sync(place: Path) -> None:

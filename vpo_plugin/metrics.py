@@ -80,9 +80,7 @@ def mean_pairwise_l1(matrices: ArrayLike) -> Floats:
     return np.einsum("n,pnk->p", pairs_won_minus_lost, ascending) / (n * (n - 1) / 2)
 
 
-def expected_set_reward(
-    matrices: ArrayLike, *, seed: int, alpha: float = 1.0, num_weights: int = 1024, present: ArrayLike | None = None
-) -> Floats:
+def expected_set_reward(matrices: ArrayLike, *, seed: int, present: ArrayLike | None = None) -> Floats:
     """The set reward of a prompt's whole pool, `E_w[max over its candidates of w·r]`: `(P, n, k)` -> `(P,)`.
 
     `present`, bool `(P, k)`, leaves out objectives that a prompt does not have.
@@ -93,7 +91,7 @@ def expected_set_reward(
     pool = torch.from_numpy(_pool(matrices, "(prompts, candidates, objectives)"))
     generator = torch.Generator().manual_seed(seed)
     mask = None if present is None else torch.from_numpy(np.asarray(present, dtype=bool))[:, None, None]
-    batch = RewardBatch(pool[:, None], mask, alpha=alpha, num_weights=num_weights, generator=generator)
+    batch = RewardBatch(pool[:, None], mask, num_weights=NUM_WEIGHTS, generator=generator)
     return batch.set_rewards[:, 0].numpy()
 
 
@@ -139,13 +137,13 @@ def hypervolume(front: ArrayLike, low: ArrayLike, high: ArrayLike) -> float:
     return float(moocore.hv_approx(shares, ref=0.0, maximise=True, nsamples=APPROXIMATE_SAMPLES))
 
 
-def best_for_weights(fronts: Sequence[ArrayLike], *, seed: int, num_weights: int = NUM_WEIGHTS) -> Floats:
-    """`max over a prompt's vectors of w·r` for each of the same random weights: P times `(f, k)` -> `(P, num_weights)`.
+def best_for_weights(fronts: Sequence[ArrayLike], *, seed: int) -> Floats:
+    """`max over a prompt's vectors of w·r` for each of the same 1,024 random weights: P times `(f, k)` -> `(P, 1024)`.
 
     Prompts of the same number of objectives get the same weights.
     """
     vectors = [np.asarray(front, dtype=np.float64) for front in fronts]
-    weights = {k: _weights(k, seed, num_weights) for k in {front.shape[1] for front in vectors}}
+    weights = {k: _weights(k, seed) for k in {front.shape[1] for front in vectors}}
     return np.stack([(front @ weights[front.shape[1]]).max(0) for front in vectors])
 
 
@@ -173,9 +171,9 @@ def duplicate_share(keys: Sequence[Hashable | None]) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _weights(objectives: int, seed: int, num_weights: int) -> Floats:
+def _weights(objectives: int, seed: int) -> Floats:
     generator = torch.Generator().manual_seed(seed)
-    return sample_simplex_weights(num_weights, objectives, generator=generator).numpy().T
+    return sample_simplex_weights(NUM_WEIGHTS, objectives, generator=generator).numpy().T
 
 
 def figure(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> dict[str, Any]:
@@ -199,7 +197,7 @@ def figure(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> dict[str
     return {"mean": array.mean((0, 1)).tolist(), "low": low.tolist(), "high": high.tolist()}
 
 
-def difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
+def difference(a: ArrayLike, b: ArrayLike) -> dict[str, Any]:
     """`figure` of a - b, both `(seeds, prompts, ...)`, prompt by prompt: tighter than two separate intervals.
 
     Where they differ in seeds, as a policy that was not trained does, the mean over b's counts for each of a's.
@@ -210,7 +208,7 @@ def difference(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape[1:] != second.shape[1:]:
         raise ValueError(f"Paired values must belong to the same prompts, but are {first.shape} and {second.shape}.")
-    return figure(first - (second if len(second) == len(first) else second.mean(0)), seed=seed)
+    return figure(first - (second if len(second) == len(first) else second.mean(0)))
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,7 +4,6 @@ import functools
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,10 +26,10 @@ def provenance(command: str) -> dict[str, Any]:
     }
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """The versions of Python and of these packages, as far as they are installed."""
+def versions() -> dict[str, str]:
+    """The versions of Python and of `PACKAGES`, as far as they are installed."""
     found = {"python": platform.python_version()}
-    for package in packages:
+    for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

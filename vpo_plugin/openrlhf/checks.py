@@ -261,18 +261,14 @@ def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterato
 
 def _bad_row(given: Flags, spec: RewardSpec, rows: Any) -> str | None:
     """What is wrong with a dataset, in a sentence that names the row."""
-    input_key = given["data.input_key"]
-    label_key = None if spec.label == "none" else given["data.label_key"]
-    missing = [
-        key for key in (input_key, *([] if spec.label == "none" else [label_key])) if key not in rows.column_names
-    ]
-    if missing:
+    keys = [given["data.input_key"], *([] if spec.label == "none" else [given["data.label_key"]])]
+    if missing := [key for key in keys if key not in rows.column_names]:
         return (
             f"it has no column {missing[0]!r} (it has {', '.join(rows.column_names)}): name the prompt's and the "
             "label's with --data.input_key and --data.label_key."
         )
-    labels = [None] * len(rows) if label_key is None else rows[label_key]
-    for number, (prompt, label) in enumerate(zip(rows[input_key], labels, strict=True), start=1):
+    labels = rows[keys[1]] if keys[1:] else [None] * len(rows)
+    for number, (prompt, label) in enumerate(zip(rows[keys[0]], labels, strict=True), start=1):
         try:
             ask(spec, prompt, max(given["vpo.candidates"], 1))
             if not (isinstance(prompt, str) or given["data.apply_chat_template"]):

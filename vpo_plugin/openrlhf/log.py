@@ -18,17 +18,6 @@ from vpo_plugin import files
 
 METRICS = "metrics.jsonl"
 OWNER = "owner"
-TEXTS = {
-    "prompt": "str",
-    "response": "str",
-    "candidates": "texts",
-    "rewards": "matrix",
-    "reward": "float",
-    "rollout_reward": "float",
-    "advantage": "float",
-}
-"""Columns of the texts of a step: a reward vector for each candidate, the host's scalar reward, and what the rollout is
-worth to the estimator. A candidate is null where none could be read, or where the user's own code gave the rewards."""
 DRAWN = ("kl", "response_length")
 """Metrics of the host, and ours, that a report draws as they are, beside each objective's mean."""
 MOST_WORDS = 30
@@ -134,13 +123,18 @@ def training_curve(log_dir: Path) -> list[dict[str, float]]:
 
 
 def log_texts(log_dir: Path, step: int, rows: Sequence[dict[str, Any]]) -> None:
-    """Save what was written in one step (1-based) as a table: one row a rollout, with the columns of `TEXTS`."""
+    """Save what was written in one step (1-based) as a table: one row a rollout.
+
+    It has a reward vector for each candidate, the host's scalar reward, and what the rollout is worth to the estimator.
+    A candidate is null where none could be read, or where the user's own code gave the rewards.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = log_dir / "rollouts" / f"step_{step:06d}.parquet"
-    types = {"str": pa.string(), "float": pa.float32(), "texts": pa.list_(pa.string())}
-    schema = pa.schema([(name, types.get(kind, pa.list_(pa.list_(pa.float32())))) for name, kind in TEXTS.items()])
+    sets = [("candidates", pa.list_(pa.string())), ("rewards", pa.list_(pa.list_(pa.float32())))]
+    numbers = [(name, pa.float32()) for name in ("reward", "rollout_reward", "advantage")]
+    schema = pa.schema([("prompt", pa.string()), ("response", pa.string()), *sets, *numbers])
     with files.replacing(path) as unfinished:
         pq.write_table(pa.Table.from_pylist(list(rows), schema), unfinished, compression="zstd")
 

@@ -260,32 +260,17 @@ def chart_data(results: Results, lines: Sequence[dict[str, Any]] = ()) -> dict[s
     """The numbers of report.js, and the lines of the list of prompts. Policies are places in `names`."""
     every = names(results)
     ks, ceiling = results["ks"], results["ceiling"] or {}
-    charts: dict[str, Any] = {
-        "at-k": {
-            "unit": "k",
-            "panels": [
-                {
-                    "label": f"{kind}@k",
-                    "ceiling": ceiling.get(kind),
-                    "series": [
-                        {"of": every.index(p["name"]), "x": ks, **p[f"{kind}_at_k"]} for p in results["policies"]
-                    ],
-                }
-                for kind in ("best", "pass")[: 1 if nothing_solved(results) else 2]
-            ],
-        }
-    }
+
+    def panel(key: str, xs: Sequence[int]) -> dict[str, Any]:
+        series = [{"of": every.index(p["name"]), "x": xs, **p[key]} for p in results["policies"]]
+        return {"label": MEASURES[key][0], "ceiling": ceiling.get(key.partition("_")[0]), "series": series}
+
+    at_k = [panel("best_at_k", ks)]
     if set_ks := results.get("set_ks"):
-        charts["at-k"]["panels"].insert(
-            1,
-            {
-                "label": MEASURES["best_at_k_sets"][0],
-                "ceiling": ceiling.get("best"),
-                "series": [
-                    {"of": every.index(p["name"]), "x": set_ks, **p["best_at_k_sets"]} for p in results["policies"]
-                ],
-            },
-        )
+        at_k.append(panel("best_at_k_sets", set_ks))
+    if not nothing_solved(results):
+        at_k.append(panel("pass_at_k", ks))
+    charts: dict[str, Any] = {"at-k": {"unit": "k", "panels": at_k}}
     search = [run for run in results.get("search", []) if run["budget"]]
     procedures = list(dict.fromkeys(run["procedure"] for run in search))
     if procedures:

@@ -1,13 +1,13 @@
 """`vpo open`: a run's folder over HTTP, to be read: its reports and plots, how its trainings go, its logs."""
 
-from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from vpo_plugin.openrlhf.log import end_of, training_curve
 from vpo_plugin.report import plots
 from vpo_plugin.report.rollouts import find_trainings, format_training
+from vpo_plugin.report.write import render
 
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -86,49 +86,20 @@ class Handler(BaseHTTPRequestHandler):
 
 def page(run: Path) -> str:
     """The page of a run: what is in its folder, and how its trainings go."""
-    home = Path(__file__).parent
-    reports = [file for pattern in (REPORT, f"*/{REPORT}") for file in sorted(run.glob(pattern))]
-    pictures = sorted(run.glob("*.png"))
-    results = [*sorted(run.glob("*.md")), *sorted(run.glob("*.json"))]
     logs = sorted(run.rglob("*.log"), key=lambda log: -log.stat().st_mtime)[:LOGS]
-    trainings = find_trainings(run)
-    parts = [f"<h1>{escape(run.name)}</h1>", f'<p class="soft">{escape(str(run))}</p>']
-    if reports:
-        parts += ["<h2>Reports</h2>", _list([*reports, *results], run)]
-    elif results:
-        parts += ["<h2>Results</h2>", _list(results, run)]
-    if trainings:
-        parts += ["<h2>Trainings</h2>", f'<img src="/{LIVE}" alt="Curves of the trainings">']
-        parts += [_text(format_training(name, log)) for name, log in trainings.items()]
-    if logs and not reports:
-        parts += ["<h2>The end of the newest log</h2>", f"<p>{_link(logs[0], run)}</p>", _text(end_of(logs[0]))]
-    parts += [f"<h2>{escape(file.stem)}</h2>{_image(file, run)}" for file in pictures]
-    if logs:
-        parts += ["<h2>Logs</h2>", _list(logs, run)]
-    refresh = "" if reports else f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">'
-    css = (home / "report.css").read_text(encoding="utf-8")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{refresh}<meta name="viewport" '
-        f'content="width=device-width, initial-scale=1"><title>{escape(run.name)}</title><style>{css}{STYLE}</style>'
-        f"</head><body><main>{''.join(parts)}</main></body></html>"
+
+    def found(*patterns: str) -> list[Path]:
+        return [file.relative_to(run) for pattern in patterns for file in sorted(run.glob(pattern))]
+
+    return render(
+        "run.html.j2",
+        run=run,
+        reports=found(REPORT, f"*/{REPORT}"),
+        results=found("*.md", "*.json"),
+        trainings=[format_training(name, log) for name, log in find_trainings(run).items()],
+        live=LIVE,
+        pictures=found("*.png"),
+        logs=[log.relative_to(run) for log in logs],
+        end=end_of(logs[0]) if logs else "",
+        refresh_seconds=REFRESH_SECONDS,
     )
-
-
-STYLE = "img { max-width: 100%; background: #fff; } pre { overflow-x: auto; font-size: .85rem; }"
-
-
-def _list(files: list[Path], run: Path) -> str:
-    return "<ul>" + "".join(f"<li>{_link(file, run)}</li>" for file in files) + "</ul>"
-
-
-def _link(file: Path, run: Path) -> str:
-    place = file.relative_to(run)
-    return f'<a href="/{quote(str(place))}">{escape(str(place))}</a>'
-
-
-def _image(file: Path, run: Path) -> str:
-    return f'<img src="/{quote(str(file.relative_to(run)))}" alt="{escape(file.stem)}">'
-
-
-def _text(text: str) -> str:
-    return f"<pre>{escape(text)}</pre>"

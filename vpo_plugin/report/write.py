@@ -47,6 +47,8 @@ from vpo_plugin.report.style import styles
 from vpo_plugin.report.tables import Results, number, say_difference
 from vpo_plugin.search.comparison import MEASURES
 
+HOME = Path(__file__).parent
+
 
 def write_report(results: Results, out_dir: str | Path, prompts: Iterable[dict[str, Any]] = ()) -> None:
     """Write report.json, report.html (one self-contained file) and best_at_k.png into `out_dir`, all or none.
@@ -79,19 +81,25 @@ def plain(results: Results) -> Results:
     return json.loads(text, parse_constant=lambda _: None)
 
 
-def _html(results: Results, prompts: Iterable[dict[str, Any]]) -> str:
-    home = Path(__file__).parent
-    script = (home / "report.js").read_text(encoding="utf-8")
-    packed = list(page.pack_prompts(prompts, results, results.get("prompts", 1)))
+def render(template: str, **values: Any) -> str:
+    """A page of a template of this folder, in which every value is escaped that is no markup."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(home),
+        loader=jinja2.FileSystemLoader(HOME),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, difference=say_difference, soft=_soft)
-    return environment.get_template("report.html.j2").render(
+    css = Markup((HOME / "report.css").read_text(encoding="utf-8"))
+    return environment.get_template(template).render(css=css, **values)
+
+
+def _html(results: Results, prompts: Iterable[dict[str, Any]]) -> str:
+    script = (HOME / "report.js").read_text(encoding="utf-8")
+    packed = list(page.pack_prompts(prompts, results, results.get("prompts", 1)))
+    return render(
+        "report.html.j2",
         results=results,
         styles=styles(page.names(results)),
         bars=page.bars(results),
@@ -104,7 +112,6 @@ def _html(results: Results, prompts: Iterable[dict[str, Any]]) -> str:
         commands={name: page.evaluate_command(made) for name, made in results.get("pools", {}).items() if made},
         data=page.chart_data(results, [line for line, _ in packed]),
         blocks=[block for _, block in packed],
-        css=Markup((home / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

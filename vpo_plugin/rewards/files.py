@@ -118,8 +118,8 @@ def _read(file: Path) -> list[_Source]:
     """A spec's file, then those that it extends, nearest first."""
     chain: list[_Source] = []
     while True:
-        text = _text(file)
         try:
+            text = file.read_text(encoding="utf-8")
             tree = yaml.compose(text, Loader=_Loader)
             data = yaml.load(text, Loader=_Loader)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -151,13 +151,6 @@ class _Loader(yaml.SafeLoader):
             problem = f"it has the alias '*{event.anchor}', and a spec has none: write it out, or use `extends`"
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{file}:1: This is not YAML: {error}.") from error
 
 
 def _merged(parent: Any, child: Any) -> Any:

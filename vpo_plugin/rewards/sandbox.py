@@ -251,7 +251,7 @@ class _Boxes:
     """
 
     def __init__(self, unsafe: bool) -> None:
-        self.slots = threading.BoundedSemaphore(_cores())
+        self.slots = threading.BoundedSemaphore(len(os.sched_getaffinity(0)))
         self._command = _unsafe_command() if unsafe else _command()
         self._user = None if unsafe else _user(self._command)
         self._starter = ThreadPoolExecutor(1, "sandbox-boxes")
@@ -284,10 +284,6 @@ class _Boxes:
             box.kill()
         else:
             self._ready.append(box)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 _starting = threading.Lock()
@@ -339,17 +335,8 @@ def _command() -> list[str]:
         *("--unshare-cgroup-try", "--hostname", "sandbox", "--uid", "1000", "--gid", "1000"),
         *("--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"),  # for the namespaces of programs, which have none
         *("--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"),
-        *(
-            "--setenv",
-            "LD_LIBRARY_PATH",
-            "/python/lib",
-            "--setenv",
-            "PYTHONHASHSEED",
-            "0",
-            "--setenv",
-            "PYTHONUTF8",
-            "1",
-        ),
+        *("--setenv", "LD_LIBRARY_PATH", "/python/lib"),
+        *("--setenv", "PYTHONHASHSEED", "0", "--setenv", "PYTHONUTF8", "1"),
         *_file_system(),
         *("--size", str(sandbox_worker.TMP_BYTES), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/", "--"),
         *("/python/bin/python3", "-s", "-S", "/worker.py", json.dumps(asdict(Limits())), "boxed"),
@@ -366,12 +353,8 @@ def _file_system() -> list[str]:
         if (home / name).is_dir() and not (home / name).is_symlink():
             mounts += ["--ro-bind", str(home / name), f"/python/{name}"]
     if (home / "lib" / library / "site-packages").is_dir():
-        mounts += [
-            "--tmpfs",
-            f"/python/lib/{library}/site-packages",
-            "--remount-ro",
-            f"/python/lib/{library}/site-packages",
-        ]
+        packages = f"/python/lib/{library}/site-packages"
+        mounts += ["--tmpfs", packages, "--remount-ro", packages]
     for path in ("/usr/lib", "/usr/lib64", "/lib", "/lib64"):
         if os.path.islink(path):
             mounts += ["--symlink", os.readlink(path), path]

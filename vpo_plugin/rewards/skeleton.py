@@ -83,12 +83,6 @@ def skeleton_files(name: str, schema: str) -> dict[str, str]:
     }
 
 
-def _module_file(name: str) -> str | None:
-    """Where Python finds a module of this name already."""
-    found = importlib.util.find_spec(name)
-    return None if found is None else str(found.origin or [*(found.submodule_search_locations or [])])
-
-
 def new_spec(name: str, folder: Path, schema: str) -> list[Path]:
     """Write a working spec into `folder / name` and return its files.
 
@@ -99,8 +93,9 @@ def new_spec(name: str, folder: Path, schema: str) -> list[Path]:
     home = folder / name
     if home.exists():
         raise SpecError(f"{home} exists already: choose another name or --folder.")
-    if (found := _module_file(name)) is not None:
-        raise SpecError(f"'{name}' is a module that Python finds in {found}: choose another name.")
+    if (found := importlib.util.find_spec(name)) is not None:
+        place = found.origin or [*(found.submodule_search_locations or [])]
+        raise SpecError(f"'{name}' is a module that Python finds in {place}: choose another name.")
     home.mkdir(parents=True)
     files = []
     for file, content in skeleton_files(name, schema).items():

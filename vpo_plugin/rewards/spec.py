@@ -419,8 +419,11 @@ class RewardSpec(_Model):
     @property
     def functions(self) -> dict[str, str]:
         """The functions in trl's signature, by the objectives that they reward; empty where there are none."""
-        listed = self.objectives if isinstance(self.objectives, list) else []
-        return {objective.key: objective.function for objective in listed if objective.function}
+        return {objective.key: objective.function for objective in self._listed if objective.function}
+
+    @property
+    def _listed(self) -> list[Objective]:
+        return self.objectives if isinstance(self.objectives, list) else []
 
     @property
     def scores(self) -> bool:
@@ -435,10 +438,9 @@ class RewardSpec(_Model):
     @property
     def objective_keys(self) -> tuple[str, ...]:
         """The objectives' keys; of ragged ones all that a prompt may have."""
-        if isinstance(self.objectives, RaggedObjectives):
-            ragged = self.objectives.ragged
+        if ragged := self.ragged:
             return tuple(f"{ragged.prefix}_{number}" for number in range(1, ragged.max + 1))
-        return tuple(objective.key for objective in self.objectives)
+        return tuple(objective.key for objective in self._listed)
 
     @property
     def objective_weights(self) -> tuple[float, ...] | None:
@@ -452,14 +454,13 @@ class RewardSpec(_Model):
     def columns(self, objectives: int) -> list[Column]:
         """What scoring knows of the first `objectives` objectives."""
         clamped = self.outside_range == "clamp"
-        if isinstance(self.objectives, RaggedObjectives):
-            ragged = self.objectives.ragged
+        if ragged := self.ragged:
             mirrored = ragged.direction == "minimize"
             return [Column(key, *ragged.range, mirrored, clamped, None) for key in self.objective_keys[:objectives]]
         gates: dict[str, float] = {}
         for gate in self.gates:
             gates[gate.objective] = max(gate.at_least, gates.get(gate.objective, -math.inf))
-        return [Column(o.key, *o.range, o.direction == "minimize", clamped, gates.get(o.key)) for o in self.objectives]
+        return [Column(o.key, *o.range, o.direction == "minimize", clamped, gates.get(o.key)) for o in self._listed]
 
 
 def json_schema() -> dict[str, Any]:

@@ -169,12 +169,10 @@ def read_task(
         raise ValueError(
             f"--max_new_tokens is {max_new_tokens}, {candidates} candidates of {spec.name!r} take {budget}."
         )
-    if rows is not None:
-        pass
-    elif settings.data is not None:
+    if rows is None and settings.data is not None:
         columns = (settings.input_key, settings.label_key)
         rows = load_prompts(spec, settings.data, settings.split, columns)[: settings.prompts]
-    else:
+    elif rows is None:
         drawn = read_rows(spec, "test", settings.prompts or 100, settings.seed)
         rows = [{"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])} for row in drawn]
     if settings.tell_weights and spec.ragged:

@@ -100,17 +100,17 @@ def analyse(
     mine = compared.policies[last]
     claims: list[tuple[str, float, dict[str, Any]]] = []
     if "grpo" in others:
-        claims.append((f"{last} is ahead of grpo at best@{ks[-1]}", 0, _last(compared.ahead(last, "grpo"))))
+        claims.append((f"{last} is ahead of grpo at best@{ks[-1]}", 0, _at(compared.ahead(last, "grpo"))))
         if set_ks:
-            ahead = _first(compared.ahead(last, "grpo", lambda m: m.best_at_k_sets))
+            ahead = _at(compared.ahead(last, "grpo", lambda m: m.best_at_k_sets), 0)
             claims.append((f"{last} is ahead of grpo at best@{set_ks[0]}, whole sets", 0, ahead))
     if scalars := [name for name in trained_ones if parse_method(name)[0] not in NO_BASELINES]:
         names, best = _strongest(compared, scalars, lambda m: m.best_at_k)
         results["strongest"] = {"names": names, **difference(mine.best_at_k, best)}
         level = "matches or beats the strongest scalar baseline"
-        claims.append((f"{last} {level} ({names[-1]}) at best@{ks[-1]}", -LEVEL, _last(results["strongest"])))
+        claims.append((f"{last} {level} ({names[-1]}) at best@{ks[-1]}", -LEVEL, _at(results["strongest"])))
         by_pass, passed = _strongest(compared, scalars, lambda m: m.pass_at_k)
-        gap = _last(difference(mine.pass_at_k, passed))
+        gap = _at(difference(mine.pass_at_k, passed))
         claims.append((f"{last} {level} ({by_pass[-1]}) at pass@{ks[-1]}", -LEVEL, gap))
         growth = difference(grown(mine.best_at_k), grown(best))
         claims.append((f"{last}'s lead over the strongest grows from best@{ks[one_set]} to best@{ks[-1]}", 0, growth))
@@ -146,12 +146,8 @@ def _strongest(compared: Comparison, names: Sequence[str], values: Values) -> tu
     return best, np.stack([of[name][..., i] for i, name in enumerate(best)], axis=-1)
 
 
-def _first(curve: Mapping[str, Any]) -> dict[str, Any]:
-    return {part: curve[part][0] for part in ("mean", "low", "high")}
-
-
-def _last(curve: Mapping[str, Any]) -> dict[str, Any]:
-    return {part: curve[part][-1] for part in ("mean", "low", "high")}
+def _at(curve: Mapping[str, Any], place: int = -1) -> dict[str, Any]:
+    return {part: curve[part][place] for part in ("mean", "low", "high")}
 
 
 def pack_array(array: np.ndarray) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from vpo_plugin.locks import temporary_home
+from vpo_plugin.models import check_policy
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.rewards.prompts import Prompt, images
 
@@ -280,10 +281,9 @@ def fingerprint(model: str) -> str:
         FileNotFoundError: a folder without a model.
         OSError: the hub cannot be asked, or has no such model.
     """
+    check_policy(model)
     folder = Path(model)
-    if folder.is_dir() or model.startswith((".", "/", "~")):
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{model} is not a model folder: it has no config.json.")
+    if folder.is_dir():
         digest = hashlib.sha256()
         for file in sorted({file for pattern in WEIGHT_FILES for file in folder.glob(pattern)}):
             digest.update(file.name.encode())

@@ -25,22 +25,22 @@ from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.rewards.prompts import Prompt, check_prompt, pack_prompt, read_prompt, with_instruction
 from vpo_plugin.rewards.task import check_label
 
-SCHEMA = pa.schema(
-    [
-        ("prompt", pa.int64()),  # number of the prompt, from 0
-        ("rollout", pa.int64()),  # number of the response to it, from 0
-        ("input", pa.string()),  # the prompt without instruction; a chat as `rewards.prompts.pack_prompt` writes it
-        ("label", pa.string()),  # JSON
-        ("response", pa.string()),
-        ("candidates", pa.list_(pa.string())),  # m, null where one is missing
-        ("rewards", pa.list_(pa.list_(pa.float32()))),  # (m, objectives)
-        ("tokens", pa.int64()),
-        ("parsed", pa.int64()),
-        ("unique", pa.int64()),
-        ("error", pa.string()),  # why the scorer failed, where that counts as zero
-        ("seed", pa.int64()),  # of the batch
-    ]
-)
+PROMPT = [
+    ("input", pa.string()),  # the prompt without instruction; a chat as `rewards.prompts.pack_prompt` writes it
+    ("label", pa.string()),  # JSON
+]
+RESPONSE = [
+    ("response", pa.string()),
+    ("candidates", pa.list_(pa.string())),  # m, null where one is missing
+    ("rewards", pa.list_(pa.list_(pa.float32()))),  # (m, objectives)
+    ("tokens", pa.int64()),
+    ("parsed", pa.int64()),
+    ("unique", pa.int64()),
+    ("error", pa.string()),  # why the scorer failed, where that counts as zero
+    ("seed", pa.int64()),  # of the batch
+]
+# Numbers of the prompt and of the response to it, both from 0.
+SCHEMA = pa.schema([("prompt", pa.int64()), ("rollout", pa.int64()), *PROMPT, *RESPONSE])
 SETTINGS = "pool.json"
 
 
@@ -112,7 +112,7 @@ def load_pool(folder: Path) -> Pool:
             f"The pool {folder} is not finished, {len(missing)} of {batches} batches are missing: run the same "
             "`vpo evaluate` again to resume it."
         )
-    tables = [_read(file) for file in stored]
+    tables = [read_table(file) for file in stored]
     for number, (file, table) in enumerate(zip(stored, tables, strict=True)):
         _check_batch(file, table, made, number)
     return Pool(*_arrays(pa.concat_tables(tables), made), made=made, rows=_rows(stored))
@@ -171,6 +171,14 @@ def write_rows(file: Path, rows: list[dict[str, Any]], schema: pa.Schema = SCHEM
     """Write a Parquet file that is whole or absent, even if the machine stops."""
     with files.replacing(file) as unfinished:
         pq.write_table(pa.Table.from_pylist(rows, schema), unfinished, compression="zstd")
+
+
+def read_table(file: Path, schema: pa.Schema = SCHEMA, command: str = "vpo evaluate") -> pa.Table:
+    """Read a Parquet file that a command wrote. Raises ValueError if it is damaged."""
+    try:
+        return pq.read_table(file, schema=schema)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it and run the same `{command}` again.") from error
 
 
 def read_settings(folder: Path, name: str = SETTINGS) -> dict[str, Any] | None:
@@ -247,13 +255,6 @@ def full_prompt(spec: RewardSpec, prompt: str, candidates: int, goal: list[float
 def random_goals(spec: RewardSpec, label: str, numbers: Iterable[int], seed: int) -> list[list[float]]:
     """Objective weights to tell, one for each number: every one is another draw, the same in every run."""
     return [goal_weights(f"{i} {label}", len(spec.objective_keys), seed=seed) for i in numbers]
-
-
-def _read(file: Path) -> pa.Table:
-    try:
-        return pq.read_table(file, schema=SCHEMA)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} is damaged ({error}): delete it and run the same `vpo evaluate` again.") from error
 
 
 def _check_batch(file: Path, table: pa.Table, made: Mapping[str, Any], number: int) -> None:

@@ -25,7 +25,7 @@ from vpo_plugin.search.evaluate import (
     score_samples,
 )
 from vpo_plugin.search.policy import Policy, Request
-from vpo_plugin.search.pool import claim_folder, load_pool, shared_prompts, write_rows
+from vpo_plugin.search.pool import claim_folder, load_pool, read_table, shared_prompts, write_rows
 from vpo_plugin.search.procedures import (
     BestOfK,
     Problem,
@@ -35,13 +35,13 @@ from vpo_plugin.search.procedures import (
     Refinement,
 )
 from vpo_plugin.search.searches import (
+    COMMAND,
     RESULT,
     RESULT_SCHEMA,
     SCHEMA,
     SETTINGS,
     Search,
     load_search,
-    read_table,
     round_file,
     round_files,
 )
@@ -189,7 +189,7 @@ class Rounds:
     ) -> None:
         self.policy, self.scoring, self.settings, self.folder, self.bar = policy, scoring, settings, folder, bar
         self.problems: Sequence[Problem] = []
-        stored = [read_table(file, SCHEMA).to_pylist() for file in round_files(folder)]
+        stored = [read_table(file, SCHEMA, COMMAND).to_pylist() for file in round_files(folder)]
         self.number = len(stored)
         self.recorded = {(row["prompt"], row["question"]): row for rows in stored for row in rows}
         self.waiting: list[tuple[Problem, Question, asyncio.Future[Proposal]]] = []

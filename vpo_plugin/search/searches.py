@@ -12,36 +12,27 @@ from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from vpo_plugin.search.pool import read_settings
+from vpo_plugin.search.pool import PROMPT, RESPONSE, read_settings, read_table
 from vpo_plugin.search.settings import Procedure
 
+COMMAND = "vpo search"
 SETTINGS = "search.json"
 SCHEMA = pa.schema(
     [
         ("prompt", pa.int64()),  # number of the prompt, from 0
         ("question", pa.int64()),  # number of the question about it, from 0
-        ("input", pa.string()),
-        ("label", pa.string()),
+        *PROMPT,
         ("asked", pa.string()),  # the text that the policy was given, before any chat template
         ("start", pa.string()),  # what the response was made to begin with
         ("known", pa.int64()),  # how many of its candidates that is, tried before
-        ("response", pa.string()),
-        ("candidates", pa.list_(pa.string())),
-        ("rewards", pa.list_(pa.list_(pa.float32()))),
-        ("tokens", pa.int64()),
-        ("parsed", pa.int64()),
-        ("unique", pa.int64()),
-        ("error", pa.string()),  # why the scorer failed, where that counts as zero
-        ("seed", pa.int64()),
+        *RESPONSE,
     ]
 )
 RESULT = "result.parquet"
 RESULT_SCHEMA = pa.schema(
     [
-        ("input", pa.string()),
-        ("label", pa.string()),
+        *PROMPT,
         ("solved_after", pa.int64()),  # candidates, null if it was not solved
         ("tried", pa.int64()),  # candidates
         ("best", pa.string()),  # candidate, null if none could be parsed
@@ -77,10 +68,10 @@ def load_search(folder: Path) -> Search:
         raise FileNotFoundError(f"{folder} holds no search (no {SETTINGS}).")
     if not (folder / RESULT).exists():
         raise ValueError(f"The search {folder} is not finished: run the same `vpo search` again to resume it.")
-    rows = read_table(folder / RESULT, RESULT_SCHEMA).to_pylist()
+    rows = read_table(folder / RESULT, RESULT_SCHEMA, COMMAND).to_pylist()
     solved_after = np.array([row["solved_after"] or np.inf for row in rows])
     prompts = [{"input": row["input"], "label": row["label"]} for row in rows]
-    tokens = sum(read_table(file, SCHEMA)["tokens"].to_numpy().sum() for file in round_files(folder))
+    tokens = sum(read_table(file, SCHEMA, COMMAND)["tokens"].to_numpy().sum() for file in round_files(folder))
     return Search(made, prompts, solved_after, int(tokens))
 
 
@@ -106,11 +97,3 @@ def round_files(folder: Path) -> list[Path]:
     """The files of all rounds that there are, in order."""
     numbers = itertools.takewhile(lambda number: round_file(folder, number).exists(), itertools.count())
     return [round_file(folder, number) for number in numbers]
-
-
-def read_table(file: Path, schema: pa.Schema) -> pa.Table:
-    """Read a Parquet file of a search. Raises ValueError if it is damaged."""
-    try:
-        return pq.read_table(file, schema=schema)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} is damaged ({error}): delete it and run the same `vpo search` again.") from error

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vpo_plugin.files import write
 from vpo_plugin.models import check_policy, resolve_policy
+from vpo_plugin.openrlhf.log import last_words
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.candidates import answer_of
 from vpo_plugin.rewards.formats import parse, write_response
@@ -227,7 +228,4 @@ def _learn(model: str, sets: list[dict[str, Any]], work: Path, settings: WarmSta
     with log.open("w") as output:
         code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
     if code or not (settings.output / "config.json").exists():
-        last = next(
-            (line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "nothing"
-        )
-        raise RuntimeError(f"train_sft failed (exit code {code}): {last} The whole log is {log}.")
+        raise RuntimeError(f"train_sft failed (exit code {code}): {last_words(log)}")
