@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import vpo
 
 from flows.experiment import cell_settings, single_rollouts
 from flows.settings import ExperimentSettings
@@ -257,7 +258,7 @@ def test_every_rollout_of_a_search_is_told_weights_of_its_own() -> None:
     ],
 )
 def test_what_cannot_work_is_said_before_the_start(flags: list[str], said: str, tmp_path: Path) -> None:
-    done = experiment(tmp_path, *flags)
+    done = vpo("experiment", "--runs", tmp_path, *flags)
     assert done.returncode in (1, 2) and said in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("*/seed-*"))
 
