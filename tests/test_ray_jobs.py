@@ -180,6 +180,7 @@ def wait_until(
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_killed_flow_finds_its_job_again(cluster: Cluster, new_flow: Callable[..., Flow]) -> None:
     flow = new_flow(cluster=cluster.address)
     process = flow.start()
