@@ -1,7 +1,8 @@
 """How fast responses are scored: python -m benchmarks.scoring
 
-On one core of this process, and by the scoring service in a process for each core, as every command scores. Each task's
-responses hold three candidates, with a few words before them. Programs: python -m benchmarks.sandbox.
+On one core of this process, and by the scoring service, as every command scores, in one process and in one for each core
+(which the service's own side shares). Each task's responses hold three candidates, with a few words before them.
+Programs: python -m benchmarks.sandbox.
 """
 
 import argparse
@@ -31,8 +32,8 @@ def main() -> None:
         spec = load_spec(name)
         pairs = list(responses(spec))
         alone = max(on_one_core(spec, pairs, seconds) for _ in range(5))
-        service = by_the_service(spec, pairs, 5 * seconds)
-        print(f"{name:8} {alone:8.0f} responses/s, {1e6 / alone:5.0f} µs each; on {cores} cores {service:8.0f}/s")
+        served = [f"{by_the_service(spec, pairs, 5 * seconds, n):7.0f}/s in {n}" for n in sorted({1, cores})]
+        print(f"{name:8} {alone:7.0f} responses/s, {1e6 / alone:4.0f} µs each; the service {', '.join(served)}")
 
 
 def on_one_core(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) -> float:
@@ -46,10 +47,10 @@ def on_one_core(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) 
     return scored / (time.process_time() - started)
 
 
-def by_the_service(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) -> float:
+def by_the_service(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float, processes: int) -> float:
     """Responses in a second, with the processes started before."""
     items = [Item(response, label, 3, "") for response, label in pairs]
-    with Scoring(spec) as scoring:
+    with Scoring(spec, processes=processes) as scoring:
         for _ in scoring.score(items * 4):
             pass
         started, scored = time.perf_counter(), 0

@@ -111,7 +111,9 @@ class Workers:
             if self._closed:
                 raise RuntimeError("These workers are closed.")
             self._waiting.append(_Item(item, read, future))
-        self._poke()
+            alone = len(self._waiting) == 1
+        if alone:  # where others wait, the pool's thread is about to take them, or no process is free
+            self._poke()
         return future
 
     def close(self) -> None:
