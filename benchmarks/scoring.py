@@ -1,7 +1,7 @@
 """How fast responses are scored: python -m benchmarks.scoring
 
-On one core of this process, and by the scoring service, as every command scores, in one process and in one for each core
-(which the service's own side shares). Each task's responses hold three candidates, with a few words before them.
+On one core of this process, and by the scoring service, as every command scores, in one process and in one for each
+core (which the service's own side shares). Each task's responses hold three candidates, with a few words before them.
 Programs: python -m benchmarks.sandbox.
 """
 
