@@ -2,7 +2,7 @@
 
 
 def run(arguments: list[str]) -> int:
-    """run a flow from a YAML file of settings, without a server"""
+    """run a flow from a YAML file of settings"""
     from flows.run import main
 
     return main(arguments)

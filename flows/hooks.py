@@ -25,7 +25,7 @@ def show_results(folder: Path, results: dict[str, Any], sentence: str) -> None:
     create_markdown_artifact(
         f"{sentence}\n\n{markdown_table(*headline(results))}\n{differences}\n\n{how_to_open(folder)}",
         key="report",
-        description="What came out, and how the whole report is opened.",
+        description="The result, and how to open the whole report.",
     )
     show_picture("best-at-k", (folder / "best_at_k.png").read_bytes(), "best@k of each policy against k.")
     trainings = {run["name"]: run["steps"] for run in results["training"] if run["steps"]}
@@ -75,7 +75,7 @@ def explain_failure(flow: Any, flow_run: Any, state: Any) -> None:
     MarkdownArtifact(
         key="failure",
         markdown="\n\n".join(text),
-        description="What went wrong, and how to go on.",
+        description="What went wrong, and how to resume.",
         flow_run_id=flow_run.id,
     ).create(_sync=True)
 

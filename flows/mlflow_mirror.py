@@ -28,7 +28,7 @@ def check_mlflow() -> None:
         _client(uri).search_registered_models(max_results=1)
     except ImportError as error:
         raise RuntimeError(
-            f"MLFLOW_TRACKING_URI is {uri}, and mlflow is not installed: pip install 'vpo-plugin[mlflow]', or unset it."
+            f"MLFLOW_TRACKING_URI is {uri}, but mlflow is not installed: pip install 'vpo-plugin[mlflow]', or unset it."
         ) from error
     except Exception as error:  # MLflow raises what its many stores raise
         raise RuntimeError(f"The MLflow registry at {uri} does not answer: {error}") from error

@@ -50,7 +50,7 @@ def decide(
         raise ValueError(f"The pool holds {len(champion.reward_matrices)} prompts, {len(rows)} were held out.")
     compared = Comparison({("champion", 0): champion, ("challenger", 0): challenger}, spec, rows)
     if k not in compared.ks:
-        raise ValueError(f"best@{k} needs {k} candidates a prompt, and the pools have {compared.ks[-1]} in common.")
+        raise ValueError(f"best@{k} needs {k} candidates per prompt, but the pools have {compared.ks[-1]} in common.")
     measures: dict[str, Callable[[Measured], np.ndarray]] = {
         f"best@{k}": lambda m: m.best_at_k[..., k - 1],
         "pass@1": lambda m: m.pass_at_k[..., 0],

@@ -46,7 +46,7 @@ class Version(_Record):
     spec: str
     """Name of the reward specification."""
     candidates: int
-    """Candidates that it writes in one response."""
+    """Candidates in one response of this policy."""
     parent: str | None = None
     """The champion that it was trained from."""
     run: str | None = None

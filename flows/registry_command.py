@@ -13,7 +13,7 @@ from vpo_plugin.cli.settings import Command, choose, columns, read
 
 
 class Registry(Command):
-    """List the versions of a registry; the champion is marked."""
+    """List the versions of a registry and mark the champion."""
 
     registry: Path = Field(Path("runs/registry"), description="Folder of the registry.")
 
@@ -21,13 +21,13 @@ class Registry(Command):
 class Show(Registry):
     """Show a version as JSON, with its comparison, its history, and the command that serves it."""
 
-    version: CliPositionalArg[str | None] = Field(None, description="The champion if none is named.")
+    version: CliPositionalArg[str | None] = Field(None, description="Version; default: the champion.")
 
 
 class Rollback(Registry):
     """Make an earlier version champion again."""
 
-    version: CliPositionalArg[str | None] = Field(None, description="The champion before, if none is named.")
+    version: CliPositionalArg[str | None] = Field(None, description="Version; default: the previous champion.")
 
 
 def main(arguments: list[str]) -> int:
@@ -36,14 +36,14 @@ def main(arguments: list[str]) -> int:
 
 
 def show_all(arguments: list[str]) -> int:
-    """all versions, the champion marked"""
+    """list all versions and mark the champion"""
     text = "\n".join(columns([HEADER, *overview(mended(read(Registry, arguments, "vpo registry list").registry))]))
     print("".join(character if character.isprintable() or character == "\n" else "?" for character in text))
     return 0
 
 
 def show(arguments: list[str]) -> int:
-    """one version as JSON; the champion unless another is named"""
+    """show one version as JSON; default: the champion"""
     settings = read(Show, arguments, "vpo registry show")
     folder = mended(settings.registry)
     version = read_version(folder, settings.version) if settings.version else champion(folder)
@@ -58,7 +58,7 @@ def show(arguments: list[str]) -> int:
 
 
 def roll_back(arguments: list[str]) -> int:
-    """make an earlier version champion again, the one before if none is named"""
+    """make an earlier version champion again; default: the previous one"""
     settings = read(Rollback, arguments, "vpo registry rollback")
     from flows.mlflow_mirror import check_mlflow, mirror
 

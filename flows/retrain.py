@@ -61,7 +61,7 @@ def check_retraining(settings: RetrainSettings) -> None:
     """
     if tells_weights(settings.method):
         raise ValueError(
-            f"{settings.method} tells each prompt its weights, which a champion is not told: it cannot retrain."
+            f"{settings.method} states weights in each prompt, but a champion gets none: it cannot retrain."
         )
     check_mlflow()
     if not registry.history(settings.registry):
@@ -111,7 +111,7 @@ def find_champion(settings: RetrainSettings) -> Version:
     if champion.spec != spec.name:
         raise ValueError(
             f"The champion {champion.version} of {settings.registry} is of spec {champion.spec!r}, and this retraining "
-            f"is of {spec.name!r}: give each spec a registry of its own."
+            f"is of {spec.name!r}: give each spec its own registry."
         )
     if winner := registry.pending(settings.registry, champion):
         why = f"{winner.evaluation['reason']} (Its retraining ended before it was promoted.)"  # type: ignore[index]

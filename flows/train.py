@@ -87,7 +87,7 @@ def train(settings: PipelineSettings, method: str, candidates: int, base: str, d
             )
         if not trained.exists():
             raise RuntimeError(
-                f"{what} ended and left no policy in {policy}: on a cluster, that folder must be one that its nodes "
+                f"{what} ended without a policy in {policy}: on a cluster, that folder must be one that its nodes "
                 "share with this machine."
             )
         remove_checkpoints(folder / "checkpoints")

@@ -377,9 +377,9 @@ def test_a_method_may_name_the_candidates_of_a_response():
     assert parse_method("vpo_at_k:1") == ("vpo_at_k", 1)
     assert parse_method("rloo:3") == ("rloo", 3)
     for method in ("vpo:", "vpo:0", "vpo:-1", "vpo:two", "vpo:1:2"):
-        with pytest.raises(ValueError, match="after the colon stands how many candidates"):
+        with pytest.raises(ValueError, match="the number of candidates in a response follows"):
             parse_method(method)
-    with pytest.raises(ValueError, match="'maxrl:2' names no method: maxrl rewards one candidate"):
+    with pytest.raises(ValueError, match="'maxrl:2' is not a method: maxrl rewards one candidate"):
         parse_method("maxrl:2")
 
 

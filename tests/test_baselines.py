@@ -328,7 +328,7 @@ def refusal(host: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_several_candidates_are_refused_where_one_is_meant(refusal: Callable[..., str], name: str) -> None:
-    assert f"--vpo.candidates is 3: {name} rewards one candidate a response" in refusal("--advantage", name)
+    assert f"--vpo.candidates is 3: {name} rewards one candidate per response" in refusal("--advantage", name)
     assert refusal("--advantage", name, "--vpo.candidates", "1") == ""
 
 

@@ -64,7 +64,7 @@ BAD = [
     ({"response": 3, "label": LABEL}, "A row is an object with a 'response' text"),
     ({"response": "x"}, "A row is an object with a 'response' text"),
     ({**GOOD, "label": {"grid": []}}, "A maze label needs the keys"),
-    ({**GOOD, "label": "{"}, "is not JSON, as `label: json` says"),
+    ({**GOOD, "label": "{"}, "is not JSON, although the spec says `label: json`"),
     ({**GOOD, "candidates": 0}, "'candidates' is a number from 1 to"),
     ({**GOOD, "candidates": 10**9}, "'candidates' is a number from 1 to"),
     ({**GOOD, "candidates": True}, "'candidates' is a number from 1 to"),
@@ -246,7 +246,7 @@ def test_check_on_data_that_the_user_names(tmp_path: Path) -> None:
     done = vpo("spec", "check", "musique", "--data", file)
     assert done.returncode == 0, done.stderr
     assert "16 rows of the split 'train'" in done.stdout and "within the 300 of" in done.stdout
-    assert "takes none." in vpo("spec", "check", "maze", "--data", file).stderr
+    assert "does not take one." in vpo("spec", "check", "maze", "--data", file).stderr
     missing = vpo("spec", "check", "musique", "--data", tmp_path / "none.jsonl")
     assert missing.returncode == 1 and "does not exist" in missing.stderr and "Traceback" not in missing.stderr
 

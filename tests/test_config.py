@@ -75,10 +75,10 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         (
             "flow: nothing",
             [],
-            "the flow is 'nothing', and there are pipeline, prepare-data, train, search-eval, retrain",
+            "the flow is 'nothing', but must be one of pipeline, prepare-data, train, search-eval, retrain",
         ),
-        ("- 1", [], "is no configuration: it must be a mapping"),
-        ("", [], "is no configuration: it must be a mapping"),
+        ("- 1", [], "is not a configuration: it must be a mapping"),
+        ("", [], "is not a configuration: it must be a mapping"),
         ("a: [", [], "config.yaml is not YAML"),
         ("a: !!python/object/apply:os.system ['true']", [], "config.yaml is not YAML"),
         ("name: x", ["steps"], "vpo: A setting on the command line reads KEY=VALUE, not 'steps'."),

@@ -103,7 +103,7 @@ BAD = {
     "09-sharegpt.jsonl": "The chat has a message with the keys ['from', 'value']: it needs 'role' and 'content'.",
     "10-chat-empty.jsonl": "The chat has no messages.",
     "15-int-prompt.jsonl": "The prompt is neither a text nor a list of messages: '0'.",
-    "19-lone-surrogate.jsonl": "Line 1 of FILE holds half of a character (a lone surrogate), which is no text.",
+    "19-lone-surrogate.jsonl": "Line 1 of FILE contains half of a character (a lone surrogate).",
     "24-cut.jsonl.gz": "The file FILE is cut or damaged: ",
 }
 BAD_ROW = {"04-null-prompt.jsonl": 2, "06-empty-prompt.jsonl": 2, "10-chat-empty.jsonl": 2}
@@ -217,7 +217,7 @@ def test_what_the_policy_reads_of_a_chat(spec: Any) -> None:
     assert Request(prompt).prompt == prompt
     with pytest.raises(ValueError, match=re.escape("Prompt 2 is a chat, and the model has no chat template.")):
         as_chat(["text", prompt], Template(None))
-    with pytest.raises(ValueError, match="Prompt 1 has parts that are no text: only an endpoint"):
+    with pytest.raises(ValueError, match="Prompt 1 has parts that are not text: only an endpoint"):
         as_chat([[{"role": "user", "content": [{"type": "image"}]}]], Template())
 
 

@@ -181,9 +181,9 @@ def test_objects_are_labels_already(label: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "value", "sentence"),
     [
-        ("text", 42, "The label '42' is no text (int), as `label: text` says"),
-        ("text", {"a": 1}, "is no text (dict)"),
-        ("json", "{", "The label '{' is not JSON, as `label: json` says"),
+        ("text", 42, "The label '42' is not text (int), although the spec says"),
+        ("text", {"a": 1}, "is not text (dict)"),
+        ("json", "{", "The label '{' is not JSON, although the spec says"),
         ("json", "[" * 99_999, "is not JSON"),
         (None, {1}, "cannot be written as JSON"),
         (None, "42", "The label '42' is text, and the spec 'maze_small' does not say of what kind"),

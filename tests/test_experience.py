@@ -446,7 +446,7 @@ def test_texts_of_a_step(args: SimpleNamespace, run_settings: Settings) -> None:
             assert text["rollout_reward"] == pytest.approx(logged["rollout_rewards"][group, rollout], abs=1e-6)
             assert text["candidates"] == [None] * CANDIDATES
     assert len(rows) == GROUPS * ROLLOUTS
-    with pytest.raises(FileNotFoundError, match="has no texts of step 9: there are those of steps 1 to"):
+    with pytest.raises(FileNotFoundError, match="has no texts of step 9: it has those of steps 1 to"):
         read_texts(run_settings.log_dir, 9)
 
 

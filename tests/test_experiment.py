@@ -247,7 +247,7 @@ def test_every_rollout_of_a_search_is_told_weights_of_its_own() -> None:
     ("flags", "said"),
     [
         (["--methods", "vpo,grpoo"], "no advantage estimator named 'grpoo'"),
-        (["--methods", "vpo,maxrl:3"], "maxrl rewards one candidate a response"),
+        (["--methods", "vpo,maxrl:3"], "maxrl rewards one candidate per response"),
         (["--methods", "vpo,vpo_at_k:7"], "responses of 7 candidates do not fill"),
         (["--seeds", "1,1"], "--seeds: names something twice"),
         (["--steps", "many"], "--steps is many: it must be a valid integer"),

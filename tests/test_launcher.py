@@ -146,7 +146,7 @@ def test_two_names_of_different_values(refusal: Callable[..., str], host: str) -
         (["--vpo.candiates", "3"], "There is no flag --vpo.candiates: did you mean --vpo.candidates?"),
         (["--wholly_unknown"], "There is no flag --wholly_unknown (see --help)."),
         (["--vpo.s", "maze"], "--vpo.s may be --vpo.seed or --vpo.spec: write it in full."),
-        (["--train.async_enable", "true"], "true belongs to no flag."),
+        (["--train.async_enable", "true"], "true does not belong to any flag."),
     ],
 )
 def test_unknown_flags(refusal: Callable[..., str], flags: list[str], sentence: str) -> None:
@@ -260,10 +260,10 @@ def test_all_mistakes_at_once(training: Training, capsys: pytest.CaptureFixture[
     ("flags", "sentence"),
     [
         (["--train.batch_size", "64"], "and a step has 16 rollouts"),
-        (["--train.batch_size", "64"], "Of 16 rollouts fit: 16, 8."),
+        (["--train.batch_size", "64"], "Sizes that fit 16 rollouts: 16, 8."),
         (["--train.batch_size", "12"], "--train.batch_size is 12, not a multiple of 8"),
         (["--train.batch_size", "4"], "--train.batch_size is 4, not a multiple of 8"),
-        (["--train.micro_batch_size", "5"], "None fits: 5 must divide the 16 rollouts of a step."),
+        (["--train.micro_batch_size", "5"], "No size fits: 5 must divide the 16 rollouts of a step."),
         (["--actor.num_gpus_per_node", "2", "--train.batch_size", "8"], "--train.micro_batch_size 8 on 2 ranks"),
     ],
 )

@@ -55,7 +55,7 @@ def test_the_page_leads_to_the_report(port: int, run: Path) -> None:
     assert status == 200 and kind.startswith("text/html")
     assert '<a href="/report.html">' in page and '<img src="/best_at_k.png"' in page and "a &lt;b&gt; run" in page
     assert "Training vpo: 2 steps" in page and "Wrong: 1 of 4 groups of step 2 teach anything" in page
-    assert "It has ended without a policy: ValueError: &lt;script&gt;" in page and "<script>" not in page
+    assert "It ended without a policy: ValueError: &lt;script&gt;" in page and "<script>" not in page
     for path, kind in (
         ("/report.html", "text/html; charset=utf-8"),
         ("/report.json", "application/json"),

@@ -138,7 +138,7 @@ def test_what_is_no_whole_pool_is_refused(tmp_path: Path) -> None:
     ("content", "sentence"),
     [
         ('{"prompts": 6, "roll', r"pool\.json is damaged"),
-        ("[]", "holds no mapping"),
+        ("[]", "has no mapping"),
         ('{"prompts": 0, "rollouts": 1, "candidates": 1, "batch": 1}', "is empty"),
         ("{}", "is empty"),
     ],
@@ -321,7 +321,7 @@ def test_an_evaluation_goes_on_when_its_endpoint_works_again(
         flags = ["--model", "m", "--url", f"{server.url}/v1", "--output", str(tmp_path), "--at_once", "1"]
         command = evaluate(*flags)[3:]
         assert main(command) == 1
-        assert "run the same command again to go on" in capsys.readouterr().err
+        assert "run the same command again to resume" in capsys.readouterr().err
         assert [file.name for file in sorted(tmp_path.glob("*.parquet"))] == [
             "batch-00000.parquet",
             "batch-00001.parquet",

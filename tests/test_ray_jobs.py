@@ -251,7 +251,7 @@ def test_failed_job_says_why(cluster: Cluster, new_flow: Callable[..., Flow]) ->
     assert job.runtime_env == {"env_vars": {"MY_SETTING": "x"}}
     (line,) = {line for line in output.splitlines() if line.startswith("RuntimeError: Training with vpo failed")}
     assert f"(Ray job {job.submission_id}, failed)" in line
-    assert "--vpo.candidates is 0: a response holds at least 1 candidate. The whole log is " in line
+    assert "--vpo.candidates is 0: a response needs at least 1 candidate. The whole log is " in line
 
 
 def test_cluster_that_is_not_there(new_flow: Callable[..., Flow], tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_what_is_not_better_stays_aside(tmp_path: Path) -> None:
         ({"deployment_k": 7}, "deployment_k is 7, and only 6 candidates are sampled"),
         ({"model": "./nowhere"}, "./nowhere is not a model folder"),
         ({"eval_candidates": 7}, "eval_candidates is 7, which responses of 3 candidates do not fill"),
-        ({"method": "goal_conditioned"}, "goal_conditioned tells each prompt its weights"),
+        ({"method": "goal_conditioned"}, "goal_conditioned states weights in each prompt"),
     ],
 )
 def test_wrong_settings_end_in_a_sentence(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
@@ -148,7 +148,7 @@ def test_a_registry_of_another_spec_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "has 7 prompts that no version was trained on, 8 are needed" in done.stderr
     done = retrain(tmp_path, Path("maze_small"))
-    assert done.returncode == 1 and "give each spec a registry of its own" in done.stderr
+    assert done.returncode == 1 and "give each spec its own registry" in done.stderr
 
 
 # --------------------------------------------------------------------------------------------- which prompts are new

@@ -703,7 +703,7 @@ def test_boxes_die_with_the_scorer() -> None:
 
 def test_without_bubblewrap_nothing_runs(fresh_boxes: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SandboxError, match=r"bwrap is not here\. Install bubblewrap .*apt-get install bubblewrap"):
+    with pytest.raises(SandboxError, match=r"bwrap is not installed\. Install bubblewrap .*apt-get install bubblewrap"):
         run_program("print(1)", [StdinTest("")])
 
 

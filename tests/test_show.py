@@ -63,7 +63,7 @@ def test_what_a_model_wrote_is_text(run: Path) -> None:
 
 
 def test_what_is_not_there(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="has no texts of step 1: there are those of steps 2 to 2"):
+    with pytest.raises(FileNotFoundError, match="has no texts of step 1: it has those of steps 2 to 2"):
         format_step(run, 1)
     with pytest.raises(FileNotFoundError, match="holds no training"):
         format_step(tmp_path / "elsewhere")

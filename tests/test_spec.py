@@ -142,7 +142,7 @@ def test_without_weights_all_objectives_weigh_alike(load) -> None:
 @pytest.mark.parametrize(
     ("expression", "sentence"),
     [
-        ("(a + c) / 2", "names 'c', which is no objective; they are ['a', 'b']."),
+        ("(a + c) / 2", "names 'c', which is not an objective; the objectives are ['a', 'b']."),
         ("a * b", "'a * b' is not linear in the objectives"),
         ("a ** 2", "is not linear"),
         ("a / b", "is not linear"),
@@ -218,7 +218,7 @@ def test_a_gate_keeps_candidates_at_the_floor(load) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"gates": [{"objective": "c", "at_least": 1}]}, "A gate names 'c', which is no objective"),
+        ({"gates": [{"objective": "c", "at_least": 1}]}, "A gate names 'c', which is not an objective"),
         ({"gates": [{"objective": "a", "at_least": 2}]}, "No candidate passes the gate 'a': 2 is out of range."),
         ({"outside_range": "wrap"}, "outside_range: Input should be 'error' or 'clamp', not 'wrap'."),
         ({"objectives__0__direction": "down"}, "objectives.0.direction: Input should be 'maximize' or 'minimize'"),
@@ -271,7 +271,7 @@ def test_a_label_with_too_many_or_no_objectives_is_refused(load, values: list[in
 @pytest.mark.parametrize("changes", [{"weights": "test_1"}, {"gates": [{"objective": "test_1", "at_least": 1}]}])
 def test_ragged_objectives_have_no_weights_and_no_gates(write, changes: dict[str, Any]) -> None:
     folder = write(changed(objectives=RAGGED, **changes))
-    assert re.search("names 'test_1', which is no objective|cannot have gates", complaint(folder))
+    assert re.search("names 'test_1', which is not an objective|cannot have gates", complaint(folder))
 
 
 def test_ragged_matrices_through_the_host_adapter_and_the_comparison(load) -> None:

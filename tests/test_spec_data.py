@@ -42,8 +42,8 @@ def test_files_for_each_split(tmp_path: Path) -> None:
     ("source", "sentence"),
     [
         ("/no/such/file.jsonl", "The dataset's file /no/such/file.jsonl does not exist."),
-        ("/no/such/folder", "is no folder and no file of a known kind"),
-        ("https://example.org/data.zip", "is no folder and no file of a known kind"),
+        ("/no/such/folder", "is neither a folder nor a file of a known kind"),
+        ("https://example.org/data.zip", "is neither a folder nor a file of a known kind"),
     ],
 )
 def test_sources_that_cannot_be_read(source: str, sentence: str) -> None:

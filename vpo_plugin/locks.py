@@ -56,7 +56,7 @@ def owned(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = take(folder / LOCK)
     if descriptor is None:
-        raise RuntimeError(f"Another command works in {folder}: wait for its end, or choose another folder.")
+        raise RuntimeError(f"Another command works in {folder}: wait until it ends, or choose another folder.")
     try:
         yield
     finally:

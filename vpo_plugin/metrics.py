@@ -41,7 +41,7 @@ def best_at_k(values: ArrayLike, ks: Sequence[int]) -> Floats:
     n = ascending.shape[-1]
     for k in ks:
         if not 1 <= k <= n:
-            raise ValueError(f"best@{k} needs 1 to {n} candidates a prompt, as many as the pool holds.")
+            raise ValueError(f"best@{k} needs 1 to {n} candidates per prompt, as many as the pool has.")
     descending = np.ascontiguousarray(ascending[:, ::-1])
     rank = np.arange(n, 1, -1, dtype=np.float64)  # weight(n) = k / n, weight(i - 1) = weight(i)·(i - k) / (i - 1)
     best = np.empty((len(descending), len(ks)))
@@ -75,7 +75,7 @@ def mean_pairwise_l1(matrices: ArrayLike) -> Floats:
     ascending = np.sort(_pool(matrices, "(prompts, candidates, objectives)"), axis=1)
     n = ascending.shape[1]
     if n < 2:
-        raise ValueError("The mean pairwise distance needs at least 2 candidates a prompt, but the pool holds 1.")
+        raise ValueError("The mean pairwise distance needs at least 2 candidates per prompt, but the pool has 1.")
     pairs_won_minus_lost = 2.0 * np.arange(n) - (n - 1)
     return np.einsum("n,pnk->p", pairs_won_minus_lost, ascending) / (n * (n - 1) / 2)
 

@@ -101,9 +101,9 @@ def parse_method(method: str) -> tuple[str, int | None]:
     if not colon:
         return name, None
     if not number.isdecimal() or int(number) < 1:
-        raise ValueError(f"{method!r} names no method: after the colon stands how many candidates a response holds.")
+        raise ValueError(f"{method!r} is not a method: the number of candidates in a response follows the colon.")
     if int(number) > 1 and name in _estimators and _estimators[name].candidates == "one":
-        raise ValueError(f"{method!r} names no method: {name} rewards one candidate a response.")
+        raise ValueError(f"{method!r} is not a method: {name} rewards one candidate per response.")
     return name, int(number)
 
 

@@ -8,17 +8,17 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points, version
 
 COMMANDS = {
-    "doctor": "versions, devices, Ray, sandbox and Prefect here, and what would fail",
+    "doctor": "check versions, devices, Ray, sandbox and Prefect, and say what would fail",
     "evaluate": "sample, score and store candidates for each held-out prompt",
-    "explain": "what vpo does, on an exact example in seconds",
-    "open": "serve a run's report to a browser, and how its trainings go",
-    "report": "compare pools and searches in a report to open in a browser",
+    "explain": "show what vpo does on a small exact example, in seconds",
+    "open": "serve a run's report and training curves to a browser",
+    "report": "compare pools and searches in a browser report",
     "score": "score a file of responses into a file of reward matrices",
     "search": "search for solutions: best-of-k, refinement, evolution",
-    "select": "the best candidate of a pool for each prompt, under your own weights",
-    "show": "how the trainings of a run go, and what the policy wrote in a step",
+    "select": "choose the best candidate of a pool for each prompt, under your own weights",
+    "show": "print the progress of a run's trainings, and what the policy wrote in a step",
     "spec": "list, check and make reward specifications",
-    "warm_start": "teach a policy the candidate format, with answers of its own",
+    "warm_start": "teach a policy the candidate format with its own answers",
 }
 """Each is `main` of the module of its name in this package, which is imported when it is called."""
 GROUP = "vpo_plugin.commands"
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"vpo: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        print("vpo: interrupted; what is finished is kept", file=sys.stderr)
+        print("vpo: interrupted; finished work is kept", file=sys.stderr)
         return 130
 
 
@@ -73,7 +73,7 @@ def help_text(added: dict[str, EntryPoint]) -> str:
             "",
             *lines,
             "",
-            "vpo COMMAND --help: its flags; --traceback: where an error comes from; vpo --version",
+            "vpo COMMAND --help lists its flags, --traceback shows where an error comes from, vpo --version",
         ]
     )
 

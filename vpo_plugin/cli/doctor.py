@@ -38,12 +38,12 @@ class Finding:
 
 
 class Doctor(Command):
-    """Say what is installed and running here, and what would fail. Exit code 1 where training would fail."""
+    """Say what is installed and running here, and what would fail. The exit code is 1 if training would fail."""
 
     train: bool = Field(
         False,
-        description="Train the shipped tiny policy as well: minutes, on a GPU if there is one. On a cluster of several "
-        "nodes, TMPDIR names a folder that they share.",
+        description="Also train the shipped tiny policy, on a GPU if available; takes minutes. On a cluster of several "
+        "nodes, set TMPDIR to a shared folder.",
     )
 
 
@@ -110,13 +110,14 @@ def check_devices() -> Iterator[Finding]:
     if shared.is_dir() and shutil.disk_usage(shared).free < SHARED_MEMORY_BYTES:
         free = gib(shutil.disk_usage(shared).free)
         yield Finding(
-            "fails", f"/dev/shm has {free} left, Ray's object store wants 1 GiB: docker run --shm-size, or an emptyDir."
+            "fails",
+            f"/dev/shm has {free} left, but Ray's object store needs 1 GiB: use docker run --shm-size, or an emptyDir.",
         )
     free_disk = shutil.disk_usage(Path.cwd()).free
     yield Finding(
         "ok" if free_disk >= ROOM_BYTES else "lacks",
         f"{gib(free_disk)} free on the disk of {Path.cwd()}"
-        + ("" if free_disk >= ROOM_BYTES else ", little for a run"),
+        + ("" if free_disk >= ROOM_BYTES else ", too little for some runs"),
     )
     devices = nvidia_devices()
     if torch.cuda.is_available():
@@ -125,13 +126,13 @@ def check_devices() -> Iterator[Finding]:
             yield Finding("ok", f"GPU {index}: {properties.name}, {gib(properties.total_memory)}")
         if installed("flash-attn") is None:
             yield Finding(
-                "fails", "flash-attn is not installed, and the host imports it: pip install 'vpo-plugin[gpu]'."
+                "fails", "flash-attn is not installed, but the host imports it: pip install 'vpo-plugin[gpu]'."
             )
     elif devices:
         yield Finding(
             "lacks",
-            f"{devices} NVIDIA devices, and torch {torch.__version__} cannot use them (a build without CUDA, or a "
-            "driver that is too old): training takes the CPU.",
+            f"{devices} NVIDIA devices, but torch {torch.__version__} cannot use them (a build without CUDA, or a "
+            "driver that is too old): training uses the CPU.",
         )
     else:
         yield Finding("ok", "no GPU: runs on the CPU, without packed samples, ring attention and ZeRO 3")
@@ -155,7 +156,7 @@ def check_ray() -> Iterator[Finding]:
 
     address = joined_cluster()
     named = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "ray start on this machine"
-    where = f"the cluster at {address} ({named})" if address else "a Ray of one's own"
+    where = f"the cluster at {address} ({named})" if address else "a private Ray"
     host, _, port = (address or "").rpartition(":")
     if host and port.isdecimal():
         try:
@@ -184,17 +185,19 @@ def judge_nodes(nodes: list[dict[str, Any]], where: str, *, joined: bool) -> Ite
             continue
         for name, version in here.items():
             if node[name] != version:
-                yield Finding("fails", f"node {node['address']} has {name} {node[name]}, and {version} is here.")
+                yield Finding(
+                    "fails", f"node {node['address']} has {name} {node[name]}, but this machine has {version}."
+                )
     cpu_run = os.environ.get("VPO_DEVICE") == "cpu"
     if not gpus:
         what = "ray start --num-gpus N with pretend GPUs" if cpu_run else "nodes with GPUs"
-        yield Finding("fails", f"no node offers GPUs, and the host's actors would wait for them for ever: {what}.")
+        yield Finding("fails", f"no node offers GPUs, so the host's actors would wait for them forever: {what}.")
     elif not cpu_run:
         for node in nodes:
             if node["gpus"] and not node.get("devices", 1):
                 yield Finding(
                     "fails",
-                    f"node {node['address']} offers {node['gpus']:g} GPUs and has no NVIDIA device: for a cluster "
+                    f"node {node['address']} offers {node['gpus']:g} GPUs but has no NVIDIA device: for a cluster "
                     "without CUDA set VPO_DEVICE=cpu.",
                 )
 
@@ -221,7 +224,7 @@ def check_prefect() -> Iterator[Finding]:
 
     url = get_current_settings().api.url
     if not url:
-        yield Finding("ok", "no server is named (PREFECT_API_URL): each flow run starts a temporary one")
+        yield Finding("ok", "PREFECT_API_URL is not set: each flow run starts a temporary server")
         return
 
     async def health() -> Exception | None:

@@ -12,7 +12,7 @@ class Evaluate(PolicySettings):
     """Sample a pool of candidates for each held-out prompt of a specification, score it, and store it."""
 
     rollouts: int = Field(ge=1, description="Responses for each prompt.")
-    batch: int = Field(32, ge=1, description="Prompts that are sampled and stored at a time.")
+    batch: int = Field(32, ge=1, description="Prompts to sample and store at a time.")
     output: Path = Field(description="Folder of the pool; resumed if it exists.")
 
 

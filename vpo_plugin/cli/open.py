@@ -13,9 +13,9 @@ class Open(Command):
     On a machine without a browser, forward the port: ssh -L 8080:127.0.0.1:8080 MACHINE, with --port 8080 there.
     """
 
-    run: Path = Field(description="A run's folder; may stand without its flag.")
-    host: str = Field("127.0.0.1", description="Address to listen on; others than loopback let the network read it.")
-    port: int = Field(0, ge=0, le=65535, description="Port; 0 is a free one.")
+    run: Path = Field(description="Folder of the run; the flag name is optional.")
+    host: str = Field("127.0.0.1", description="Address to listen on; other than loopback, the network can read it.")
+    port: int = Field(0, ge=0, le=65535, description="Port; 0 picks a free one.")
 
 
 def main(arguments: list[str]) -> int:

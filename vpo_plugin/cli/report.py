@@ -26,9 +26,9 @@ class Report(Command):
     )
     searches: CliVariadicArg[list[str]] = Field([], description="Outputs of `vpo search`: FOLDER or NAME=FOLDER.")
     run: Path | None = Field(None, description="A run of the pipeline, for its training curves.")
-    match: Literal["candidates", "tokens"] = Field("candidates", description="What the policies get as much of.")
-    spec: str | None = Field(None, description="Reward specification; the one that scored the pools if none.")
-    title: str | None = Field(None, description="Title; the specification and the policies if none.")
+    match: Literal["candidates", "tokens"] = Field("candidates", description="What all policies get equally much of.")
+    spec: str | None = Field(None, description="Reward specification; default: the one that scored the pools.")
+    title: str | None = Field(None, description="Title; default: the specification and the policies.")
     output: Path = Field(description="Folder of the report.")
 
 
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     write_report(results, args.output, compared.prompts())
     print(format_table(results))
     if left_out:
-        print(f"{left_out} prompts are not in all of the pools, and were left out.")
+        print(f"{left_out} prompts are not in all pools, and were left out.")
     if searches:
         print(f"\n{format_searches(searches)}")
     print(f"\nReport: {args.output / 'report.html'}")
@@ -82,5 +82,5 @@ def named(parts: list[str]) -> dict[str, Path]:
 def _training(run: Path) -> list[dict[str, Any]]:
     logs = {place.parent.parent.name: place for place in sorted(run.glob("train/*/policy/vpo"))}
     if not logs:
-        raise FileNotFoundError(f"{run} is no run of the pipeline: it has no train/*/policy/vpo.")
+        raise FileNotFoundError(f"{run} is not a run of the pipeline: it has no train/*/policy/vpo.")
     return [{"name": name, "steps": training_curve(place)} for name, place in logs.items()]

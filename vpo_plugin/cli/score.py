@@ -17,15 +17,15 @@ class Score(Command):
     "scalar": x}, line by line; a row that cannot be scored becomes {"line": n, "error": text}.
     """
 
-    spec: str = Field(description="Name, folder or YAML file of the specification.")
+    spec: str = Field(description="Specification: name, folder or YAML file.")
     input: Path = Field(description="Responses: a file or folder that holds a dataset.")
-    output: Path = Field(description="File of matrices; replaced when all is done.")
-    strict: bool = Field(False, description="End at the first row that cannot be scored.")
+    output: Path = Field(description="File of reward matrices; written when all rows are done.")
+    strict: bool = Field(False, description="Stop at the first row that cannot be scored.")
     workers: int = Field(os.cpu_count() or 1, ge=1, description="Processes.")
     on_scorer_error: Literal["raise", "zero"] = Field(
-        "raise", description="A response whose scorer fails: an error, reported (raise), or zero, counted."
+        "raise", description="If the scorer fails on a response: report an error (raise), or count it as zero (zero)."
     )
-    unsafe_no_sandbox: bool = Field(False, description="Run programs that are scored without a boundary.")
+    unsafe_no_sandbox: bool = Field(False, description="Run scored programs without a sandbox.")
 
 
 def main(arguments: list[str]) -> int:

@@ -14,14 +14,14 @@ class Search(PolicySettings):
     """Spend a budget of candidates on each prompt, by one or several procedures, until it is solved."""
 
     procedure: CliVariadicArg[list[Procedure]] = Field(
-        list(get_args(Procedure)), description=f"Procedures of search: {', '.join(get_args(Procedure))}."
+        list(get_args(Procedure)), description=f"Search procedures: {', '.join(get_args(Procedure))}."
     )
-    budget: int = Field(ge=1, description="Candidates for each prompt, at most.")
+    budget: int = Field(ge=1, description="Maximum number of candidates for each prompt.")
     unsolved_in: CliVariadicArg[list[Path]] = Field(
-        [], description="Pools: the prompts are those that none of them solves."
+        [], description="Pools: search only the prompts that none of them solves."
     )
-    openevolve: Path | None = Field(None, description="YAML file with OpenEvolve's configuration for the evolution.")
-    output: Path = Field(description="Folder that gets a folder for each procedure; resumed if it exists.")
+    openevolve: Path | None = Field(None, description="OpenEvolve's configuration for the evolution, a YAML file.")
+    output: Path = Field(description="Output folder, with a subfolder for each procedure; resumed if it exists.")
 
 
 def main(arguments: list[str]) -> int:

@@ -13,9 +13,9 @@ class Select(Command):
     """Choose the best candidate of a pool for each prompt, under weights of your own."""
 
     pool: Path = Field(description="Folder of a pool of `vpo evaluate`.")
-    weights: str = Field(description='Such as "gold=2,avoid_lava=1"; an objective that is left out has 0.')
-    spec: str | None = Field(None, description="Reward specification; the one that scored the pool if none.")
-    output: Path | None = Field(None, description="File of JSON lines, one for each prompt; printed if none.")
+    weights: str = Field(description='Objective weights, such as "gold=2,avoid_lava=1"; omitted objectives get 0.')
+    spec: str | None = Field(None, description="Reward specification; default: the one that scored the pool.")
+    output: Path | None = Field(None, description="Output file, one JSON line per prompt; default: print.")
 
 
 def main(arguments: list[str]) -> int:

@@ -70,9 +70,9 @@ def read(
     )
     if given is None and model.model_fields:
         known.append("config")
-        text = "YAML file with any of these settings; flags win over it."
+        text = "YAML file with any of these settings; flags override it."
         parser.optional.add_argument("--config", metavar="FILE", help=text)
-    parser.optional.add_argument("-h", "--help", action="help", help="Show this and end.")
+    parser.optional.add_argument("-h", "--help", action="help", help="Show this help and exit.")
     words = _current(arguments, known)
     toggles = [f"--{name}=" for name, field in model.model_fields.items() if field.annotation is bool]
     switched = [word for word in words if word.startswith(tuple(toggles))]  # --warm_start=false, over a file's true
@@ -103,7 +103,7 @@ def choose(commands: Mapping[str, Callable[[list[str]], int]], arguments: list[s
     if "--help" in arguments or "-h" in arguments:
         print(f"usage: {command} COMMAND …\n\n{listed}")
         return 0
-    raise UsageError(f"{command} takes one of the commands {', '.join(commands)}:\n{listed}")
+    raise UsageError(f"{command} needs one of the commands {', '.join(commands)}:\n{listed}")
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -124,7 +124,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{file} is no configuration: it must be a mapping of settings to values.")
+        raise ValueError(f"{file} is not a configuration: it must be a mapping of settings to values.")
     return data
 
 

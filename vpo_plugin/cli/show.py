@@ -10,9 +10,9 @@ from vpo_plugin.cli.settings import Command, read
 class Show(Command):
     """Print the last steps of a run's trainings, what is wrong, and what the policy wrote: vpo show RUN [--step N]."""
 
-    run: Path = Field(description="A run's folder, or a training's --ckpt.output_dir; may stand without its flag.")
-    step: int | None = Field(None, ge=1, description="The rollouts of this step alone, from 1.")
-    prompts: int | None = Field(None, ge=1, description="Show no more prompts than this.")
+    run: Path = Field(description="Folder of a run, or a training's --ckpt.output_dir; the flag name is optional.")
+    step: int | None = Field(None, ge=1, description="Show only the rollouts of this step, counted from 1.")
+    prompts: int | None = Field(None, ge=1, description="Maximum number of prompts to show.")
 
 
 def main(arguments: list[str]) -> int:

@@ -27,19 +27,19 @@ class List(Command):
 class Check(Command):
     """Check a specification on its own data, and measure it."""
 
-    spec: CliPositionalArg[str] = Field(description="Name, folder or YAML file of the specification.")
+    spec: CliPositionalArg[str] = Field(description="Specification: name, folder or YAML file.")
     data: str | None = Field(
         None, description="File, folder, URL or hub id instead of the specification's own dataset."
     )
-    scores: Path | None = Field(None, description="Matrices that `vpo score` wrote: measure whether VPO can help.")
+    scores: Path | None = Field(None, description="Output of `vpo score`: measure whether VPO can help.")
     model: str | None = Field(
-        None, description="Policy: sample 16 responses of it, and say whether they can be read and what they are worth."
+        None, description="Policy: sample 16 responses, and report whether they can be read and their rewards."
     )
     tokenizer: str | None = Field(None, description="Model folder or hub id whose tokenizer counts the tokens.")
     on_scorer_error: Literal["raise", "zero"] = Field(
-        "raise", description="A response whose scorer fails: an error (raise), or zero, counted."
+        "raise", description="If the scorer fails on a response: report an error (raise), or count it as zero (zero)."
     )
-    unsafe_no_sandbox: bool = Field(False, description="Run programs that are scored without a boundary.")
+    unsafe_no_sandbox: bool = Field(False, description="Run scored programs without a sandbox.")
 
 
 class New(Command):
@@ -150,9 +150,9 @@ def _with_source(spec: "RewardSpec", source: str) -> "RewardSpec":
     from vpo_plugin.rewards.spec import load_entry_point
 
     if spec.dataset is None:
-        raise ValueError(f"--data names a source, and the spec '{spec.name}' has no dataset.")
+        raise ValueError(f"--data names a source, but the spec '{spec.name}' has no dataset.")
     loader = spec.dataset.loader
     if "source" not in inspect.signature(load_entry_point(loader)).parameters:
-        raise ValueError(f"--data names a source, and the loader {loader} of the spec '{spec.name}' takes none.")
+        raise ValueError(f"--data names a source, but the loader {loader} of the spec '{spec.name}' does not take one.")
     dataset = spec.dataset.model_copy(update={"args": {**spec.dataset.args, "source": source}})
     return spec.model_copy(update={"dataset": dataset})

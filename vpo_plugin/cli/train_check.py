@@ -147,12 +147,12 @@ def judge_advantages(log: Path, steps: int) -> Outcome:
             expected = group_z_norm(batch.set_rewards).numpy()
             worst = max(worst, float(np.abs(logged["token_advantages"] - expected).max()))
     if not worst < 1e-3:
-        return "fails", f"the advantages on the tokens are not those of the reward matrices: {worst:.3f} off"
-    return "ok", "the advantages on the tokens are those of the reward matrices"
+        return "fails", f"the advantages on the tokens do not match the reward matrices: {worst:.3f} off"
+    return "ok", "the advantages on the tokens match the reward matrices"
 
 
 def judge_resume(steps: Sequence[int], output: str, seconds: float) -> Outcome:
     """Whether the second run went on where the first one had ended."""
     if f"Resuming after step {STEPS}" not in output or list(steps) != list(range(1, 2 * STEPS + 1)):
         return "fails", f"it did not resume after step {STEPS}: the log has the steps {list(steps)}"
-    return "ok", f"it resumed from the checkpoint of step {STEPS} and trained on ({seconds:.0f} s)"
+    return "ok", f"it resumed from the checkpoint of step {STEPS} and continued training ({seconds:.0f} s)"

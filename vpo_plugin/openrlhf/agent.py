@@ -115,7 +115,7 @@ class AgentExecutor(AgentExecutorBase):
         """What the host is told of a response that the spec scores."""
         if self.scoring is None:
             raise ValueError(
-                f"The agent {self.run.own_agent} gave no extra_logs[{INFO_KEY!r}], and the spec {self.spec.name!r} has "
+                f"The agent {self.run.own_agent} gave no extra_logs[{INFO_KEY!r}], but the spec {self.spec.name!r} has "
                 "no scorer."
             )
         original = packed_prompt(label) or prompt

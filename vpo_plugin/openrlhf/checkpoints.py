@@ -52,8 +52,8 @@ def rewind(path: Path) -> tuple[int, list[str]]:
         if problem is None:
             if size > READ_THROUGH:
                 said.append(
-                    f"The checkpoint {tag} has {size >> 30} GiB, more than {READ_THROUGH >> 30}: its files are there, "
-                    "their checksums were not compared."
+                    f"The checkpoint {tag} has {size >> 30} GiB, more than {READ_THROUGH >> 30}: its files exist, "
+                    "but their checksums were not compared."
                 )
             for model in models:
                 if named[model] != tag:
@@ -85,7 +85,7 @@ def why_not_saved(error: OSError | RuntimeError, tag: str | None, folder: str) -
     full = lost or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return (
         f"The checkpoint {tag} could not be written to {folder}, where {shutil.disk_usage(folder).free >> 20} MiB are "
-        f"free ({str(error).splitlines()[0]}). The checkpoints before it are whole: "
+        f"free ({str(error).splitlines()[0]}). Earlier checkpoints are complete: "
         f"{'make room' if full else 'make the folder writable'}, and start again with --ckpt.load_enable to resume "
         "from the last one."
     )

@@ -79,11 +79,11 @@ def check_scorer(given: Flags, spec: RewardSpec) -> Iterator[str]:
 
 def check_numbers(given: Flags) -> Iterator[str]:
     if given["vpo.candidates"] is not None and given["vpo.candidates"] < 1:
-        yield f"--vpo.candidates is {given['vpo.candidates']}: a response holds at least 1 candidate."
+        yield f"--vpo.candidates is {given['vpo.candidates']}: a response needs at least 1 candidate."
     if not given["vpo.alpha"] > 0:
-        yield f"--vpo.alpha is {given['vpo.alpha']}: a Dirichlet parameter is above 0."
+        yield f"--vpo.alpha is {given['vpo.alpha']}: a Dirichlet parameter must be above 0."
     if given["vpo.num_weights"] is not None and given["vpo.num_weights"] < 1:
-        yield f"--vpo.num_weights is {given['vpo.num_weights']}: at least 1 weighting is needed."
+        yield f"--vpo.num_weights is {given['vpo.num_weights']}: it must be at least 1."
 
 
 def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
@@ -99,7 +99,7 @@ def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
         )
     if estimator.candidates == "one" and given["vpo.candidates"] > 1:
         yield (
-            f"--vpo.candidates is {given['vpo.candidates']}: {name} rewards one candidate a response. Set it to 1, "
+            f"--vpo.candidates is {given['vpo.candidates']}: {name} rewards one candidate per response. Set it to 1, "
             "with as many times the rollouts for the same number of candidates."
         )
     if estimator.takes_k and rollouts >= 2:
@@ -168,9 +168,9 @@ def check_updates(given: Flags) -> Iterator[str]:
     least = ranks(given) * micro
     fitting = ", ".join(map(str, batch_sizes(given)[:4]))
     hint = (
-        f"Of {rollouts} rollouts fit: {fitting}."
+        f"Sizes that fit {rollouts} rollouts: {fitting}."
         if fitting
-        else f"None fits: {least} must divide the {rollouts} rollouts of a step."
+        else f"No size fits: {least} must divide the {rollouts} rollouts of a step."
     )
     if batch > rollouts:
         yield (

@@ -82,7 +82,7 @@ HOST_LIMITS = {
     "ds.packing_samples": (False, "packed samples need flash-attn"),
     "train.dynamic_batch_enable": (False, "dynamic batches are packed samples, which need flash-attn"),
     "ds.ring_attn_size": (1, "ring attention needs flash-attn"),
-    "ds.zero_stage": (2, "the engines are handed whole weights, and ZeRO 3 scatters them"),
+    "ds.zero_stage": (2, "the engines need whole weights, but ZeRO 3 shards them"),
 }
 
 # The host's actors each ask Ray for GPUs; without any, these stand in for scheduling.

@@ -54,18 +54,18 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
         raise RuntimeError(f"The host has no --{ESTIMATOR} with choices: this version of the host is not supported.")
     estimator.choices = [*estimator.choices, *advantage_estimator_names()]
     parser.prog = "vpo_plugin.train_ppo_ray"
-    parser.usage = "python -m vpo_plugin.train_ppo_ray [flags], where --help lists the flags"
+    parser.usage = "python -m vpo_plugin.train_ppo_ray [flags]; --help lists the flags"
     group = parser.add_argument_group("Vector Policy Optimization (vpo_plugin)")
     parser._action_groups.insert(0, parser._action_groups.pop())
     group.add_argument(
         "--advantage",
         choices=estimator.choices,
-        help=f"same as --{ESTIMATOR}: an estimator of the plugin or of the host",
+        help=f"estimator of the plugin or of the host; same as --{ESTIMATOR}",
     )
     group.add_argument(
         "--vpo.spec",
         metavar="SPEC",
-        help="reward specification: a name under reward_specs/ or a path; needed by the plugin's estimators",
+        help="reward specification: a name under reward_specs/ or a path; the plugin's estimators need it",
     )
     group.add_argument(
         "--vpo.candidates",
@@ -83,28 +83,28 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
         "--vpo.k",
         type=int,
         metavar="K",
-        help="vpo_at_k, max_at_k: of how many rollouts the best counts (default: half of a prompt's, at least 2)",
+        help="vpo_at_k, max_at_k: number of rollouts of which the best counts (default: half of N, at least 2)",
     )
     group.add_argument("--vpo.seed", type=int, default=0, help="seed of the random weightings")
     group.add_argument(
         "--vpo.on_scorer_error",
         choices=["raise", "zero"],
         default="raise",
-        help="a response whose scorer raises: stop the run, or score zeros and count it in the log",
+        help="if the scorer fails on a response: stop the run, or score zeros and count it in the log",
     )
     group.add_argument(
         "--vpo.log_prompts",
         type=int,
         default=4,
         metavar="N",
-        help="prompts of each step whose responses are kept as text (vpo show); -1 for all",
+        help="number of prompts of each step whose responses are kept as text (vpo show); -1 for all",
     )
     group.add_argument(
         "--vpo.chat_template_kwargs",
         type=json_object,
         default={},
         metavar="JSON",
-        help="""what the chat template is told beside the messages, such as '{"enable_thinking": false}' for Qwen3""",
+        help="""options of the chat template, such as '{"enable_thinking": false}' for Qwen3""",
     )
     if on_cpu:
         parser.set_defaults(**cpu.HOST_DEFAULTS)
@@ -148,7 +148,7 @@ def read_flags(parser: argparse.ArgumentParser, command: Sequence[str]) -> tuple
             mistakes.append(f"{error.argument_name}: {error.message}".removesuffix(".") + ".")
             words = without(words, {f for f in words if any(flag.startswith(f.split("=")[0]) for flag in flags)})
     if stray:
-        mistakes.append(f"{' '.join(stray)} belongs to no flag.")
+        mistakes.append(f"{' '.join(stray)} does not belong to any flag.")
     host = getattr(args, ESTIMATOR)
     if args.advantage and host not in (None, args.advantage):
         mistakes.append(

@@ -36,7 +36,7 @@ class RewardFunction:
         (answer,) = await self.fetch([query], [prompt], [label])
         rewards = answer.get("rewards") if isinstance(answer, dict) else None
         if rewards is None:
-            raise ValueError(f'it returned {str(answer)[:200]}, and not {{"rewards": …}}')
+            raise ValueError(f'it returned {str(answer)[:200]} instead of {{"rewards": …}}')
         if not hasattr(rewards, "detach"):
             rewards = np.asarray(rewards, dtype=np.float64)
         entry = rewards[0] if rewards.ndim and len(rewards) == 1 else rewards
@@ -57,7 +57,7 @@ def read_matrix(spec: RewardSpec, given: Any, label: Any) -> np.ndarray:
     try:
         values = np.atleast_2d(np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=float))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{str(given)[:200]} is no vector or matrix of numbers ({error}).") from error
+        raise ValueError(f"{str(given)[:200]} is not a vector or matrix of numbers ({error}).") from error
     if values.ndim != 2 or values.shape[1] != len(columns) or not len(values):
         raise ValueError(
             f"the rewards have the shape {np.shape(given)}. Spec {spec.name!r} names {len(columns)} objectives: give a "

@@ -75,7 +75,7 @@ def check_host_version() -> None:
         sys.exit(f"OpenRLHF is not installed: install openrlhf=={TESTED_HOSTS[-1]}.")
     if version not in TESTED_HOSTS:
         sys.exit(
-            f"OpenRLHF {version} is installed, and this plugin wraps parts of the host that were tested in "
+            f"OpenRLHF {version} is installed, but this plugin wraps parts of the host that were tested in "
             f"{', '.join(TESTED_HOSTS)} only: install openrlhf=={TESTED_HOSTS[-1]}."
         )
 

@@ -150,7 +150,7 @@ def read_texts(log_dir: Path, step: int) -> list[dict[str, Any]]:
     path = log_dir / "rollouts" / f"step_{step:06d}.parquet"
     if not path.exists():
         steps = sorted(int(file.stem.removeprefix("step_")) for file in path.parent.glob("step_*.parquet"))
-        there = f"there are those of steps {steps[0]} to {steps[-1]}" if steps else "there are none"
+        there = f"it has those of steps {steps[0]} to {steps[-1]}" if steps else "there are none"
         raise FileNotFoundError(f"{log_dir} has no texts of step {step}: {there}.")
     return pq.read_table(path).to_pylist()
 

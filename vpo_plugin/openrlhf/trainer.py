@@ -83,8 +83,8 @@ def count_unread(trainer: Any, samples: Sequence[Any], step: int) -> int:
     file = run.log_dir / f"unreadable_step_{step:06d}.txt"
     file.write_text(f"# prompt\n{sample.prompts[0]}\n\n# response\n{response}\n", errors="backslashreplace")
     print(
-        f"{REMARK}0 of {len(samples) * run.candidates} candidates of step {step} could be read: nothing is learnt; see "
-        f"{file}, a prompt and a response to it.",
+        f"{REMARK}0 of {len(samples) * run.candidates} candidates of step {step} could be read, so nothing was learnt: "
+        f"{file} has a prompt and a response to it.",
         flush=True,
     )
     return unread

@@ -68,7 +68,13 @@ def format_summary(results: dict[str, Any]) -> str:
         ]
         for m in results["methods"]
     ]
-    head = ["method", "candidates trained on", "tokens trained on", "candidates a test prompt", "tokens a test prompt"]
+    head = [
+        "method",
+        "candidates trained on",
+        "tokens trained on",
+        "candidates per test prompt",
+        "tokens per test prompt",
+    ]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     parts = [
         f"# {results['title']}\n",

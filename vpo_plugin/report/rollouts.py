@@ -84,7 +84,7 @@ def problems(steps: Sequence[Mapping[str, float]], log: Path, finished: bool) ->
             found.append(f"The scorer failed on {last['scorer_errors']:.1%} of the responses of step {last['step']:g}.")
     output = log.parent.parent / "train.log"
     if not finished and output.exists() and not is_held(output.with_name(f"{output.name}.lock")):
-        found.append(f"It has ended without a policy: {last_words(output)}")
+        found.append(f"It ended without a policy: {last_words(output)}")
     return found
 
 

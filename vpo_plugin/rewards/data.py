@@ -67,12 +67,12 @@ def _json_rows(file: Path, content: IO[bytes]) -> Iterator[tuple[int, str, Any]]
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"The file {file} is UTF-16, not UTF-8: convert it, as `iconv -f UTF-16 -t UTF-8` does.")
     if start.startswith(b"PAR1"):
-        raise ValueError(f"The file {file} is Parquet: let its name end in .parquet.")
+        raise ValueError(f"The file {file} is Parquet: rename it to end in .parquet.")
     if start.removeprefix(BOM).lstrip().startswith(b"["):
         try:
             values = json.loads(content.read().removeprefix(BOM))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"The file {file} begins as a JSON array and is none: {error}.") from error
+            raise ValueError(f"The file {file} looks like a JSON array but is not: {error}.") from error
         yield from ((number, f"Row {number} of {file}", row) for number, row in enumerate(values, start=1))
         return
     for number, line in enumerate(content, start=1):
@@ -197,7 +197,7 @@ def _why(source: str, split: str | None, file: str | None, error: Exception) -> 
                     return f"{where} is no object: {str(row)[:80]!r}."
                 json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            return f"{where} holds half of a character (a lone surrogate), which is no text."
+            return f"{where} contains half of a character (a lone surrogate)."
         except ValueError as found:
             return str(found)
     cause = error.__cause__ or error
@@ -233,7 +233,7 @@ def _file(source: str, split: str) -> str | None:
         return files[0] if len(files) == 1 and not _saved(source) else None
     if _suffix(source) not in BUILDERS:
         if "://" in source or folder.exists() or source.startswith((".", "/", "~")):
-            raise ValueError(f"{source} is no folder and no file of a known kind ({', '.join(BUILDERS)}).")
+            raise ValueError(f"{source} is neither a folder nor a file of a known kind ({', '.join(BUILDERS)}).")
         return None
     if "://" not in source and not folder.is_file():
         raise ValueError(f"The dataset's file {source} does not exist.")

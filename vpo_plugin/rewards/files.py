@@ -139,7 +139,7 @@ def _read(file: Path) -> list[_Source]:
         except SpecError as error:
             raise SpecError(f"{chain[-1].file}:{line}: {error}") from error
         if any(file.resolve() == source.file.resolve() for source in chain):
-            raise SpecError(f"{chain[-1].file}:{line}: The spec extends itself, by way of {file}.")
+            raise SpecError(f"{chain[-1].file}:{line}: The spec extends itself, through {file}.")
 
 
 class _Loader(yaml.SafeLoader):

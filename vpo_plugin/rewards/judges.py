@@ -308,7 +308,7 @@ def _post(url: str, content: dict[str, Any], timeout: float) -> Any:
 
 def _squashed(value: float, squash: bool, who: str) -> float:
     if not math.isfinite(value):
-        raise JudgeError(f"{who} gave {value}, which is no reward.")
+        raise JudgeError(f"{who} gave {value}, which is not a reward.")
     return 0.5 * (1 + math.tanh(value / 2)) if squash else value
 
 

@@ -21,7 +21,8 @@ def read_label(spec: RewardSpec, value: Any) -> object:
     if not isinstance(value, str):
         if spec.label == "text" and value is not None:
             raise ValueError(
-                f"The label {str(value)[:80]!r} is no text ({type(value).__name__}), as `label: text` says."
+                f"The label {str(value)[:80]!r} is not text ({type(value).__name__}), although "
+                "the spec says `label: text`."
             )
         return json.loads(_as_json(value))
     if value.startswith(MARK):
@@ -36,7 +37,9 @@ def read_label(spec: RewardSpec, value: Any) -> object:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"The label {value[:80]!r} is not JSON, as `label: json` says: {error}.") from error
+        raise ValueError(
+            f"The label {value[:80]!r} is not JSON, although the spec says `label: json`: {error}."
+        ) from error
 
 
 def pack_label(label: object, prompt: str | None = None) -> str:

@@ -64,7 +64,7 @@ def check_prompt(prompt: Any) -> None:
         broken = ascii(error.object[error.start])
         raise ValueError(f"The prompt holds half of a character ({broken}), which no tokenizer reads.") from error
     except TypeError as error:
-        raise ValueError(f"The prompt is no chat that can be written as JSON: {error}.") from error
+        raise ValueError(f"The chat cannot be written as JSON: {error}.") from error
 
 
 def _check_chat(prompt: Any) -> None:
@@ -82,7 +82,7 @@ def _check_chat(prompt: Any) -> None:
                 f"The chat has a message whose content is neither a text nor parts: {str(content)[:80]!r}."
             )
     if not any(message["role"] == "user" for message in prompt):
-        raise ValueError("The chat has no message of the user, to which the instruction could be added.")
+        raise ValueError("The chat has no user message to which the instruction could be added.")
 
 
 def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def _reward(value: Any, column: Column) -> float:
     if type(value) is not float:
         value = value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
         if isinstance(value, str | bytes | complex) or not (isinstance(value, Real) or hasattr(value, "__float__")):
-            raise RewardError(f"The scorer gave the objective '{column.key}' {_shown(value)}, which is no number.")
+            raise RewardError(f"The scorer gave the objective '{column.key}' {_shown(value)}, which is not a number.")
         value = float(value)
     if not column.low <= value <= column.high:
         margin = ROUNDING * (column.high - column.low)

@@ -49,7 +49,7 @@ NOBODY = 65534
 _HOW = (
     "Install bubblewrap 0.8 or newer (Debian, Ubuntu: apt-get install bubblewrap) where unprivileged user namespaces "
     "are allowed; Docker allows them with --security-opt seccomp=unconfined --security-opt apparmor=unconfined. "
-    f"{UNSAFE}=1 (or --unsafe_no_sandbox) runs programs without a boundary, with all that your user may do: only for "
+    f"{UNSAFE}=1 (or --unsafe_no_sandbox) runs programs without a sandbox, with all your user's rights: only for "
     "programs that you trust."
 )
 
@@ -294,7 +294,7 @@ def _boxes(pid: int, unsafe: bool) -> _Boxes:
     """The boxes of this process; a forked one starts its own."""
     if unsafe:
         warnings.warn(
-            f"{UNSAFE} is set: programs run WITHOUT a sandbox, with all that this user may do.",
+            f"{UNSAFE} is set: programs run WITHOUT a sandbox, with all your user's rights.",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -325,10 +325,12 @@ def _command() -> list[str]:
     """The command that starts a box. Raises SandboxError where it cannot be had."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in ("x86_64", "aarch64"):
-        raise SandboxError(f"The sandbox needs Linux on x86_64 or aarch64, this is {sys.platform} on {machine}. {_HOW}")
+        raise SandboxError(
+            f"The sandbox needs Linux on x86_64 or aarch64, but this is {sys.platform} on {machine}. {_HOW}"
+        )
     bwrap = shutil.which("bwrap")
     if bwrap is None:
-        raise SandboxError(f"Programs run in a bubblewrap sandbox, and the command bwrap is not here. {_HOW}")
+        raise SandboxError(f"Programs run in a bubblewrap sandbox, but the command bwrap is not installed. {_HOW}")
     return [
         bwrap,
         *("--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),

@@ -341,7 +341,9 @@ class RewardSpec(_Model):
             return {key: 1 / len(keys) for key in keys}
         terms = parse_weights(value)
         if unknown := sorted(terms.keys() - set(keys)):
-            raise ValueError(f"The expression names '{unknown[0]}', which is no objective; they are {keys}.")
+            raise ValueError(
+                f"The expression names '{unknown[0]}', which is not an objective; the objectives are {keys}."
+            )
         return {key: terms.get(key, 0.0) for key in keys}
 
     @field_validator("weights")
@@ -351,13 +353,13 @@ class RewardSpec(_Model):
             return value
         if not isinstance(info.data["objectives"], list):
             if value:
-                raise ValueError("Ragged objectives all weigh alike: leave the weights out.")
+                raise ValueError("Ragged objectives have equal weights: leave the weights out.")
             return value
         keys = [objective.key for objective in info.data["objectives"]]
         if set(value) != set(keys):
             raise ValueError(f"Each objective needs one weight: objectives {sorted(keys)}, weights {sorted(value)}.")
         if any(not math.isfinite(weight) or weight < 0 for weight in value.values()):
-            raise ValueError(f"Weights are finite and not negative; these are {value}.")
+            raise ValueError(f"Weights must be finite and not negative; these are {value}.")
         if abs(sum(value.values()) - 1) > 1e-6:
             raise ValueError(f"The weights sum to {sum(value.values()):g}, they must sum to 1.")
         return value
@@ -373,7 +375,9 @@ class RewardSpec(_Model):
         highest = {objective.key: objective.range[1] for objective in objectives}
         for gate in value:
             if gate.objective not in highest:
-                raise ValueError(f"A gate names '{gate.objective}', which is no objective; they are {list(highest)}.")
+                raise ValueError(
+                    f"A gate names '{gate.objective}', which is not an objective; the objectives are {list(highest)}."
+                )
             if not gate.at_least <= highest[gate.objective]:
                 raise ValueError(f"No candidate passes the gate '{gate.objective}': {gate.at_least:g} is out of range.")
         return value

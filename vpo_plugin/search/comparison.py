@@ -179,10 +179,10 @@ MEASURES = {
         "pass@k, whole sets",
         "share of prompts that any k / m whole responses of m solve",
     ),
-    "expected_set_reward": ("E_w", "worth of the whole pool to a random weighting of the objectives"),
-    "regret": ("regret", "what the pool loses to the best policy here at each weighting, on average"),
+    "expected_set_reward": ("E_w", "expected best reward of the pool under a random weighting of the objectives"),
+    "regret": ("regret", "average loss to the best policy at each weighting"),
     "coverage": ("coverage", "share of the weightings at which this policy's best candidate is the best of all"),
-    "pareto_size": ("Pareto size", "different reward vectors that no other one of the pool dominates"),
+    "pareto_size": ("Pareto size", "different reward vectors that no other vector of the pool dominates"),
     "hypervolume": ("hypervolume", "share of reward space that the pool dominates"),
     "pairwise_l1": ("L1 distance", "mean distance of two candidates' reward vectors, summed over the objectives"),
     "distinct_rewards": ("distinct in a set", "different reward vectors in one response"),
@@ -390,7 +390,7 @@ def _matched(of_policy: Mapping[str, Sequence[Pool]], match: Match) -> tuple[dic
         most = min(sizes.values()) // step * step
         if not most:
             raise ValueError(
-                f"The pools have {sizes} candidates a prompt, too few for a common number, a multiple of {step}."
+                f"The pools have {sizes} candidates per prompt, too few for a common number, a multiple of {step}."
             )
         return {name: np.arange(1.0, most + 1) for name in of_policy}, None
     costs = {}
@@ -401,7 +401,7 @@ def _matched(of_policy: Mapping[str, Sequence[Pool]], match: Match) -> tuple[dic
     dearest = max(costs.values())
     steps = int(min(costs[name] * size for name, size in sizes.items()) / dearest + ROUNDING)
     if not steps:
-        raise ValueError(f"The pools have {sizes} candidates a prompt, too few to be matched by tokens.")
+        raise ValueError(f"The pools have {sizes} candidates per prompt, too few to be matched by tokens.")
     return {
         name: np.clip(np.arange(1, steps + 1) * dearest / cost, 1, sizes[name]) for name, cost in costs.items()
     }, dearest

@@ -68,7 +68,7 @@ class Evolution:
             unknown = _unknown_keys(yaml.safe_load(config.read_text()) or {}, self.config) if config else []
         except Exception as error:  # YAML's, dacite's and OpenEvolve's own
             raise ValueError(
-                f"{config} is no configuration of OpenEvolve ({type(error).__name__}: {error})."
+                f"{config} is not a configuration of OpenEvolve ({type(error).__name__}: {error})."
             ) from error
 
         if unknown:

@@ -164,7 +164,7 @@ def as_chat(prompts: Sequence[Prompt], tokenizer: Any, options: Mapping[str, Any
         if not isinstance(prompt, str) and not tokenizer.chat_template:
             raise ValueError(f"Prompt {number} is a chat, and the model has no chat template.")
         if images(prompt):
-            raise ValueError(f"Prompt {number} has parts that are no text: only an endpoint (--url) may be asked it.")
+            raise ValueError(f"Prompt {number} has parts that are not text: only an endpoint (--url) can take it.")
     if not tokenizer.chat_template:
         return [prompt for prompt in prompts if isinstance(prompt, str)]
     told = {"tokenize": False, "add_generation_prompt": True, **(options or {})}
@@ -235,7 +235,7 @@ class Endpoint:
         except openai.OpenAIError as error:
             raise EndpointError(
                 f"{self.model} at {self.url} cannot be asked ({type(error).__name__}: {str(error)[:300]}). What was "
-                "sampled before is kept: when the endpoint works, run the same command again to go on."
+                "sampled before is kept: when the endpoint works, run the same command again to resume."
             ) from error
         except (AttributeError, IndexError, TypeError) as error:
             raise EndpointError(

@@ -189,7 +189,7 @@ def read_settings(folder: Path, name: str = SETTINGS) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): delete {folder} and make it again.") from error
     if made is not None and not isinstance(made, dict):
-        raise ValueError(f"{file} is no {name} of ours: it holds no mapping.")
+        raise ValueError(f"{file} is no {name} : it has no mapping.")
     return made
 
 
@@ -206,7 +206,8 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -
     for key in {**settings, **earlier}:
         if key != "versions" and earlier.get(key) != settings.get(key):
             raise ValueError(
-                f"{folder} holds one of other settings ({key} was {earlier.get(key)!r}, now {settings.get(key)!r}): "
+                f"{folder} holds results of other settings ({key} was {earlier.get(key)!r}, now "
+                f"{settings.get(key)!r}): "
                 "choose another folder, or delete that one."
             )
 

@@ -78,7 +78,7 @@ def run_searches(
     spec, rows, made = read_task(settings, open_prompts)
     if spec.group_scorer:
         raise ValueError(
-            f"The scorer of {spec.name!r} compares the rollouts of a prompt, and a search scores each as it comes: use "
+            f"The scorer of {spec.name!r} compares the rollouts of a prompt, but a search scores each as it comes: use "
             "`vpo evaluate`."
         )
     made |= {"budget": budget}

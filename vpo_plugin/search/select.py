@@ -87,11 +87,11 @@ def what_it_gives_up(pool: Pool, spec: RewardSpec, weights: Floats, values: Floa
         share = given_up.mean() / np.mean(reachable) if np.mean(reachable) else 0.0
         lines.append(
             f"The best that any candidate can reach is {_mean(reachable)}: the pool gives up {_mean(given_up)} "
-            f"({share:.1%}) against optimizing for these weights."
+            f"({share:.1%}) against the best possible."
         )
     else:
         lines.append(
-            f"The spec {spec.name!r} does not tell what could be reached; compare with a pool of a policy that was "
+            f"The spec {spec.name!r} does not say what could be reached; compare with a pool of a policy that was "
             "trained for these weights."
         )
     return "\n".join(lines)

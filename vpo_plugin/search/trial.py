@@ -52,7 +52,7 @@ def findings(policy: Policy, spec: RewardSpec, scoring: Scoring, rows: list[dict
     found = [f"Of the {asked} candidates that {len(scored)} responses of {model} should hold, {read} can be read."]
     if read < ENOUGH * asked:
         found.append(
-            "That is fewer than half: what cannot be read earns nothing. Teach the policy the format first: "
+            "That is fewer than half, and unreadable candidates earn nothing. Teach the policy the format first: "
             f"`vpo warm_start --model {model}` with this spec."
         )
     return found + measure_disagreement(spec, [one.matrix.astype(float) for one in scored])

@@ -41,18 +41,18 @@ class WarmStartSettings(BaseModel):
 
     spec: str = Field(description="Reward specification, by name or path.")
     model: str = Field(description="Policy: 'tiny-maze', 'smollm2', or a Hugging Face id or path.")
-    output: Path = Field(description="Folder of the policy that has learnt the format.")
-    candidates: int | None = Field(None, ge=2, description="Candidates in a response (m); the specification's if none.")
+    output: Path = Field(description="Output folder of the trained policy.")
+    candidates: int | None = Field(None, ge=2, description="Candidates in one response (m); default: the spec's.")
     prompts: int = Field(256, ge=1, description="Training prompts to answer.")
-    samples: int = Field(8, ge=2, description="Answers to each.")
-    held_out: int = Field(32, ge=1, description="Held-out prompts on which the share that can be read is measured.")
+    samples: int = Field(8, ge=2, description="Answers to sample for each prompt.")
+    held_out: int = Field(32, ge=1, description="Held-out prompts for measuring the share of readable candidates.")
     max_new_tokens: int = Field(100, ge=1, description="Longest candidate, in tokens.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description='Options of the chat template in sampling, such as {"enable_thinking": false} for Qwen3.'
     )
     epochs: int = Field(2, ge=1, description="Passes over the sets.")
-    learning_rate: float = Field(2e-5, gt=0, description="AdamW learning rate, falling to a tenth.")
+    learning_rate: float = Field(2e-5, gt=0, description="AdamW learning rate; decays to a tenth.")
     seed: int = Field(0, ge=0, description="Seed of prompts, sampling and training.")
 
 
