@@ -12,11 +12,11 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file to, which takes the place of `path` when the body ends well.
+    """Yield a temporary path to write to. It replaces `path` when the body ends without an error.
 
-    Its content is on the disk by then, so a reader, or a crash at any moment, finds the old file or the new one. If the
-    body raises, `path` stays as it was. The folder is made if it is missing. What the body writes to is a hidden file
-    beside `path` without its suffix: pass `np.savez` and the like an open file.
+    The content is on the disk by then, so a reader, or a crash at any moment, finds the old file or the new one. If the
+    body raises, `path` stays as it was. A missing folder is created. The temporary file is hidden, lies beside `path`
+    and has no suffix, so give `np.savez` and similar functions an open file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
@@ -35,7 +35,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def write_all(contents: Mapping[Path, str | bytes]) -> None:
-    """Replace several files: none if one of them cannot be written, else all, one right after the other."""
+    """Replace several files, one right after the other; if one cannot be written, none is replaced."""
     with ExitStack() as stack:
         for path, content in contents.items():
             unfinished = stack.enter_context(replacing(path))
@@ -43,12 +43,12 @@ def write_all(contents: Mapping[Path, str | bytes]) -> None:
 
 
 def digest(value: Any) -> str:
-    """16 hexadecimal digits that stand for a JSON-serialisable value; anything else in it, such as a path, is text."""
+    """16 hexadecimal digits of a JSON-serialisable value; other values in it, such as paths, count as text."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def digest_files(folder: Path, files: Iterable[Path]) -> str:
-    """16 hexadecimal digits that stand for these files: their content, and their names seen from `folder`."""
+    """16 hexadecimal digits of these files: their content, and their names relative to `folder`."""
     sums = []
     for file in filter(Path.is_file, files):
         with file.open("rb") as content:

@@ -1,6 +1,6 @@
-"""What a process has for itself for as long as it lives: a folder that it works in, and a home for temporary files.
+"""What a process owns while it lives: a folder that it works in, and a folder for temporary files.
 
-Both are kept by file locks, which the kernel lets go whatever ends the process.
+File locks protect both. The kernel releases them however the process ends.
 """
 
 import atexit
@@ -18,8 +18,8 @@ from pathlib import Path
 
 LOCK = ".lock"
 LONGEST_PLACE = 30
-"""Characters in the name of the folder for temporary files, which leave Unix sockets deep in it below their limit of
-107; where it is longer, `/tmp` is used."""
+"""Longest name of the folder for temporary files, so that Unix sockets deep inside it stay below their limit of 107
+characters; if it is longer, `/tmp` is used."""
 
 
 def take(file: Path) -> int | None:
@@ -37,7 +37,7 @@ def take(file: Path) -> int | None:
 
 
 def is_held(file: Path) -> bool:
-    """Whether a process holds the lock of a file, which may be absent."""
+    """Whether a process holds the lock of a file; False if the file is absent."""
     if not file.exists():
         return False
     descriptor = take(file)
@@ -48,7 +48,7 @@ def is_held(file: Path) -> bool:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Work in a folder of one's own, as long as the body runs; the folder is made if it is missing.
+    """Own a folder while the body runs; a missing folder is created.
 
     Raises:
         RuntimeError: another process works there.
@@ -65,9 +65,9 @@ def owned(folder: Path) -> Iterator[None]:
 
 @functools.cache
 def temporary_home() -> str:
-    """A folder for the temporary files and sockets of this process and of those that it starts (`TMPDIR`).
+    """A folder for the temporary files and sockets of this process and its children (`TMPDIR`).
 
-    It is gone when this process ends, by SIGTERM too; one of a process that was killed is removed by the next call.
+    It is removed when this process ends, also by SIGTERM. The next call removes the folders of killed processes.
     """
     place = tempfile.gettempdir()
     place = place if len(place) <= LONGEST_PLACE else "/tmp"

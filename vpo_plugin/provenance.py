@@ -16,7 +16,7 @@ PACKAGES = (
 
 
 def provenance(command: str) -> dict[str, Any]:
-    """What a report says of how it was made: `command`, `date`, `commit`, `machine`, `versions`."""
+    """How a report was made: `command`, `date`, `commit`, `machine`, `versions`."""
     return {
         "command": command,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-    """The commit of the code that runs, where it lies in a git checkout."""
+    """The commit of the running code, if it lies in a git checkout, else `unknown`."""
     here = str(Path(__file__).parent)
     try:
         described = subprocess.run(

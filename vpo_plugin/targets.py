@@ -1,4 +1,4 @@
-"""What a specification asks of each prompt: the deployment weights, when a candidate solves it, what can be reached."""
+"""Targets of each prompt: the deployment weights, when a candidate solves it, and the best reachable reward."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Targets:
     where the specification has no solver."""
 
     def rewards(self, vectors: ArrayLike) -> Floats:
-        """Deployment rewards of reward vectors (..., P, n, k), whatever stands where an objective is absent."""
+        """Deployment rewards of reward vectors (..., P, n, k); values of absent objectives are ignored."""
         return np.einsum("...pnk,pk->...pn", np.where(self.present[:, None], vectors, 0.0), self.weights)
 
     def solved(self, rewards: Floats) -> np.ndarray:
@@ -40,7 +40,7 @@ class Targets:
 
 
 def read_targets(spec: RewardSpec, rows: Sequence[Mapping[str, Any]]) -> Targets:
-    """The targets of these prompts, keys ``input`` and ``label`` (JSON)."""
+    """The targets of these prompts, keys `input` and `label` (JSON)."""
     labels = [json.loads(row["label"]) for row in rows]
     counts = [len(columns_of(spec, label)) for label in labels]
     present = np.arange(max(counts)) < np.array(counts)[:, None]

@@ -1,8 +1,8 @@
 """Advantage estimators on reward matrices: pure torch, no host, no Ray.
 
-A reward matrix is what one rollout earned: `m` candidates by `k` objectives. A `RewardBatch` holds those of a batch,
-`(groups, rollouts, candidates, objectives)`, and an estimator turns it into advantages `(groups, rollouts)`.
-One estimator is one file; `registry.py` finds it by name.
+A reward matrix holds the rewards of one rollout: `m` candidates by `k` objectives. A `RewardBatch` holds those of a
+batch, `(groups, rollouts, candidates, objectives)`. An estimator turns it into advantages `(groups, rollouts)`.
+Each estimator is one file; `registry.py` finds it by name.
 """
 
 from vpo_plugin.advantages import (  # noqa: F401  (importing an estimator's module registers it)

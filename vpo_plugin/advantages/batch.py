@@ -1,4 +1,4 @@
-"""`RewardBatch`: what rollouts earned and how their objectives are weighed, all that an estimator takes."""
+"""`RewardBatch`: the rewards of rollouts and the weights of their objectives, the only input of an estimator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,34 +14,34 @@ from vpo_plugin.advantages.simplex import check_dirichlet, draw_seed, sample_log
 
 @dataclass(eq=False)
 class RewardBatch:
-    """The reward matrices of a batch, checked.
+    """The checked reward matrices of a batch.
 
     Raises:
-        ValueError: wrong shape, a mask that does not leave out whole candidates and whole objectives, a NaN or infinite
+        ValueError: wrong shape, a mask that leaves out parts of candidates or objectives, a NaN or infinite
             reward that is not masked, alpha <= 0, or num_weights < 1.
     """
 
     matrices: Real[Tensor, "groups rollouts candidates objectives"]
-    """Any real dtype, on any device; what the mask leaves out may be anything, even NaN."""
+    """Any real dtype, on any device. Masked values may be anything, even NaN."""
     mask: Bool[Tensor, "..."] | None = None
-    """Broadcasts to the matrices, False = absent. Absent are whole candidates of a rollout and whole objectives of a
-    group. None: everything is there."""
+    """Broadcasts to the matrices, False = absent. It can leave out whole candidates of a rollout and whole objectives
+    of a group. None: nothing is absent."""
     objective_weights: Sequence[float] | Float[Tensor, "groups objectives"] | None = None
-    """Deployment weights, one an objective or a row for each group; None weighs a group's objectives alike."""
+    """Deployment weights, one per objective or a row for each group; None: equal weights in each group."""
     alpha: float = 1.0
-    """Concentration of the Dirichlet distribution that random weightings come from; 1 is uniform on the simplex."""
+    """Concentration of the Dirichlet distribution of the random weightings; 1 is uniform on the simplex."""
     num_weights: int | None = None
-    """Random weightings of an expectation; None: `default_num_weights` of the objectives."""
+    """Number of random weightings for an expectation; None: `default_num_weights` of the objectives."""
     generator: torch.Generator | None = None
-    """Seeds the random weightings, the same at each use of the batch; None: torch's global generator."""
+    """Seeds the random weightings, which stay the same for this batch; None: torch's global generator."""
     k: int | None = None
-    """Of how many rollouts the best counts, for estimators that take it; None: half of a group, at least 2."""
+    """Number of rollouts of which the best counts, for estimators that use it; None: half of a group, at least 2."""
     rewards: Float[Tensor, "groups rollouts candidates objectives"] = field(init=False, repr=False)
     """The matrices in float64, 0 where absent."""
     candidates: Bool[Tensor, "groups rollouts candidates"] = field(init=False, repr=False)
-    """Which candidates are there."""
+    """Which candidates are present."""
     objectives: Bool[Tensor, "groups objectives"] = field(init=False, repr=False)
-    """Which objectives are there; all of them in a group without anything."""
+    """Which objectives are present; all of them in a group where everything is absent."""
 
     def __post_init__(self) -> None:
         self.rewards, self.candidates, self.objectives = _check(self.matrices, self.mask)
@@ -49,7 +49,7 @@ class RewardBatch:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What estimators return: float64 if the reward matrices are, else float32."""
+        """The dtype of advantages: float64 if the reward matrices are float64, else float32."""
         return torch.float64 if self.matrices.dtype == torch.float64 else torch.float32
 
     @property
@@ -61,7 +61,7 @@ class RewardBatch:
         """The deployment weights of each group.
 
         Raises:
-            ValueError: not one weight for each objective, or for each objective of each group.
+            ValueError: the weights are neither one per objective nor one per group and objective.
         """
         shape = self.objectives.shape
         if self.objective_weights is None:
@@ -78,17 +78,17 @@ class RewardBatch:
     def scalars(
         self, weights: Float[Tensor, "groups objectives"] | None = None
     ) -> Float[Tensor, "groups rollouts candidates"]:
-        """`w·r_s` of every candidate, under the deployment weights if none are given; 0 where a candidate is absent."""
+        """`w·r_s` of every candidate, by default under the deployment weights; 0 where a candidate is absent."""
         return torch.einsum("gnmk,gk->gnm", self.rewards, self.weights if weights is None else weights)
 
     def group_weights(self) -> Float[Tensor, "groups objectives"]:
-        """One `w ~ Dir(alpha)` a group, on the objectives that it has; together they cover the simplex evenly."""
+        """One `w ~ Dir(alpha)` per group, on its present objectives; together they cover the simplex evenly."""
         return self._log_gammas(len(self.objectives)).masked_fill(~self.objectives, -torch.inf).softmax(-1)
 
     def random_weights(self, number: int | None = None) -> Float[Tensor, "groups weightings objectives"]:
         """Quasi-random `w ~ Dir(alpha)`, the same for all groups with the same objectives, in the batch's dtype.
 
-        They are scaled to have the exact mean, so that expectations of what is linear in `w` are exact.
+        They are scaled to have the exact mean, so that expectations of linear functions of `w` are exact.
         """
         present, pattern = self.objectives.unique(dim=0, return_inverse=True)
         log_gammas = self._log_gammas(number or self.number_of_weights).to(self.dtype)
@@ -101,8 +101,8 @@ class RewardBatch:
     def set_rewards(self) -> Float[Tensor, "groups rollouts"]:
         """Set reward `E_{w ~ Dir(alpha)}[max_s w·r_s]` of every rollout (arXiv 2605.22817), computed once.
 
-        An absent candidate never wins; a rollout without candidates is worth 0. What is exact and what is quasi-random:
-        `vpo_plugin.advantages.set_reward`.
+        An absent candidate never wins; a rollout without candidates gets 0. `vpo_plugin.advantages.set_reward` says
+        which cases are exact and which are quasi-random.
         """
         uniform = self.alpha == 1.0
         worth = set_rewards(self.rewards, self.candidates, self.objectives, self.random_weights, uniform=uniform)

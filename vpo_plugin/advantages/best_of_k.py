@@ -1,5 +1,5 @@
-"""What a rollout adds to the best of k: one function of a family, whose knobs are the candidates of a response, the
-rollouts of which the best counts, and the weightings of the objectives, fixed or random."""
+"""What a rollout adds to the best of k rollouts. The family has three knobs: candidates in a response, rollouts of
+which the best counts, and fixed or random weightings of the objectives."""
 
 from math import comb
 
@@ -13,10 +13,10 @@ from vpo_plugin.advantages.set_reward import SCORES_AT_ONCE
 
 
 def rollouts_of_best(batch: RewardBatch, *, fewer: int = 0) -> int:
-    """The batch's `k`, 1 to N, the rollouts of a group, or to N - `fewer`; by default half of N, at least 2.
+    """The batch's `k`, from 1 to N - `fewer` with N rollouts in a group; default: half of N, at least 2.
 
     Raises:
-        ValueError: another k, or N below 2.
+        ValueError: k is out of range, or N is below 2.
     """
     rollouts = batch.rewards.shape[1]
     if rollouts < 2:
@@ -31,13 +31,13 @@ def rollouts_of_best(batch: RewardBatch, *, fewer: int = 0) -> int:
 def best_of_k(
     batch: RewardBatch, weights: Float[Tensor, "groups weightings objectives"]
 ) -> Float[Tensor, "groups rollouts"]:
-    """`gains_over_others` of `v_i(w) = max_s w·r_is`, what the best candidate of rollout i is worth to weighting `w`.
+    """`gains_over_others` of `v_i(w) = max_s w·r_is`, the reward of rollout i's best candidate under weighting `w`.
 
-    Computed in the precision of the weights, some groups at a time for memory. An absent candidate never wins; a
-    rollout without candidates is worth 0.
+    Computed in the precision of the weights, some groups at a time to save memory. An absent candidate never wins; a
+    rollout without candidates gets 0.
 
     Raises:
-        ValueError: as `rollouts_of_best`.
+        ValueError: see `rollouts_of_best`.
     """
     k = rollouts_of_best(batch)
     groups, rollouts, candidates, objectives = batch.rewards.shape
@@ -58,12 +58,12 @@ def best_of_k(
 def gains_over_others(values: Float[Tensor, "groups weightings rollouts"], k: int) -> Float[Tensor, "groups rollouts"]:
     """`A_i = k · E_w E_S[max(0, v_i(w) - max_{j in S} v_j(w))]`, with `S` any k-1 of the other rollouts.
 
-    How much rollout i adds to the best of k, on average: for each weighting the estimator with the k-1 leave-one-out
-    baseline of arXiv 2505.15201 (eq. 33, s^(loo-1)), times N because the host takes the mean over rollouts. That mean
-    over the group, of `A_i · grad log p_i`, is an unbiased estimate of the gradient of `E_w E[max of k rollouts]`: the
-    baseline leaves out rollout i. So the advantages are >= 0 and must not be centred or scaled by the group. Sorted,
-    with 0-based ranks, `A_i = k / C(N-1, k-1) · sum_{j < i} C(j, k-2) (v_i - v_j)`. Degenerate cases: equal values get
-    0; k = 1 is REINFORCE with the leave-one-out mean as its baseline, `N / (N-1) · (v_i - mean v)`.
+    This is rollout i's average contribution to the best of k. For each weighting it is the estimator with the k-1
+    leave-one-out baseline of arXiv 2505.15201 (eq. 33, s^(loo-1)), times N because the host takes the mean over
+    rollouts. The group mean of `A_i · grad log p_i` is an unbiased estimate of the gradient of `E_w E[max of k
+    rollouts]`, because the baseline leaves out rollout i. The advantages are >= 0 and must not be centred or scaled by
+    the group. Sorted, with 0-based ranks, `A_i = k / C(N-1, k-1) · sum_{j < i} C(j, k-2) (v_i - v_j)`. Degenerate
+    cases: equal values get 0; k = 1 is REINFORCE with the leave-one-out mean as baseline, `N / (N-1) · (v_i - mean v)`.
     """
     rollouts = values.shape[-1]
     if k == 1:
@@ -77,11 +77,11 @@ def gains_over_others(values: Float[Tensor, "groups weightings rollouts"], k: in
 def mean_by_rank(
     values: Float[Tensor, "groups weightings rollouts"], matrix: np.ndarray
 ) -> Float[Tensor, "groups rollouts"]:
-    """The mean over weightings of what a rollout gets by its rank: the values, less the group's lowest, in ascending
-    order times `matrix`, (ranks, ranks).
+    """Mean over weightings of a linear function of the sorted values: subtract the group's lowest value, sort upwards,
+    multiply by `matrix`, (ranks, ranks), and give each rollout the entry of its rank.
 
-    They are sorted as whole numbers with the rollout in the last digits, which sorts both at once: as multiples of
-    2^-20 of the group's range in float32, of 2^-52 in float64, or finer, for up to 1,024 rollouts.
+    Values are sorted as integers that carry the rollout in their last digits, which sorts both at once. Their step
+    is 2^-20 of the group's range in float32 and 2^-52 in float64, or finer, for up to 1,024 rollouts.
     """
     flat, (weightings, rollouts) = values.flatten(1), values.shape[1:]
     lowest, highest = flat.amin(1)[:, None, None], flat.amax(1)[:, None, None]
@@ -99,5 +99,5 @@ def mean_by_rank(
 
 
 def _sorted(numbers: Int[Tensor, "groups weightings rollouts"]) -> Int[Tensor, "groups weightings rollouts"]:
-    """Each row in ascending order; on a CPU with numpy, which is five times as fast on short rows."""
+    """Sort each row upwards; on a CPU with numpy, which is five times as fast on short rows."""
     return torch.from_numpy(np.sort(numbers.numpy())) if numbers.device.type == "cpu" else numbers.sort().values

@@ -13,10 +13,10 @@ from vpo_plugin.advantages.registry import register_advantage_estimator
 def gdpo(batch: RewardBatch) -> Float[Tensor, "groups rollouts"]:
     """A rollout is worth `sum_j w_j z_j`, with `z_j` its reward on objective j, z-normalised in the group.
 
-    Then the whole batch is normalised once. trl has it as `multi_objective_aggregation="normalize_then_sum"`, with
-    unbiased standard deviations and an epsilon of 1e-4; in groups of one size that differs by the epsilons alone.
+    Then the whole batch is normalised once. trl calls this `multi_objective_aggregation="normalize_then_sum"` and uses
+    unbiased standard deviations and an epsilon of 1e-4; for groups of equal size only the epsilons make a difference.
     Degenerate cases: an objective without spread in a group adds 0 there; with one objective it is GRPO, up to the
-    scale of the batch. What a rollout is worth is relative to its group already: its mean over the group is 0.
+    scale of the batch. The values are already relative to the group: their mean over the group is 0.
     """
     z = group_z_norm(batch.rewards.mean(2).mT)  # (G, k, N)
     return torch.einsum("gkn,gk->gn", z, batch.weights)

@@ -1,4 +1,4 @@
-"""`goal_conditioned`: each prompt is told random objective weights, and is rewarded by the same."""
+"""`goal_conditioned`: each prompt states random objective weights, and the reward uses the same weights."""
 
 import hashlib
 import json
@@ -14,21 +14,21 @@ from vpo_plugin.advantages.registry import register_advantage_estimator
 
 @register_advantage_estimator("goal_conditioned", candidates="one", weights_in_prompt=True)
 def goal_conditioned(batch: RewardBatch) -> Float[Tensor, "groups rollouts"]:
-    """A rollout is worth `w_g·r` with `w_g` the weights that prompt g was told (baseline of arXiv 2605.22817).
+    """A rollout is worth `w_g·r` with the weights `w_g` that prompt g states (baseline of arXiv 2605.22817).
 
-    Where prompts are written and where rewards are counted are different processes, so `w_g` travels as what both
-    have: the row's label, which `goal_weights` turns into weights. They are the batch's `objective_weights`, `(G, k)`.
-    Degenerate case: told the deployment weights, `(k,)`, it is GRPO.
+    Different processes write prompts and compute rewards. Both have the row's label, and `goal_weights` turns it into
+    `w_g`. The batch's `objective_weights`, `(G, k)`, hold these weights.
+    Degenerate case: with the deployment weights, `(k,)`, it is GRPO.
     """
     return batch.scalars().mean(-1)
 
 
 def goal_weights(label: object, objectives: int, *, alpha: float = 1.0, seed: int = 0) -> list[float]:
-    """The weights that the prompt with this label is told: `objectives` hundredths that sum to 1, near `Dir(alpha)`.
+    """The weights that the prompt with this label states: `objectives` hundredths that sum to 1, near `Dir(alpha)`.
 
-    A function of its arguments alone: the draw is seeded with a hash of `seed` and the label (as JSON, if it is no
-    text). Rows of one label share their weights, and a row keeps them from epoch to epoch. Hundredths, so that the
-    prompt says exactly what is rewarded.
+    The result depends only on the arguments: a hash of `seed` and the label (as JSON, if it is not text) seeds the
+    draw. Rows with the same label share their weights, and a row keeps them in every epoch. Whole hundredths let the
+    prompt state the weights exactly.
     """
     text = label if isinstance(label, str) else json.dumps(label, sort_keys=True)
     digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
@@ -40,6 +40,6 @@ def goal_weights(label: object, objectives: int, *, alpha: float = 1.0, seed: in
 
 
 def write_goal(prompt: str, objective_keys: Sequence[str], weights: Sequence[float]) -> str:
-    """The prompt followed by a line that tells the weights, such as `Objective weights: gold 0.25, lava 0.75.`"""
+    """The prompt and a line that states the weights, such as `Objective weights: gold 0.25, lava 0.75.`"""
     goal = ", ".join(f"{key} {weight:.2f}" for key, weight in zip(objective_keys, weights, strict=True))
     return f"{prompt.rstrip()}\nObjective weights: {goal}.\n"

@@ -1,4 +1,4 @@
-"""`grpo`: the host's GRPO on the plugin's own path, the plain check that the plumbing is right."""
+"""`grpo`: the host's GRPO, computed by the plugin; a plain check of the plumbing."""
 
 from jaxtyping import Float
 from torch import Tensor

@@ -14,16 +14,16 @@ from vpo_plugin.advantages.registry import register_advantage_estimator
 
 @register_advantage_estimator("max_at_k_norm", normalize=None, candidates="one", takes_k=True)
 def max_at_k_norm(batch: RewardBatch) -> Float[Tensor, "groups rollouts"]:
-    """`E_S[max(r_i, max_{j in S} r_j)]`, with `S` any k-1 of the other rollouts and `r` the deployment reward, less its
-    mean over the group and divided by its spread there.
+    """`E_S[max(r_i, max_{j in S} r_j)]`, with `S` any k-1 of the other rollouts and `r` the deployment reward, then
+    z-normalised in the group.
 
-    The estimator of Bagirov et al. (arXiv 2510.23393) without a baseline, then GRPO's normalisation, as in the authors'
-    code up to their unbiased spread; they use k = 4 of N = 8. Centring by the group is not unbiased: it takes part of
-    rollout i's own reward off. Sorted, with 0-based ranks, a rollout has `(C(i, k-1) r_i + sum_{j > i} C(j-1, k-2) r_j)
-    / C(N-1, k-1)`. Degenerate cases: equal rewards get 0; k = 1 is GRPO.
+    This is the estimator of Bagirov et al. (arXiv 2510.23393) without a baseline, followed by GRPO's normalisation. The
+    authors' code differs only in its unbiased std; they use k = 4 of N = 8. Centring by the group is biased: it
+    subtracts part of rollout i's own reward. Sorted, with 0-based ranks, a rollout has `(C(i, k-1) r_i + sum_{j > i}
+    C(j-1, k-2) r_j) / C(N-1, k-1)`. Degenerate cases: equal rewards get 0; k = 1 is GRPO.
 
     Raises:
-        ValueError: k below 1 or above N - 1, since with k = N all rollouts have the same best; or N below 2.
+        ValueError: k below 1 or above N - 1 (with k = N all rollouts have the same best), or N below 2.
     """
     k, rollouts = rollouts_of_best(batch, fewer=1), batch.rewards.shape[1]
     ranks = range(rollouts)

@@ -19,7 +19,7 @@ def group_mean_norm(worth: Float[Tensor, "groups rollouts"]) -> Float[Tensor, "g
 def maxrl(batch: RewardBatch) -> Float[Tensor, "groups rollouts"]:
     """A rollout is worth `w·r` under the deployment weights `w`, and its advantage is relative to the group's mean.
 
-    For rewards of 0 and 1 the expected gradient is that of a truncated series of log p(success): rare successes
-    count by 1 / mean. Degenerate cases: groups with mean <= 0, and groups of equal rewards, get 0.
+    For rewards of 0 and 1 the expected gradient is that of a truncated series of log p(success), which weighs rare
+    successes by 1 / mean. Degenerate cases: groups with mean <= 0, and groups of equal rewards, get 0.
     """
     return batch.scalars().mean(-1)

@@ -11,7 +11,7 @@ from vpo_plugin.advantages.registry import register_advantage_estimator
 def multi_rlvr(batch: RewardBatch) -> Float[Tensor, "groups rollouts"]:
     """A rollout is worth `sum_s w·r_s`: each of its m candidates counts by itself, under the deployment weights `w`.
 
-    The same for every set with the same scores, so it has no reason to keep candidates apart. Degenerate case: with
-    one candidate it is GRPO. An absent candidate adds 0.
+    Sets with the same scores get the same value, so nothing keeps candidates different. Degenerate case: with one
+    candidate it is GRPO. An absent candidate adds 0.
     """
     return batch.scalars().sum(-1)

@@ -1,4 +1,4 @@
-"""From what the rollouts of a group are worth to their advantages."""
+"""Turn the values of the rollouts of a group into advantages."""
 
 import torch
 from jaxtyping import Float
@@ -24,8 +24,8 @@ def group_norm(worth: Float[Tensor, "groups rollouts"]) -> Float[Tensor, "groups
     """The host's GRPO, `(r - mean r) / (std r + 1e-9)` with the unbiased std (OpenRLHF 0.11.2,
     `trainer/ppo_utils/experience_maker.py`, estimator `group_norm`).
 
-    Computed in float64: in float32, as the host does it, the mean of equal rewards can be off by a rounding error,
-    which the division blows up to advantages near 1. Here the rollouts of such a group get 0.
+    It is computed in float64. In float32, as in the host, the mean of equal rewards can have a rounding error, which
+    the division blows up to advantages near 1. Here the rollouts of such a group get 0.
 
     Raises:
         ValueError: fewer than two rollouts in a group, whose unbiased std is undefined.
@@ -38,7 +38,7 @@ def group_norm(worth: Float[Tensor, "groups rollouts"]) -> Float[Tensor, "groups
 
 
 def batch_rms_norm(advantages: Float[Tensor, "groups rollouts"]) -> Float[Tensor, "groups rollouts"]:
-    """`A_i / (rms + 1e-6)` with the root mean square of the whole batch; 0 where that is below 1e-6. The direction of
-    the gradient stays, and its size is that of z-normalised advantages."""
+    """`A_i / (rms + 1e-6)` with the root mean square of the whole batch; 0 where that is below 1e-6. This keeps the
+    direction of the gradient and gives it the size of z-normalised advantages."""
     rms = advantages.to(torch.float64).square().mean().sqrt()
     return torch.where(rms < 1e-6, 0.0, advantages / (rms + 1e-6)).to(advantages.dtype)

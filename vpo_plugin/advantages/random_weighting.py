@@ -11,7 +11,7 @@ from vpo_plugin.advantages.registry import register_advantage_estimator
 def random_weighting(batch: RewardBatch) -> Float[Tensor, "groups rollouts"]:
     """A rollout is worth `w_g·r` with `w_g ~ Dir(alpha)`, one draw for all rollouts of group g.
 
-    The draws of a batch are quasi-random: each is Dirichlet, together they cover the simplex evenly. The policy is not
-    told `w_g`, so in expectation it is trained on the mean reward; `goal_conditioned` tells it.
+    The draws of a batch are quasi-random: each is Dirichlet, and together they cover the simplex evenly. The policy
+    does not know `w_g`, so in expectation it trains on the mean reward. `goal_conditioned` states `w_g` in the prompt.
     """
     return batch.scalars(batch.group_weights()).mean(-1)

@@ -1,8 +1,8 @@
 """Advantage estimators by name.
 
-An estimator has two halves because the host's length penalties act between them: its function says what each rollout
-is worth, `normalize` makes advantages of that. If the function's values are advantages already, there is no second
-half, and the penalties act on the reward matrices.
+An estimator has two steps, and the host's length penalties act between them. Its function gives each rollout a value,
+and `normalize` turns values into advantages. If the values are advantages already, there is no second step, and the
+penalties act on the reward matrices.
 """
 
 from collections.abc import Callable
@@ -26,18 +26,18 @@ class AdvantageEstimator:
     name: str
     function: Function
     normalize: Normalize | None
-    """Makes advantages of what the rollouts are worth; None: the function's values are advantages already."""
+    """Turns values into advantages; None: the function's values are advantages already."""
     candidates: Literal["one", "several", "any"]
-    """What a response holds: one candidate and no more, a set of them, or what the run says."""
+    """How many candidates a response holds: exactly one, several, or any number that the run sets."""
     takes_k: bool
-    """The estimator heeds the batch's `k`: of how many rollouts the best counts."""
+    """The estimator uses the batch's `k`, the number of rollouts of which the best counts."""
     weights_in_prompt: bool
-    """The batch's `objective_weights` are those that each group's prompt was told, not the deployment weights."""
+    """The batch's `objective_weights` are those that each group's prompt states, not the deployment weights."""
     relative: bool
-    """What rollouts are worth is relative to their group: some of its rollouts are always below 0."""
+    """The values are relative to the group: some of its rollouts are always below 0."""
 
     def values(self, batch: RewardBatch) -> Float[Tensor, "groups rollouts"]:
-        """What each rollout is worth, or its advantage if `normalize` is None, in the batch's dtype."""
+        """Each rollout's value, or its advantage if `normalize` is None, in the batch's dtype."""
         return self.function(batch).to(batch.dtype)
 
     def __call__(self, batch: RewardBatch) -> Float[Tensor, "groups rollouts"]:
@@ -89,10 +89,10 @@ def get_advantage_estimator(name: str) -> AdvantageEstimator:
 
 
 def parse_method(method: str) -> tuple[str, int | None]:
-    """How runs that compare methods name one: an estimator, or `NAME:CANDIDATES`, with the candidates of a response.
+    """Read a method's name: an estimator, or `NAME:CANDIDATES` with the number of candidates in a response.
 
     Returns:
-        The name, of the plugin's estimators or the host's, and the candidates; None leaves them to the run.
+        The name of an estimator of the plugin or the host, and the candidates; None leaves them to the run.
 
     Raises:
         ValueError: candidates that are not a whole number above 0, or several for an estimator that rewards one.

@@ -12,8 +12,8 @@ from vpo_plugin.advantages.registry import register_advantage_estimator
 def set_max(batch: RewardBatch) -> Float[Tensor, "groups rollouts"]:
     """A rollout is worth `max_s w·r_s` under the deployment weights `w` (the ablation of arXiv 2605.22817).
 
-    What vpo becomes as its alpha grows, where `w` is uniform. Degenerate case: with one candidate it is GRPO. An
-    absent candidate never wins; a rollout without candidates is worth 0.
+    If `w` is uniform, this is the limit of vpo for large alpha. Degenerate case: with one candidate it is GRPO. An
+    absent candidate never wins; a rollout without candidates gets 0.
     """
     best = batch.scalars().masked_fill(~batch.candidates, -torch.inf).amax(-1)
     return torch.where(batch.candidates.any(-1), best, 0.0)

@@ -1,4 +1,4 @@
-"""The set reward: what a rollout's candidates are worth to a random weighting of the objectives."""
+"""The set reward: the expected reward of a rollout's best candidate under a random weighting of the objectives."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ SCORES_AT_ONCE = 2**20  # scores held at a time: 4 MiB in float32 fit into a CPU
 
 
 def default_num_weights(objectives: int) -> int:
-    """Random weightings of a set reward where none are asked for: 1,024, and 3,200 above 8 objectives.
+    """Default number of random weightings of a set reward: 1,024, or 3,200 above 8 objectives.
 
-    With either, advantages have over 20 times less error than with 100 independent weightings
-    (`python -m benchmarks.estimator`). 3,200 and not 3,072: rows of 4 KiB multiples contend for the same lines of a CPU
-    cache.
+    Both give advantages with over 20 times less error than 100 independent weightings
+    (`python -m benchmarks.estimator`). It is 3,200 and not 3,072, because rows of 4 KiB multiples contend for the same
+    CPU cache lines.
     """
     return 1024 if objectives <= 8 else 3200
 
@@ -27,12 +27,12 @@ def set_rewards(
     *,
     uniform: bool,
 ) -> Float[Tensor, "groups rollouts"]:
-    """`RewardBatch.set_rewards` of its rewards and masks; `random_weights` is asked only where nothing is exact.
+    """Compute `RewardBatch.set_rewards`; `random_weights` is called only if no exact result is known.
 
-    Written as `mean(r*) + E[max(0, max_s w·(r_s - r*))]` with `r*` the candidate of the best mean reward, so what
-    a single candidate decides is exact: one candidate, one objective, equal candidates, one that dominates. Two
-    candidates under `uniform` weights have a closed form. Otherwise the expectation is a mean over the random weights,
-    scored in their precision.
+    The set reward is written as `mean(r*) + E[max(0, max_s w·(r_s - r*))]`, where `r*` is the candidate with the best
+    mean reward. So it is exact whenever one candidate decides: one candidate, one objective, equal candidates, or one
+    candidate that dominates. Two candidates under `uniform` weights have a closed form. Otherwise the expectation is a
+    mean over the random weights, in their precision.
     """
     counts = objectives.sum(-1)[:, None]  # (G, 1)
     means = (rewards.sum(-1) / counts[..., None]).masked_fill(~candidates, -torch.inf)  # (G, N, m)
@@ -52,10 +52,10 @@ def set_rewards(
 def mean_positive_part(c: Float[Tensor, "*batch objectives"], counts: Int[Tensor, "..."]) -> Float[Tensor, "*batch"]:
     """`E_w[max(w·c, 0)]` for `w` uniform on the simplex of `counts` objectives.
 
-    By Hermite-Genocchi this is the divided difference `T = [c_1, …, c_k] max(x, 0)^k`, over k. With a knot
+    By Hermite-Genocchi this is the divided difference `T = [c_1, …, c_k] max(x, 0)^k`, divided by k. With a knot
     `b > 0` and a knot `-a < 0`, Leibniz' rule on `x·max(x, 0)^(k-1)` gives
-    `T(c) = (b·T(c without -a) + a·T(c without b)) / (b + a)`: an average, so that neither ties nor near-ties
-    cancel. Knots at 0 change nothing, and absent objectives are such knots.
+    `T(c) = (b·T(c without -a) + a·T(c without b)) / (b + a)`. This is an average, so ties and near-ties cause no
+    cancellation. Knots at 0 change nothing, so absent objectives are knots at 0.
     """
     positive, negative = c.clamp(min=0).unbind(-1), (-c).clamp(min=0).unbind(-1)
     table = [torch.zeros_like(positive[0])]  # table[i]: T of the first i positive, and of no negative knots
@@ -71,8 +71,8 @@ def _mean_best_gain(
     gains: Float[Tensor, "groups rollouts candidates objectives"],
     weights: Float[Tensor, "groups weightings objectives"],
 ) -> Float[Tensor, "groups rollouts"]:
-    """`mean_w max(0, max_s w·g_s)`, scored in the dtype of the weights (gains are small numbers, of which float32 keeps
-    7 digits in less time), some groups at a time for memory."""
+    """`mean_w max(0, max_s w·g_s)` in the dtype of the weights (gains are small, and float32 keeps 7 digits of them in
+    less time), some groups at a time to save memory."""
     groups, rollouts, candidates, _ = gains.shape
     number = weights.shape[1]
     at_once = min(groups, max(1, SCORES_AT_ONCE // (rollouts * candidates * number)))

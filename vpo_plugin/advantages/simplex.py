@@ -23,7 +23,7 @@ def sample_simplex_weights(
 
 
 def check_dirichlet(alpha: float, num_weights: int, objectives: int) -> None:
-    """Raise the ValueError of `sample_simplex_weights` for what cannot be drawn."""
+    """Raise the ValueError of `sample_simplex_weights` for wrong arguments."""
     if not 0.0 < alpha < float("inf"):
         raise ValueError(f"alpha, the Dirichlet concentration, must be positive and finite, but is {alpha}.")
     if num_weights < 1 or objectives < 1:
@@ -42,8 +42,8 @@ def sample_log_gammas(
     """Logarithms of independent Gamma(alpha) variates, whose softmax over any subset of the objectives is
     Dirichlet on that subset: float64 on the CPU.
 
-    A scrambled Sobol sequence in k dimensions goes through the inverse of the Gamma distribution function, which
-    keeps more of its evenness than spacings of k-1 sorted uniforms do, the more so the larger k.
+    A scrambled Sobol sequence in k dimensions goes through the inverse of the Gamma distribution function. This keeps
+    the sequence more even than spacings of k-1 sorted uniforms, especially for large k.
     """
     sobol = torch.quasirandom.SobolEngine(objectives, scramble=True, seed=seed)
     uniforms = sobol.draw(num_weights, dtype=torch.float64).numpy() + 2.0**-31  # 30 bits, moved off 0

@@ -11,7 +11,7 @@ from vpo_plugin.advantages.registry import register_advantage_estimator
 def vpo(batch: RewardBatch) -> Float[Tensor, "groups rollouts"]:
     """A rollout is worth its set reward `E_{w ~ Dir(alpha)}[max_s w·r_s]`, whatever the deployment weights.
 
-    Degenerate cases: with one candidate this is GRPO on the mean reward; where the objectives are nearly
-    collinear, or one candidate dominates, it is the mean reward of the best candidate.
+    Degenerate cases: with one candidate this is GRPO on the mean reward. If the objectives are nearly collinear, or one
+    candidate dominates, it is the mean reward of the best candidate.
     """
     return batch.set_rewards

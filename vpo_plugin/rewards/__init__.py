@@ -1,7 +1,8 @@
 """From a response to its reward matrix: the reward specification, the task's Python, candidates and scoring.
 
-Imports neither Ray nor the host. `load_spec(name)` gives a `RewardSpec`, which is data; functions take it first:
-`formats` asks for candidates and finds them, `task` has rows, labels and known answers, `scoring` the reward matrix.
+It imports neither Ray nor the host. `load_spec(name)` returns a `RewardSpec`, which is data. Functions take it as their
+first argument: `formats` asks for candidates and finds them, `task` has rows, labels and known answers, `scoring`
+computes reward matrices.
 """
 
 from vpo_plugin.rewards.candidates import parse_candidates

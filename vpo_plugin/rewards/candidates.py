@@ -1,7 +1,7 @@
 """Find the candidates of a response, in one of three formats: numbered tags, fenced blocks, or a separator line.
 
 Each parser takes any text without raising, in time linear in its length, and returns one entry for each of the
-`candidates` slots: the candidate, stripped, or None where there is none.
+`candidates` slots: the stripped candidate, or None if it is missing.
 """
 
 import functools
@@ -19,9 +19,9 @@ _THINK = re.compile(r"<(/?)think>", re.ASCII | re.IGNORECASE)
 
 
 def answer_of(response: str, tag: str | None = None) -> str:
-    """What a response says after its thoughts: behind the last `</think>`, and before a `<think>` that never closes.
+    """The answer of a response: the text after the last `</think>` and before a `<think>` that never closes.
 
-    With `tag`, thoughts inside a candidate `<tag_s>…</tag_s>` belong to it, and do not end what came before.
+    With `tag`, thoughts inside a candidate `<tag_s>…</tag_s>` belong to it and do not start a new answer.
     """
     marks = list(_THINK.finditer(response))
     if tag and marks:
@@ -37,11 +37,11 @@ def answer_of(response: str, tag: str | None = None) -> str:
 
 
 def parse_candidates(response: str, tag: str, candidates: int) -> list[str | None]:
-    """Candidate s is the text between `<tag_s>` and `</tag_s>` in any case, wherever they stand in the response.
+    """Candidate s is the text between `<tag_s>` and `</tag_s>`, in any case, anywhere in the response.
 
-    The last complete pair of a slot wins: an echo of the format, a draft, or what is corrected stands before it. A pair
-    runs from the nearest opening tag to its first closing tag; one with an opening tag inside is none: tags are nested
-    or unclosed, and what was meant cannot be told. ValueError if `candidates` is below 1.
+    The last complete pair of a slot wins, because echoes of the format and drafts stand before the answer. A pair
+    runs from the nearest opening tag to its first closing tag. A pair with an opening tag inside does not count: tags
+    are nested or unclosed, so the meaning is unclear. ValueError if `candidates` is below 1.
     """
     slots = _slots(candidates)
     for slot, start, end in _pairs(response, tag):
@@ -56,7 +56,7 @@ def _numbered(tag: str) -> re.Pattern[str]:
 
 
 def _pairs(text: str, tag: str) -> list[tuple[int, int, int]]:
-    """Slot, start and end of what stands in each complete pair of tags, in the order of the text."""
+    """Slot, start and end of the content of each complete pair of tags, in text order."""
     pairs = []
     slot, start = "", 0  # of the latest opening tag
     for mark in _numbered(tag).finditer(text):
@@ -72,11 +72,11 @@ def _pairs(text: str, tag: str) -> list[tuple[int, int, int]]:
 
 
 def parse_fenced(response: str, language: str, candidates: int) -> list[str | None]:
-    """Candidate s is the s-th code block in the `language`, as CommonMark reads fences, after other text in a line too.
+    """Candidate s is the s-th code block in the `language`. Fences follow CommonMark, or other text on their line.
 
-    Names of languages are those of Pygments (`py`, `Python3`), what follows a colon is a file's name. Blocks that name
-    no language count where no block names one, but for those that the words before them call output. A block that is
-    not closed is no candidate. ValueError if `candidates` is below 1.
+    Language names are those of Pygments (`py`, `Python3`); a file name may follow after a colon. Blocks without a
+    language count only if no block names one, and never if the words before them call them output. A block that is
+    not closed is not a candidate. ValueError if `candidates` is below 1.
     """
     slots = _slots(candidates)
     tokens = [token for token in _fences(response) if _is_closed(token)]
@@ -104,7 +104,7 @@ def _is_closed(token: "Token") -> bool:
 
 
 def _is_output(token: "Token", lines: list[str]) -> bool:
-    """Whether what stands before a block, on its line or the last one with words, says that it is what is printed."""
+    """Whether the text before a block, on its line or the last line with words, says that the block is output."""
     assert token.map
     at = token.map[0]
     said = lines[at].partition("```")[0].strip(" \t>*-")
@@ -120,7 +120,7 @@ def _language(info: str) -> str:
 
 @functools.cache
 def _names(language: str) -> set[str]:
-    """All names of a language, in small letters."""
+    """All names of a language, in lower case."""
     from pygments.lexers import find_lexer_class_by_name
     from pygments.util import ClassNotFound
 
@@ -132,7 +132,7 @@ def _names(language: str) -> set[str]:
 
 @functools.cache
 def _markdown() -> "MarkdownIt":
-    """Finds fences, in lists and quotes too; imported where a specification asks for fenced candidates."""
+    """Finds fences, also in lists and quotes; imported only if a specification uses fenced candidates."""
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("zero").enable(["blockquote", "code", "fence", "list"])
@@ -143,7 +143,7 @@ def _markdown() -> "MarkdownIt":
 
 
 def _late_fence(state: "StateBlock", line: int, last: int, silent: bool) -> bool:
-    """A rule for markdown-it: a fence that opens behind other text, with at most a language after it."""
+    """A markdown-it rule: a fence that opens after other text on its line, followed by at most a language."""
     from markdown_it.rules_block import fence
 
     text = state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]]
@@ -162,9 +162,9 @@ def _late_fence(state: "StateBlock", line: int, last: int, silent: bool) -> bool
 
 
 def parse_separated(response: str, separator: str, candidates: int) -> list[str | None]:
-    """Candidate s is the s-th part of the response, cut at lines that hold the `separator` alone.
+    """Candidate s is the s-th part of the response, cut at lines that contain only the `separator`.
 
-    An empty part is None, and what comes after the last slot is not read. ValueError if `candidates` is below 1.
+    An empty part is None. Text after the last slot is ignored. ValueError if `candidates` is below 1.
     """
     slots = _slots(candidates)
     cut = re.compile(rf"^[ \t]*{re.escape(separator)}[ \t\r]*$", re.MULTILINE)
@@ -183,9 +183,9 @@ def _slots(candidates: int) -> list[str | None]:
 
 
 def texts_between(text: str, *tags: str) -> list[str | None]:
-    """What stands in `<tag>…</tag>` inside a candidate, stripped, for each of the tags, which ignore case.
+    """The stripped content of `<tag>…</tag>` inside a candidate, for each of the tags, which ignore case.
 
-    The last complete pair of a tag wins, from the nearest opening to its first closing one; None where there is none.
+    The last complete pair of a tag wins, from the nearest opening tag to its first closing tag; None without a pair.
     """
     found: dict[str, str] = {}
     opened: dict[str, int] = {}

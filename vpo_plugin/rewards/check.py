@@ -1,6 +1,6 @@
-"""Check a spec on its own data before anything is spent on it, and measure what it will cost.
+"""Check a spec on its own data before anything is spent on it, and measure what it costs.
 
-All that is scored goes through the service that training uses.
+The check scores through the same service as training.
 """
 
 import time
@@ -23,18 +23,18 @@ CHARS_PER_TOKEN = 3  # a careful estimate where no tokenizer is named
 
 
 def check_spec(spec: RewardSpec, scoring: Scoring | None = None) -> list[str]:
-    """Load rows of both splits and prove on them that prompts, labels, format and known answers fit the scorer.
+    """Load rows of both splits and check that prompts, labels, format and known answers fit the scorer.
 
-    Every row is scored: its known answers, a response of dummy candidates and an empty one.
+    For every row it scores the known answers, a response of dummy candidates and an empty response.
 
     Args:
-        scoring: the service of this spec; default: one of its own, in which a scorer that fails is an error.
+        scoring: the service of this spec; default: a new one, in which a failing scorer is an error.
 
     Returns:
-        What was found, one sentence each, what was not checked among them.
+        One sentence per finding, including what was not checked.
 
     Raises:
-        ValueError: the first thing that is wrong.
+        ValueError: the first problem.
         RuntimeError: the scorer failed, or cannot be started.
     """
     if scoring is None:
@@ -71,10 +71,10 @@ def check_spec(spec: RewardSpec, scoring: Scoring | None = None) -> list[str]:
 
 
 def measure_spec(spec: RewardSpec, scoring: Scoring, tokens: Callable[[str], int] | None = None) -> list[str]:
-    """What scoring takes and how long responses get, measured on the known answers of the split 'train'.
+    """The time of scoring and the length of responses, measured on the known answers of the split 'train'.
 
-    `tokens` counts the tokens of a text. Raises ValueError if the longest response that the known answers make
-    would not be read whole, or needs more tokens (when they are counted) than the spec allows.
+    `tokens` counts the tokens of a text. Raises ValueError if the longest response of known answers exceeds
+    `limits.response_chars`, or needs more tokens (if they are counted) than the spec allows.
     """
     known = [(row, [answer for answer, _ in known_answers(spec, row["label"])]) for row in _rows(spec, "train")]
     known = [(row, answers) for row, answers in known if answers]
@@ -115,7 +115,7 @@ def measure_spec(spec: RewardSpec, scoring: Scoring, tokens: Callable[[str], int
 
 
 def _seconds(scoring: Scoring, known: Sequence[tuple[dict[str, Any], Sequence[str]]]) -> float:
-    """Seconds for a response, with as many at a time as the service scores."""
+    """Seconds per response, with the service at full load."""
     m = scoring.spec.candidates
     responses = [(write_response(scoring.spec, ([*answers] * m)[:m]), row) for row, answers in known]
     items = [

@@ -1,7 +1,7 @@
 """Can VPO help on a task? Measured on scored samples: do objectives disagree, and do different candidates win?
 
-VPO pays for sets whose best candidate depends on the weights. Where objectives rise and fall together, or where one
-candidate of each response wins whatever the weights, a set is worth no more than its best candidate.
+VPO rewards sets whose best candidate depends on the weights. If objectives rise and fall together, or if one candidate
+of each response wins under all weights, a set is worth no more than its best candidate.
 """
 
 import json
@@ -20,7 +20,7 @@ NUM_WEIGHTS = 1024
 def read_matrices(file: Path, spec: RewardSpec) -> Iterator[np.ndarray]:
     """The matrices of a file that `vpo score` wrote; rows that could not be scored are left out.
 
-    Raises ValueError, naming the line, for anything that is no matrix of this spec.
+    Raises ValueError, which names the line, for anything that is not a matrix of this spec.
     """
     widths = range(1, len(spec.objective_keys) + 1) if spec.ragged else [len(spec.objective_keys)]
     with file.open("rb") as lines:

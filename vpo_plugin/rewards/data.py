@@ -1,4 +1,4 @@
-"""Rows of a dataset, for loaders: from the Hugging Face hub, a URL or a local file, by way of `datasets`."""
+"""Rows of a dataset from the Hugging Face hub, a URL or a local file, read with `datasets`."""
 
 import gzip
 import json
@@ -25,21 +25,21 @@ TEST_SHARE = 8  # of a file that holds both splits, one row in eight is for `tes
 
 
 class DatasetError(ValueError):
-    """A dataset that cannot be read, for want of a network or of the dataset."""
+    """A dataset that cannot be read, because the network or the dataset is missing."""
 
 
 class Unreadable(ValueError):
-    """A row of a file that is no JSON; the message says why."""
+    """A row of a file that is not JSON; the message says why."""
 
 
 def read_records(source: Path) -> Iterator[tuple[int, str, Any]]:
-    """The rows of a local file, each with its number, from 1, and what it is called in messages: `Line 3 of x.jsonl`.
+    """The rows of a local file, each with its number, from 1, and its name in messages: `Line 3 of x.jsonl`.
 
-    JSON lines, of which blank ones are skipped, a JSON array, both as they are and one at a time, also compressed with
-    gzip; anything else as `open_dataset` reads it. A line that is no JSON is an `Unreadable`.
+    JSON lines (blank lines are skipped) and JSON arrays are read one row at a time, also compressed with gzip. Other
+    files are read by `open_dataset`. A line that is not JSON becomes an `Unreadable`.
 
     Raises:
-        ValueError: there is no such source, it is of another kind or cut, or it holds no rows.
+        ValueError: the source does not exist, is of an unknown kind, is truncated, or has no rows.
     """
     if source.is_dir() or _suffix(source.name) in (".csv", ".tsv", ".parquet", ".arrow"):
         rows = open_dataset(str(source))
@@ -107,7 +107,7 @@ def rows(
 
 
 def shuffled(dataset: "Dataset", num_rows: int, seed: int) -> Iterator[dict[str, Any]]:
-    """At most `num_rows` rows in an order that `seed` decides."""
+    """At most `num_rows` rows, shuffled by `seed`."""
     yield from dataset.shuffle(seed=seed).select(range(min(num_rows, len(dataset))))
 
 
@@ -117,15 +117,15 @@ def read_dataset(
     """A split, `train` or `test`, of a source.
 
     Args:
-        source: as in `open_dataset`; in a file's name `{split}` stands for the split's name. Of a source without
+        source: see `open_dataset`; `{split}` in a file name is replaced by the split's name. If the source has no
             splits, one row in eight is for `test` and the others are for `train`.
-        splits: the source's own names of the splits, `{"test": "validation"}`; on the hub an expression such as
-            `a+b[:50%]` works too.
+        splits: the source's own split names, `{"test": "validation"}`; hub datasets also take expressions such as
+            `a+b[:50%]`.
         config: the hub dataset's configuration.
 
     Raises:
         DatasetError: the source cannot be reached or read.
-        ValueError: another split, or a source that has not what is needed; the message says what.
+        ValueError: an unknown split, or a source that lacks something; the message says what.
     """
     if split not in ("train", "test"):
         raise ValueError(f"A dataset has the splits 'train' and 'test', not {split!r}.")
@@ -141,21 +141,21 @@ def read_dataset(
 def open_dataset(
     source: str, split: str | None = None, *, config: str | None = None, data_dir: str | None = None
 ) -> "Dataset":
-    """The rows of a split of a source, in their order: the one reader of datasets.
+    """The rows of a split of a source, in order. All commands read datasets through this function.
 
     Args:
         source: a file or URL ending in .jsonl, .json, .parquet, .csv, .tsv or .arrow (.gz allowed); a folder that
             `save_to_disk` wrote, of a Dataset or a DatasetDict; a folder with a file for each split, `train.jsonl`, or
             in the hub's own layout, `data/train-00000-of-00001.parquet`; or an id on the Hugging Face hub.
-        split: its name; None for `test`, or the only one that there is. A file and a Dataset have no splits: all of
-            their rows are taken.
+        split: its name; None for `test`, or the only split. A file and a Dataset have no splits, so all their rows
+            are used.
         config: the configuration of a dataset on the hub.
         data_dir: the folder in a dataset on the hub.
 
     Raises:
-        DatasetError: the source cannot be reached or read, has no such split, or holds no rows; the message names the
-            first line of a file that is no JSON.
-        ValueError: there is no such source.
+        DatasetError: the source cannot be reached or read, has no such split, or has no rows; the message names the
+            first line of a file that is not JSON.
+        ValueError: the source does not exist.
     """
     from datasets import DatasetDict, disable_progress_bars, load_dataset, load_from_disk
     from datasets.utils.logging import CRITICAL, get_verbosity, set_verbosity
@@ -187,7 +187,7 @@ def open_dataset(
 
 
 def _why(source: str, split: str | None, file: str | None, error: Exception) -> str:
-    """Why a dataset cannot be read: the first row of a local file of JSON that is none, or what `datasets` says."""
+    """Why a dataset cannot be read: the first row of a local file that is not JSON, or the message of `datasets`."""
     if file is not None and "://" not in file and BUILDERS[_suffix(file)] == "json":
         try:
             for _, where, row in read_records(Path(file)):
@@ -216,7 +216,7 @@ def on_hub(source: str) -> bool:
 
 
 def has_splits(source: str) -> bool:
-    """Whether a source holds splits by name: on the hub, or a folder other than that of a single Dataset."""
+    """Whether a source has named splits: a hub dataset, or a folder that does not hold a single Dataset."""
     return not (Path(source) / DATASET).is_file() if Path(source).is_dir() else on_hub(source)
 
 
@@ -225,7 +225,7 @@ def _saved(source: str) -> bool:
 
 
 def _file(source: str, split: str) -> str | None:
-    """The file of a source, or of its split in a folder; None for what `datasets` reads as a whole."""
+    """The file of a source, or of its split in a folder; None if `datasets` reads the source as a whole."""
     folder = Path(source)
     if folder.is_dir():
         files = [str(file) for file in sorted(folder.iterdir()) if file.name.split(".")[0] == split]

@@ -1,6 +1,6 @@
 """Drawings of candidates: what a spec's `drawing` function returns, numbers and names that the report draws.
 
-Candidates are untrusted text. A drawing function parses them into coordinates and never passes their words on.
+Candidates are untrusted text. A drawing function parses them into coordinates and never returns their text.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,13 +35,13 @@ class Drawing(_Model):
     height: int = Field(ge=1, le=1000)
     tiles: list[Tile]
     routes: list[list[tuple[Place, Place]] | None]
-    """For each candidate the tiles `(x, y)` that it visits, in order; None where it is no route."""
+    """For each candidate the tiles `(x, y)` that it visits, in order; None if it is not a route."""
 
 
 def draw(function: Callable[..., object], label: object, candidates: Iterable[str]) -> dict[str, Any]:
     """What a spec's function draws, as plain data `{width, height, tiles, routes: {candidate: [[x, y], …]}}`.
 
-    Candidates that are no route have none there. Raises ValueError if the function does not return a `Drawing`.
+    Candidates that are not routes are left out. Raises ValueError if the function does not return a `Drawing`.
     """
     texts = list(dict.fromkeys(candidates))
     plain = Drawing.model_validate(function(label, texts)).model_dump(mode="json")

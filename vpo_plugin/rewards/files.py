@@ -1,4 +1,4 @@
-"""Find specs by name, by path and in installed packages, and read them; complaints name file and line."""
+"""Find specs by name, by path and in installed packages, and read them; errors name file and line."""
 
 import importlib.metadata
 import importlib.util
@@ -35,7 +35,7 @@ def spec_files() -> dict[str, Path]:
 
 
 def spec_home() -> Path:
-    """The folder of the specs that ship, and of their JSON schema."""
+    """The folder of the shipped specs and their JSON schema."""
     return _package_folders("reward_specs")[0]
 
 
@@ -68,7 +68,7 @@ def spec_file(name_or_path: str | Path) -> Path:
 def load_spec(name_or_path: str | Path) -> RewardSpec:
     """Read and check a spec, given by its name, its folder, or its YAML file.
 
-    Raises SpecError with one line for each complaint, `file:line: sentence`.
+    Raises SpecError with one line per problem, `file:line: sentence`.
     """
     chain = _read(spec_file(name_or_path))
     complaints = [complaint for source in chain for complaint in _repeated_keys(source)]
@@ -91,14 +91,14 @@ def load_spec(name_or_path: str | Path) -> RewardSpec:
 
 
 def load_checked(path: str, data: Any) -> RewardSpec:
-    """A spec that was loaded before, from this path, of which `model_dump` gave this data. Nothing that it names is
-    imported in this process; others that it starts find it."""
+    """A spec that was loaded from this path before, from its `model_dump`. This process imports none of its modules,
+    but processes that it starts can."""
     _add_folders(_read(spec_file(path)))
     return RewardSpec.model_validate(data, context=CHECKED)
 
 
 def _add_folders(chain: "list[_Source]") -> None:
-    """Let Python find the modules beside a spec and those that it extends."""
+    """Let Python find the modules beside a spec and beside the specs that it extends."""
     for source in reversed(chain):
         folder = str(source.file.parent.resolve())
         if folder not in sys.path:
@@ -143,7 +143,7 @@ def _read(file: Path) -> list[_Source]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, which make a few lines endless, or as large as one likes."""
+    """YAML without aliases, because aliases can make a few lines endless or arbitrarily large."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -154,14 +154,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def _merged(parent: Any, child: Any) -> Any:
-    """Mappings are merged key by key, and of anything else the child's is taken."""
+    """Merge mappings key by key; for anything else take the child's value."""
     if not (isinstance(parent, dict) and isinstance(child, dict)):
         return child
     return {**parent, **{key: _merged(parent.get(key), value) for key, value in child.items()}}
 
 
 def _with_place(source: _Source) -> dict[str, Any]:
-    """A file's data, with the dataset's source as an absolute path where it is one beside the file."""
+    """A file's data; a dataset source that is a path beside the file becomes an absolute path."""
     dataset = source.data.get("dataset")
     args = dataset.get("args") if isinstance(dataset, dict) else None
     named = args.get("source") if isinstance(args, dict) else None
@@ -174,7 +174,7 @@ def _with_place(source: _Source) -> dict[str, Any]:
 
 
 def _complaint(chain: list[_Source], error: dict[str, Any]) -> tuple[Path, int, str]:
-    """Where a pydantic error lies, in the nearest file that has all of its location, and what it says."""
+    """A pydantic error with its place, in the nearest file that has the whole location."""
     location = [step for step in error["loc"] if step not in ("listed form", "ragged form", "[key]")]
     there = location
     task = next((source.data["task"] for source in chain if "task" in source.data), None)
@@ -200,7 +200,7 @@ def _lacks(task: str | None, key: str) -> str:
 
 
 def _line(node: yaml.Node, location: Sequence[int | str]) -> tuple[int, int]:
-    """The line, from 1, of the node at a location, or of the nearest one around it, and how many steps it is deep."""
+    """The line, from 1, of the node at a location or of the nearest enclosing node, and that node's depth."""
     line, depth = node.start_mark.line + 1, 0
     for step in location:
         if isinstance(node, yaml.MappingNode):

@@ -8,9 +8,9 @@ from vpo_plugin.rewards.spec import RewardSpec
 
 
 def render_prompt(spec: RewardSpec, prompt: str, candidates: int) -> str:
-    """A task's prompt with the instruction for this many candidates, as it is where the spec has none for one.
+    """A task's prompt with the instruction for this many candidates; unchanged if there is no instruction for one.
 
-    Raises ValueError if that is below 1, or if the prompt has nothing that the instruction is to replace.
+    Raises ValueError if the number is below 1, or if the prompt has no match that the instruction should replace.
     """
     if candidates < 1:
         raise ValueError(f"A prompt asks for at least 1 candidate, not {candidates}.")
@@ -30,7 +30,7 @@ def render_prompt(spec: RewardSpec, prompt: str, candidates: int) -> str:
 
 
 def parse(spec: RewardSpec, response: str, candidates: int) -> list[str | None]:
-    """The candidates of a response in the spec's format, None where one is missing; never raises on any text.
+    """The candidates of a response in the spec's format, None for missing ones; never raises on any text.
 
     Thoughts before the answer do not count, nor for `limits.response_chars`. ValueError if `candidates` is below 1.
     """
@@ -49,8 +49,8 @@ def parse(spec: RewardSpec, response: str, candidates: int) -> list[str | None]:
 
 
 def write_response(spec: RewardSpec, texts: Sequence[str], candidates: int | None = None) -> str:
-    """The response that holds these candidates in the spec's format, to a prompt that asks for `candidates` (default:
-    for as many)."""
+    """A response with these candidates in the spec's format, to a prompt that asks for `candidates` (default: their
+    number)."""
     if _is_whole(spec, candidates or len(texts)):
         return texts[0]
     if spec.tag:
@@ -62,8 +62,8 @@ def write_response(spec: RewardSpec, texts: Sequence[str], candidates: int | Non
 
 
 def start_response(spec: RewardSpec, text: str, earlier: Sequence[str] = (), candidates: int | None = None) -> str:
-    """The beginning of a response in the spec's format, to a prompt that asks for `candidates` (default: for as many):
-    whole candidates, and one that begins with this text."""
+    """The beginning of a response in the spec's format, to a prompt that asks for `candidates` (default: their number):
+    complete candidates, and one that begins with this text."""
     if _is_whole(spec, candidates or len(earlier) + 1):
         return text
     if spec.tag:  # what tokenizers decode next begins with the space

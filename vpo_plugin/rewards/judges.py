@@ -1,12 +1,12 @@
-"""Judges of an answer, each one objective: a language model with a persona, a reward model, or a reward server.
+"""Judges of an answer, each for one objective: a language model with a persona, a reward model, or a reward server.
 
-A judge is called as `judge(question, answer)` and returns a number, 0 to 1 unless it says otherwise; `panel` makes a
-scorer of several. Judges are asked at the same time, again after failures that may pass, and never twice for the same
-question and answer: replies are kept on disk, under a hash of all that they depend on.
+A judge is called as `judge(question, answer)` and returns a number, 0 to 1 unless it says otherwise. `panel` combines
+several judges into a scorer. Judges run concurrently, and temporary failures are retried. Replies are kept on disk
+under a hash of everything that they depend on, so the same question and answer are judged only once.
 
-The answer is untrusted text. A language model reads it between marks that it cannot contain, and is told that nothing
-there is an instruction to it, which makes it harder, not impossible, for an answer to talk a judge into a high score.
-Read what wins. Only a number within the scale counts as a score, whatever else a judge says.
+The answer is untrusted text. A language model reads it between marks that it cannot contain, and the prompt says that
+nothing there is an instruction. This makes it harder, not impossible, for an answer to talk a judge into a high score.
+Read the winning answers. Only a number within the scale counts as a score.
 """
 
 import functools
@@ -33,14 +33,14 @@ Judge = Callable[[str, str], float]
 
 
 class JudgeError(RuntimeError):
-    """A judge that cannot be asked, or whose reply holds no score; the message says which and what to do."""
+    """A judge that cannot be reached, or whose reply has no score; the message names it and says what to do."""
 
 
 def panel(judges: Sequence[Judge]) -> Callable[[str, dict[str, Any]], list[float]]:
     """A scorer for labels with a 'question': the candidate's score from each judge, in order.
 
-    The judges must be dataclasses: what identifies a reply on disk is the judge's `repr`, the question and the answer.
-    An empty candidate scores 0 from everyone, unasked. What a judge raises propagates.
+    The judges must be dataclasses: the judge's `repr`, the question and the answer identify a reply on disk. An empty
+    candidate scores 0 without asking the judges. Errors of a judge propagate.
     """
 
     def score(candidate: str, label: dict[str, Any]) -> list[float]:
@@ -66,25 +66,25 @@ class PersonaJudge:
     """A language model behind an OpenAI-compatible endpoint that judges as a persona, on a scale of whole numbers.
 
     The score is mapped from the scale to 0 to 1. Raises JudgeError if the endpoint does not answer, or if the reply
-    holds no score and `unreadable` is `error`.
+    has no score and `unreadable` is `error`.
     """
 
     persona: str
-    """Who judges, and by what: the system prompt."""
+    """The system prompt: who judges, and by which criteria."""
     model: str
     url: str = field(repr=False)
     """Base address, as the `openai` client takes it: http://host:port/v1."""
     scale: tuple[int, int] = (1, 10)
     expected: bool = False
-    """Take the mean of the scale under the probabilities of the reply's score, not the score itself (arXiv 2303.16634):
-    finer, and a small model that always says the same still tells answers apart. Needs `logprobs` from the endpoint and
-    a scale of single digits."""
+    """Use the expected score under the probabilities of the reply's digit, not the digit itself (arXiv 2303.16634).
+    This is finer, and distinguishes answers even if a small model always replies the same. It needs `logprobs` from the
+    endpoint and a scale of single digits."""
     unreadable: Literal["error", "floor"] = "error"
-    """What a reply means that holds no score or was cut: an error, or the lowest score."""
+    """What to do with a reply that has no score or was cut: an error, or the lowest score."""
     max_tokens: int = 16
-    """Room for the reply; models that reason first need more."""
+    """Maximum length of the reply; models that reason first need more."""
     extra_body: dict[str, Any] = field(default_factory=dict)
-    """More of the request, such as vLLM's structured_outputs."""
+    """More request parameters, such as vLLM's structured_outputs."""
     timeout: float = field(default=120.0, repr=False)
 
     def __post_init__(self) -> None:
@@ -122,7 +122,7 @@ class PersonaJudge:
 
 
 def _score_of(reply: Any, low: int, high: int, expected: bool) -> float:
-    """The score in a chat completion; JudgeError, which says what there is instead, for anything else."""
+    """The score in a chat completion; JudgeError, which shows the reply, for anything else."""
     choices = getattr(reply, "choices", None)
     if not choices:
         raise JudgeError(f"no reply but {str(reply)[:200]!r}")
@@ -160,7 +160,7 @@ def _client(url: str, timeout: float) -> Any:
 
 
 def judge_messages(persona: str, question: str, answer: str, scale: tuple[int, int]) -> list[dict[str, str]]:
-    """The chat that asks for a score; the marks around the answer hold a hash of it, so that it cannot contain them."""
+    """The chat that asks for a score. The marks around the answer contain its hash, so it cannot contain them."""
     mark = f"answer-{hashlib.sha256(answer.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
     low, high = scale
     return [
@@ -179,7 +179,7 @@ def judge_messages(persona: str, question: str, answer: str, scale: tuple[int, i
 
 
 def _plain(text: str) -> str:
-    """Text that every tokenizer and encoder takes: without NUL bytes and lone surrogates."""
+    """Text that every tokenizer and encoder accepts: without NUL bytes and lone surrogates."""
     return text.replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
 
 
@@ -187,10 +187,10 @@ _NUMBER = r"(?<![\w.,])(-?\d{1,9}(?:\.\d{1,9})?)(?!\w|[.,]\d)"
 
 
 def parse_score(reply: str, low: float, high: float) -> float | None:
-    """The score in a judge's reply, None where it has none or it is not clear which.
+    """The score in a judge's reply, None if it has none or an ambiguous one.
 
-    Read after the end of any reasoning, which must have one: the number behind the last `Score:` (or rating, or grade),
-    else the one before `/high` or `out of high`, else the only number there is. A number outside the scale is no score.
+    Reasoning is skipped, and must have an end. The score is the number after the last `Score:` (or rating, or grade),
+    else the one before `/high` or `out of high`, else the only number. A number outside the scale is not a score.
     Never raises.
     """
     text = re.sub(rf"\b{low:g}\s?(?:[-\u2013]|to|and)\s?{high:g}\b", " ", answer_of(reply))  # the scale itself
@@ -212,8 +212,8 @@ def parse_score(reply: str, low: float, high: float) -> float | None:
 class RewardModelJudge:
     """A Hugging Face sequence-classification model in this process; one request at a time.
 
-    The question and the answer are put through the tokenizer's chat template if it has one. The logit becomes a score
-    through the logistic function, or is left as it is.
+    If the tokenizer has a chat template, the question and the answer go through it. The logistic function turns the
+    logit into a score, unless the logit is used as it is.
     """
 
     model: str
@@ -258,14 +258,14 @@ def _reward_model(name: str) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class RewardServerJudge:
-    """A reward server of the host's kind (openrlhf/cli/serve_rm.py): it is sent `query`, `prompts` and `labels`, lists
-    of one, and answers with `rewards`. The reward becomes a score through the logistic function, or is left as it is.
+    """A reward server of the host's kind (openrlhf/cli/serve_rm.py). It gets `query`, `prompts` and `labels`, lists
+    of one, and returns `rewards`. The logistic function turns the reward into a score, unless it is used as it is.
     """
 
     url: str
     squash: bool = True
     template: str = "{question}\n{answer}"
-    """How question and answer make a query."""
+    """Template that combines question and answer into a query."""
     timeout: float = field(default=120.0, repr=False)
 
     def __call__(self, question: str, answer: str) -> float:
@@ -280,7 +280,7 @@ class RewardServerJudge:
 
 
 def _post(url: str, content: dict[str, Any], timeout: float) -> Any:
-    """Post JSON and read JSON; failures to connect and the answers 429 and 5xx are tried again."""
+    """Post JSON and read JSON; failed connections and the answers 429 and 5xx are retried."""
     import httpx
 
     for attempt in range(TRIES):
@@ -316,7 +316,7 @@ def _squashed(value: float, squash: bool, who: str) -> float:
 
 
 def _remembered(judge: Judge, question: str, answer: str) -> float:
-    """The judge's score, from the cache on disk where it is there."""
+    """The judge's score, from the cache on disk if it is stored there."""
     content = json.dumps([repr(judge), question, answer]).encode()
     key = hashlib.sha256(content).hexdigest()
     file = cache_folder() / key[:2] / f"{key}.json"

@@ -1,4 +1,4 @@
-"""Labels: what a row of a dataset holds becomes what a scorer gets, in the same way at every door."""
+"""Labels: turn the value in a dataset's row into the scorer's label, in the same way for every command."""
 
 import json
 from typing import Any
@@ -9,12 +9,12 @@ MARK = '{"vpo_label": '  # begins a label that was packed here
 
 
 def read_label(spec: RewardSpec, value: Any) -> object:
-    """The label that the scorer gets for what a row of a dataset holds.
+    """The scorer's label for the value in a dataset's row.
 
-    Text stays as it is, byte for byte, where the spec says `label: text`, and is decoded where it says `label: json`.
-    Anything else is a label already. None for a task whose scorer needs none (`label: none`).
+    With `label: text`, text stays as it is, byte for byte; with `label: json`, it is decoded.
+    Anything else is a label already. None if the task's scorer needs no label (`label: none`).
 
-    Raises ValueError for text of which the spec does not say what it is, and for anything that cannot be such a label.
+    Raises ValueError for text if the spec has no `label`, and for values that do not fit `label`.
     """
     if spec.label == "none":
         return None
@@ -43,14 +43,14 @@ def read_label(spec: RewardSpec, value: Any) -> object:
 
 
 def pack_label(label: object, prompt: str | None = None) -> str:
-    """A label as text for a column of a dataset, from which `read_label` gives it back whatever the spec says; with the
-    prompt, packed, which `packed_prompt` gives back."""
+    """A label as text for a dataset's column, which `read_label` restores for any spec; it can carry the packed prompt,
+    which `packed_prompt` restores."""
     more = "" if prompt is None else f', "vpo_prompt": {json.dumps(prompt)}'
     return f"{MARK}{_as_json(label)}{more}}}"
 
 
 def packed_prompt(value: object) -> str | None:
-    """The prompt that `pack_label` put beside a label."""
+    """The prompt that `pack_label` added to a label."""
     return json.loads(value).get("vpo_prompt") if isinstance(value, str) and value.startswith(MARK) else None
 
 

@@ -12,25 +12,25 @@ MARK = '{"vpo_chat": '  # begins a chat that was packed here
 
 
 def ask(spec: RewardSpec, prompt: Any, candidates: int) -> Prompt:
-    """A prompt with the instruction for this many candidates; in a chat it joins the last message of the user.
+    """A prompt with the instruction for this many candidates; in a chat it is added to the last user message.
 
-    Raises ValueError for what is no prompt, and where `render_prompt` does.
+    Raises ValueError if it is not a prompt, or see `render_prompt`.
     """
     return with_instruction(prompt, lambda text: render_prompt(spec, text, candidates))
 
 
 def with_instruction(prompt: Any, render: Callable[[str], str]) -> Prompt:
-    """A prompt in any shape that the host takes, with the text of its task rewritten.
+    """A prompt in any shape that the host accepts, with the text of its task rewritten.
 
     Args:
         prompt: a text, or a chat: messages whose content is a text, or a list of parts such as
             `{"type": "text", "text": …}` and `{"type": "image"}`.
-        render: the text of the task to the text with the instruction.
+        render: maps the text of the task to the text with the instruction.
     Returns:
-        The prompt, changed in its last user message and there in the last text; what it was made of stays as it is.
-        Keys whose value is null, which a column of a dataset adds, are left out.
+        A new prompt, changed in the last text of its last user message. Keys whose value is null, which a dataset's
+        column adds, are left out.
     Raises:
-        ValueError: it is no such prompt, or has no message of the user; the message says what it is instead.
+        ValueError: it is not such a prompt, or has no user message; the message says what it is instead.
     """
     check_prompt(prompt)
     if isinstance(prompt, str):
@@ -51,7 +51,7 @@ def with_instruction(prompt: Any, render: Callable[[str], str]) -> Prompt:
 
 
 def check_prompt(prompt: Any) -> None:
-    """Raises ValueError, in one sentence, for what is neither a text nor a chat in which the user says something."""
+    """Raises ValueError, in one sentence, unless this is a text or a chat with a user message."""
     if prompt is None:
         raise ValueError("The prompt is null.")
     if isinstance(prompt, str) and not prompt.strip():
@@ -93,14 +93,14 @@ def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pack_prompt(prompt: Any) -> str:
-    """A prompt as a text for a column of a dataset, from which `read_prompt` gives it back."""
+    """A prompt as text for a dataset's column, which `read_prompt` restores."""
     if isinstance(prompt, str):
         return prompt
     return f"{MARK}{json.dumps([_without_nulls(message) for message in prompt], ensure_ascii=False)}}}"
 
 
 def read_prompt(text: str) -> Prompt:
-    """The prompt that `pack_prompt` made a text of."""
+    """The prompt that `pack_prompt` turned into text."""
     if not text.startswith(MARK):
         return text
     chat: list[dict[str, Any]] = json.loads(text)["vpo_chat"]
@@ -108,7 +108,7 @@ def read_prompt(text: str) -> Prompt:
 
 
 def shown_prompt(text: str) -> str:
-    """A packed prompt as people read it: the messages of a chat below each other, each after its role."""
+    """A packed prompt for people: the messages of a chat one below the other, each after its role."""
     prompt = read_prompt(text)
     if isinstance(prompt, str):
         return prompt
@@ -116,7 +116,7 @@ def shown_prompt(text: str) -> str:
 
 
 def images(prompt: Prompt) -> bool:
-    """Whether a chat has parts that are no text."""
+    """Whether a chat has parts that are not text."""
     if isinstance(prompt, str):
         return False
     contents = [message.get("content") for message in prompt]

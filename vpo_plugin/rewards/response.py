@@ -20,16 +20,16 @@ ROUNDING = 1e-6  # of an objective's range: a value that is so little outside wa
 
 
 class RewardError(ValueError):
-    """What a scorer returned is not one number an objective, within its range; the message says what came."""
+    """A scorer did not return one number per objective within its range; the message shows what it returned."""
 
 
 @dataclass(frozen=True)
 class ScoredResponse:
-    """One rollout, scored.
+    """A scored rollout.
 
-    `matrix` has shape (m, k), float32: row s holds the rewards of candidate s, higher is better; the row of a missing
-    candidate, and of one that repeats an earlier candidate, is the floor of each objective. `reward` is the mean over
-    all m rows of the deployment scalarization: the scalar that the host sees.
+    `matrix` has shape (m, k), float32. Row s holds the rewards of candidate s, higher is better. Rows of missing
+    candidates, and of candidates that repeat an earlier one, are the floor of each objective. `reward` is the mean
+    deployment scalarization over all m rows, the scalar that the host sees.
     """
 
     matrix: np.ndarray
@@ -38,24 +38,24 @@ class ScoredResponse:
     reward: float
     candidates: list[str | None]
     error: str | None = None
-    """Why the scorer failed, where that was to count as zero: all rows are the floor."""
+    """Why the scorer failed, if failures count as zero: all rows are the floor."""
 
 
 def score_response(
     spec: RewardSpec, response: str, label: object, candidates: int, prompt: str | None = None
 ) -> ScoredResponse:
-    """The reward matrix of a response, shape (candidates, k); a `prompt`, packed, is for functions in trl's signature.
+    """The reward matrix of a response, shape (candidates, k); functions in trl's signature need the packed `prompt`.
 
-    Raises RewardError if the scorer returns what is not one number an objective within its range. What the scorer
-    itself raises propagates. Nothing limits its time here: `vpo_plugin.rewards.scoring` does.
+    Raises RewardError if the scorer does not return one number per objective within its range. Errors of the scorer
+    propagate. There is no time limit here: `vpo_plugin.rewards.scoring` has one.
     """
     return response_scorer(spec)(response, label, candidates, prompt)
 
 
 def response_scorer(spec: RewardSpec) -> Callable[..., ScoredResponse]:
-    """`score_response` of a spec, with what is the same for all responses done once.
+    """`score_response` for a spec, with the work that all responses share done once.
 
-    Raises ValueError if the spec has no scorer, or one of groups.
+    Raises ValueError if the spec has no scorer, or a group scorer.
     """
     rewards_of, read, columns_for = _candidate_scorer(spec), _reader(spec), _column_reader(spec)
 
@@ -96,7 +96,7 @@ def _length(value: Any) -> int:
 
 
 def _reader(spec: RewardSpec) -> Callable[[str, object, int], tuple[list[str | None], list[str | None]]]:
-    """The candidates of a response, and the same without those that repeat an earlier one."""
+    """The candidates of a response, and the candidates without those that repeat an earlier one."""
     canonical = load_entry_point(spec.canonical) if spec.canonical else None
 
     def read(response: str, label: object, candidates: int) -> tuple[list[str | None], list[str | None]]:
@@ -119,7 +119,7 @@ def _scored(
     columns: Sequence[Column],
     weights: np.ndarray,
 ) -> ScoredResponse:
-    """A scored response of what the scorer returned for each candidate, of which the distinct ones count."""
+    """A scored response from the scorer's results; only distinct candidates count."""
     floor = [column.low for column in columns]
     rows = [
         floor if text is None else read_rewards(values, columns)
@@ -136,7 +136,7 @@ def _scored(
 
 
 def _candidate_scorer(spec: RewardSpec) -> Callable[[list[str], object, str | None], Sequence[Any]]:
-    """What the scorer, or the objectives' functions, return for each of some candidates."""
+    """What the scorer, or the objectives' functions, return for each candidate."""
     if spec.functions:
         return _by_functions(spec)
     if spec.group_scorer:
@@ -152,8 +152,8 @@ def _candidate_scorer(spec: RewardSpec) -> Callable[[list[str], object, str | No
 def _by_functions(spec: RewardSpec) -> Callable[[list[str], object, str | None], Sequence[Any]]:
     """Rewards by functions in trl's signature, called as its GRPOTrainer calls them (`_calculate_rewards`).
 
-    Completions are texts, or, where the prompt is a chat, chats of one message. Columns are the label under its
-    column's name, and, of a label that is an object, its keys.
+    Completions are texts, or one-message chats if the prompt is a chat. Columns are the label under its column's name
+    and, if the label is an object, its keys.
     """
     functions = {key: load_entry_point(path) for key, path in spec.functions.items()}
     column = spec.dataset.columns.label if spec.dataset else "label"
@@ -189,7 +189,7 @@ def _by_functions(spec: RewardSpec) -> Callable[[list[str], object, str | None],
 
 
 def floor_response(spec: RewardSpec, label: object, candidates: int, error: str | None = None) -> ScoredResponse:
-    """What a response without candidates is worth, or one whose scorer failed: the floor, in every row."""
+    """The score of a response without candidates, or whose scorer failed: the floor in every row."""
     columns = columns_of(spec, label)
     matrix = np.tile(np.array([column.low for column in columns], dtype=np.float32), (candidates, 1))
     reward = float(matrix[0] @ spec.weights_of(len(columns)))
@@ -200,11 +200,11 @@ def floor_response(spec: RewardSpec, label: object, candidates: int, error: str 
 
 
 def read_rewards(returned: Any, columns: Sequence[Column]) -> list[float]:
-    """The rewards that a scorer returned, one an objective: numbers in order, or by key; an awaitable is awaited.
+    """The rewards that a scorer returned, one per objective: numbers in order or by key; awaitables are awaited.
 
-    All are the floor where one does not pass its objective's gate.
+    If one does not pass its objective's gate, all are the floor.
 
-    Raises RewardError, which says what came and what is wanted.
+    Raises RewardError, which says what the scorer returned and what is expected.
     """
     if not isinstance(returned, list | tuple):
         returned = _listed(returned, columns)
@@ -218,7 +218,7 @@ def read_rewards(returned: Any, columns: Sequence[Column]) -> list[float]:
 
 
 def _listed(returned: Any, columns: Sequence[Column]) -> Any:
-    """What a scorer returned that is no list, as one: awaited, in the order of the objectives, out of a tensor."""
+    """A scorer's return value as a list: awaited, in the order of the objectives, taken out of a tensor."""
     if isinstance(returned, Awaitable):
         returned = _await(returned)
     if isinstance(returned, Mapping):
@@ -271,7 +271,7 @@ def _await(awaitable: Awaitable[Any]) -> Any:
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """One event loop for all that scorers await, so that a client which they keep stays usable."""
+    """One event loop for all scorers, so that a client that they keep stays usable."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="scorers' event loop", daemon=True).start()
     return loop

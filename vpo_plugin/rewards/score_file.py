@@ -24,11 +24,11 @@ CHARS_AHEAD = 1 << 24  # of responses that are under way
 
 @dataclass
 class Counted:
-    """What became of the rows of a file."""
+    """Counts of the rows of a file, by outcome."""
 
     rows: int = 0
     unreadable: int = 0
-    """Rows that hold no response that could be scored."""
+    """Rows without a response that could be scored."""
     failed: int = 0
     """Rows whose scorer failed."""
 
@@ -44,18 +44,18 @@ def score_file(
 ) -> Counted:
     """Score rows `{"response", "label", "candidates"}` into rows `{"matrix", "parsed", "unique", "scalar"}`.
 
-    The rows are those of any file that `data.read_records` reads; the output has one line of JSON for each, in their
-    order. For a row that cannot be scored it is `{"line", "error"}`, and `on_error` gets the error. A response that
-    counts as zero because its scorer failed has its `"error"` beside the matrix. The output appears, whole, when all is
-    done; until then an earlier one stays.
+    The rows come from any file that `data.read_records` reads. The output has one line of JSON per row, in the same
+    order. A row that cannot be scored becomes `{"line", "error"}`, and `on_error` gets the error. A response that
+    counts as zero because its scorer failed has its `"error"` beside the matrix. The output replaces an earlier one
+    only when everything is done.
 
     Args:
-        strict: the first row that cannot be scored is raised, and there is no output.
-        on_progress: is told the number of rows that are done.
+        strict: raise the error of the first row that cannot be scored, and write no output.
+        on_progress: gets the number of finished rows.
 
     Raises:
-        ValueError: there is no such file, it holds no rows, or, if strict, a row cannot be scored.
-        RuntimeError: nothing can be scored, as without a sandbox.
+        ValueError: the file does not exist or has no rows, or, if strict, a row cannot be scored.
+        RuntimeError: nothing can be scored, for example without a sandbox.
     """
     counted = Counted()
     with files.replacing(output) as unfinished, unfinished.open("w", encoding="utf-8") as file:
@@ -114,7 +114,7 @@ def _scored(scoring: Scoring, source: Path) -> Iterator[tuple[int, ScoredRespons
 
 
 def _scored_groups(scoring: Scoring, source: Path) -> Iterator[tuple[int, ScoredResponse | ValueError | ScorerError]]:
-    """The same for a scorer that compares rollouts: rows of one `group` that follow each other are scored together."""
+    """The same for a scorer that compares rollouts: consecutive rows of one `group` are scored together."""
     rows = ((number, _item(scoring.spec, row, where)) for number, where, row in read_records(source))
     for _, found in groupby(rows, key=lambda row: row[1].group if isinstance(row[1], Item) else row[0]):
         group = list(found)
@@ -127,7 +127,7 @@ def _scored_groups(scoring: Scoring, source: Path) -> Iterator[tuple[int, Scored
 
 
 def _item(spec: RewardSpec, row: Any, where: str) -> Item | ValueError:
-    """What is to be scored of a row, or why it cannot be."""
+    """The item to score for a row, or why the row cannot be scored."""
     try:
         if isinstance(row, Unreadable):
             raise row

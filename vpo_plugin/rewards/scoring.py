@@ -1,8 +1,8 @@
 """The scoring service: responses in, reward matrices out, the same for every command.
 
-The scorer of a spec runs in processes of its own, one response at a time in a process's main thread
-(`vpo_plugin.rewards.workers`), so signals work, nothing is shared, and what it breaks is its own. A spec that says
-`limits: {concurrent: N}` has a scorer that waits for others, such as judges, and is called from N threads instead.
+The scorer of a spec runs in its own processes, one response at a time in a process's main thread
+(`vpo_plugin.rewards.workers`). So signals work, nothing is shared, and a scorer can only break its own process. If a
+spec sets `limits: {concurrent: N}`, its scorer waits for others, such as judges, and is called from N threads instead.
 """
 
 import itertools
@@ -36,14 +36,14 @@ class Item(NamedTuple):
 
     response: str
     label: object
-    """Decoded."""
+    """The decoded label."""
     candidates: int
     where: str
-    """What it is called in messages: `Line 3 of in.jsonl`."""
+    """Its name in messages: `Line 3 of in.jsonl`."""
     prompt: str | None = None
-    """Packed (`rewards.prompts`): for functions in trl's signature, and kept with a failure."""
+    """The packed prompt (`rewards.prompts`), for functions in trl's signature, and saved with a failure."""
     group: int | str | None = None
-    """For a scorer that compares rollouts: items of one group in a row are scored together."""
+    """For a scorer that compares rollouts: consecutive items of one group are scored together."""
 
 
 class ScorerError(RuntimeError):
@@ -56,11 +56,11 @@ class Scoring:
     """Scores the responses of one spec.
 
     Args:
-        processes: at most so many; default: one for each core, or what the spec's limits allow if that is less.
-        on_error: `raise` makes a scorer that fails a `ScorerError`; `zero` scores the floor, and counts it (`zeros`).
-        failures: folder in which the first 20 failures are kept, a file each.
-        flag: the command's flag for `on_error`, as messages name it.
-        environment: variables for the processes, beside this one's.
+        processes: maximum number; default: one per core, or fewer if the spec's limits say so.
+        on_error: with `raise` a failing scorer is a `ScorerError`; `zero` scores the floor and counts it (`zeros`).
+        failures: folder for the first 20 failures, one file each.
+        flag: the command's flag for `on_error`, for messages.
+        environment: additional variables for the processes.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Scoring:
         cores = len(os.sched_getaffinity(0))
         self.processes = min(processes or cores, limits.processes or cores)
         self.ahead = max(AHEAD * self.processes, 2 * (limits.concurrent or 0))
-        """Responses that are best under way at a time."""
+        """How many responses should be in flight at a time."""
         self._needs_prompts = bool(spec.functions)
         self._saving = threading.Lock()
         self._workers: Workers | Threads
@@ -105,14 +105,14 @@ class Scoring:
         self.close()
 
     def close(self) -> None:
-        """End the processes; responses that are under way are given up."""
+        """End the processes; responses in flight are dropped."""
         self._workers.close()
 
     def submit(self, item: Item) -> "Future[ScoredResponse]":
         """The scored response.
 
-        It is a ScorerError if its scorer failed and that is not to count as zero, and a RuntimeError if no response can
-        be scored: the processes cannot start, or the sandbox does not work.
+        The future raises ScorerError if the scorer failed and failures do not count as zero, and RuntimeError if no
+        response can be scored, because the processes cannot start or the sandbox does not work.
         """
         if self.spec.group_scorer:
             return _first(self.submit_group([item]))
@@ -125,7 +125,7 @@ class Scoring:
         return self._workers.submit(given, lambda outcome: self._read_group(items, outcome))
 
     def score(self, items: Iterable[Item]) -> Iterator[ScoredResponse]:
-        """Scored responses in the order of the items, of which some are read ahead. Raises what `submit` says."""
+        """Scored responses in the order of the items; some items are read ahead. Raises: see `submit`."""
         if self.spec.group_scorer:
             groups = (list(group) for _, group in itertools.groupby(items, key=_group))
             for scored in _read_ahead(map(self.submit_group, groups), self.processes + 1):
@@ -184,7 +184,7 @@ class Scoring:
 
 
 def keep_failure(folder: Path, parts: Mapping[str, str | None]) -> Path | None:
-    """A file with what is known of a failure, by name, unless the first failures are kept already."""
+    """Write a file about a failure, unless the first failures are stored already."""
     number = len(list(folder.glob("scorer_error_*.txt")))
     if number >= SAVED:
         return None
@@ -224,7 +224,7 @@ def _first(group: "Future[list[ScoredResponse]]") -> "Future[ScoredResponse]":
 
 
 def _memory(spec: RewardSpec) -> int:
-    """Bytes that a scoring process may hold: what the spec says, else half of the machine's memory."""
+    """Bytes that a scoring process may use: the spec's limit, or half of the machine's memory."""
     if spec.limits.memory_mb:
         return spec.limits.memory_mb << 20
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

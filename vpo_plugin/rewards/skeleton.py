@@ -1,4 +1,4 @@
-"""What `vpo spec new` writes: a small task that works, to be changed into one's own."""
+"""What `vpo spec new` writes: a small working task to start from."""
 
 import importlib.util
 import json
@@ -86,7 +86,7 @@ def skeleton_files(name: str, schema: str) -> dict[str, str]:
 def new_spec(name: str, folder: Path, schema: str) -> list[Path]:
     """Write a working spec into `folder / name` and return its files.
 
-    Raises SpecError if the name is no Python module name, or another module's, or the folder exists.
+    Raises SpecError if the name is not a valid module name, belongs to another module, or the folder exists.
     """
     if not (name.isidentifier() and name.isascii() and name.islower()):
         raise SpecError(f"'{name}' names a Python module too: use lower-case letters, digits and underscores.")

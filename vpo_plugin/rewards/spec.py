@@ -1,7 +1,7 @@
-"""The reward specification as data: what a task rewards, how candidates are asked for, and who scores them.
+"""The reward specification as data: what a task rewards, how the prompt asks for candidates, and what scores them.
 
-A spec is a YAML file; `vpo_plugin.rewards.files` finds and reads it. It is checked as a whole before anything is spent.
-What a spec's Python does with it is in `task.py` (rows, labels, answers) and `scoring.py`.
+A spec is a YAML file; `vpo_plugin.rewards.files` finds and reads it. It is checked completely before anything is spent.
+`task.py` (rows, labels, answers) and `scoring.py` use its Python functions.
 """
 
 import importlib
@@ -108,7 +108,7 @@ class Column:
     mirrored: bool
     """Lower values are better: a value v becomes the reward low + high - v."""
     clamped: bool
-    """A finite value outside low to high is moved to the nearer end, else it is an error."""
+    """Move a finite value outside low to high to the nearer end; otherwise it is an error."""
     gate: float | None
     """A candidate whose reward here is below this scores the floor on every objective."""
 
@@ -119,12 +119,12 @@ class Objective(_Model):
     key: Key
     description: str
     range: Range = (0.0, 1.0)
-    """Lowest and highest value that the scorer may give."""
+    """Lowest and highest value that the scorer may return."""
     direction: Literal["maximize", "minimize"] = "maximize"
-    """With `minimize` a value v becomes the reward low + high - v: rewards are always better when higher."""
+    """With `minimize` a value v becomes the reward low + high - v, so a higher reward is always better."""
     function: EntryPoint | None = None
     """A function in trl's signature, `f(prompts, completions, **columns) -> list[float]`, that rewards this objective.
-    All objectives of a spec have one, instead of a scorer, or none has."""
+    Either all objectives of a spec have a function, instead of a scorer, or none has."""
 
 
 class Ragged(_Model):
@@ -133,18 +133,18 @@ class Ragged(_Model):
     prefix: Key
     description: str
     max: int = Field(ge=1)
-    """Most objectives that a prompt may have."""
+    """Maximum number of objectives of a prompt."""
     count: EntryPoint
     """`count(label) -> int`: how many objectives the prompt of this label has, 1 to `max`. Default: the task's
     `count`."""
     range: Range = (0.0, 1.0)
-    """Lowest and highest value that the scorer may give."""
+    """Lowest and highest value that the scorer may return."""
     direction: Literal["maximize", "minimize"] = "maximize"
     """With `minimize` a value v becomes the reward low + high - v."""
 
 
 class RaggedObjectives(_Model):
-    """Objectives that differ in number from prompt to prompt."""
+    """Objectives whose number differs between prompts."""
 
     ragged: Ragged
 
@@ -157,15 +157,15 @@ class Gate(_Model):
 
 
 class Prompt(_Model):
-    """The instructions put after a task's prompt, or instead of a part of it."""
+    """The instructions, which follow a task's prompt or replace a part of it."""
 
     single: str | None
     """Asks for one candidate, in the format of the spec. With null, the prompt stays as it is, and the whole answer is
     the candidate."""
     multi: str
-    """Asks for several; `{candidates}` stands for their number."""
+    """Asks for several candidates; `{candidates}` is their number."""
     replace: str | None = None
-    """Regular expression: the instruction takes the place of its first match in the prompt, which must have one."""
+    """Regular expression: the instruction replaces its first match in the prompt, which must have one."""
 
     @field_validator("replace")
     @classmethod
@@ -178,7 +178,7 @@ class Prompt(_Model):
 
 
 class Columns(_Model):
-    """Which keys of the loader's rows hold what."""
+    """Which keys of the loader's rows are the prompt and the label."""
 
     prompt: str = "prompt"
     label: str = "label"
@@ -198,18 +198,18 @@ class Limits(_Model):
     """What a response may cost."""
 
     response_chars: int = Field(gt=0)
-    """What comes after this many characters of a response is not read."""
+    """Only this many characters of a response are read."""
     tokens_per_candidate: int = Field(gt=0)
     """A response budget below `candidates` times this many tokens is refused."""
     seconds: float = Field(60.0, gt=0)
-    """Time for scoring one response, from when it begins: a scorer that takes longer is ended, and has failed."""
+    """Time limit for scoring one response. A scorer that takes longer is ended and counts as failed."""
     memory_mb: int | None = Field(None, ge=64)
-    """Memory that a scoring process may hold. Default: half of the machine's."""
+    """Memory limit of a scoring process. Default: half of the machine's memory."""
     processes: int | None = Field(None, ge=1)
-    """At most so many scoring processes, as for a model that each of them would load. Default: one for each core."""
+    """Maximum number of scoring processes, for example if each loads a model. Default: one per core."""
     concurrent: int | None = Field(None, ge=1)
-    """For a scorer that waits for others, such as judges, and may be called from several threads: so many responses at
-    a time, in threads of one process. Default: one response at a time, in processes of their own."""
+    """For a scorer that waits for others, such as judges, and is thread-safe: the number of responses at a time, in
+    threads of one process. Default: one response at a time in each scoring process."""
 
 
 def _form(value: Any) -> str:
@@ -235,39 +235,39 @@ class RewardSpec(_Model):
     name: str = Field(min_length=1)
     description: str
     task: Annotated[str, AfterValidator(_module)] | None = None
-    """The Python module with the task's functions, found by their names: `score`, `rows`, and, where there are such,
-    `canonical`, `label_check`, `answers`, `front`, `drawing`, `mutation` and `count`. A key that names a function,
-    `package.module:function`, goes before; null leaves the task's function out."""
+    """The Python module with the task's functions, found by their names: `score`, `rows`, and optionally `canonical`,
+    `label_check`, `answers`, `front`, `drawing`, `mutation` and `count`. A key that names a function,
+    `package.module:function`, overrides the task's function; null leaves it out."""
     label: Literal["text", "json", "none"] | None = None
-    """What a label is that a dataset holds as text: given to the scorer as it is (`text`) or as what it holds as JSON
-    (`json`). `none` for a scorer that needs no label. Not needed where the rows hold objects."""
+    """How to read a label that the dataset stores as text: pass it to the scorer as it is (`text`) or decode it as JSON
+    (`json`). `none` for a scorer that needs no label. Not needed if the rows hold objects."""
     objectives: Objectives
     """The components of the reward vector."""
     weights: Weights = Field({}, validate_default=True)
     """The deployment weights, one for each objective, sum 1; or a linear expression in the objectives, such as
-    `(a + 3*b) / 4`. Default: all alike."""
+    `(a + 3*b) / 4`. Default: equal weights."""
     outside_range: Literal["error", "clamp"] = "error"
-    """What happens to a finite value outside its objective's range."""
+    """How to treat a finite value outside its objective's range."""
     gates: list[Gate] = []
     candidates: int = Field(ge=1)
-    """Candidates `m` that a rollout writes unless told otherwise."""
+    """Default number of candidates `m` in a rollout."""
     tag: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9-]*$")
     """Candidate format: candidate s stands between `<tag_s>` and `</tag_s>`."""
     fence: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9+#-]*$")
     """Candidate format: candidate s is the s-th fenced code block in this language."""
     separator: str | None = Field(None, pattern=r"^\S(.*\S)?$")
-    """Candidate format: candidates are separated by lines that hold this text alone."""
+    """Candidate format: lines that contain only this text separate the candidates."""
     thoughts: Literal["before", "inside"] = "before"
-    """Where thoughts stand, `<think>…</think>`: before the answer, of which they are no part, or inside each candidate,
-    as a part of it."""
+    """Where thoughts, `<think>…</think>`, stand: before the answer and not part of it, or inside each candidate, as
+    part of it."""
     prompt: Prompt
     scorer: EntryPoint | None
-    """`score(candidate: str, label) -> Sequence[float]`, one value an objective. Null where a reward function or an
-    agent of the training command gives the rewards."""
+    """`score(candidate: str, label) -> Sequence[float]`, one value per objective. Null if a reward function or an agent
+    of the training command gives the rewards."""
     group_scorer: EntryPoint | None = None
     """Instead of a scorer: `score_group(candidates_by_rollout, label)` gets the candidates of all rollouts of a prompt,
-    a list for each rollout with None for those that are missing or repeat another, and returns as many lists of reward
-    vectors."""
+    one list per rollout with None for missing and repeated ones, and returns lists of reward vectors in the same
+    shape."""
     canonical: EntryPoint | None = None
     """`canonical(candidate: str, label) -> Hashable`: equal for duplicates. Default: the text itself."""
     label_check: EntryPoint | None = None
@@ -280,13 +280,13 @@ class RewardSpec(_Model):
     """`drawing(label, candidates) -> {width, height, tiles, routes}`: the prompt as a grid, and the route of each
     candidate over it, for the report (`vpo_plugin/rewards/drawing.py`)."""
     mutation: EntryPoint | None = None
-    """`mutation(candidate, label, random) -> str`: how evolutionary search changes a candidate: the text with which the
-    new one begins, and the policy writes the rest. `random` is a `random.Random`. Default: the policy is shown the
-    candidate."""
+    """`mutation(candidate, label, random) -> str`: how evolutionary search changes a candidate. It returns the
+    beginning of the new candidate, and the policy writes the rest. `random` is a `random.Random`. Default: the prompt
+    shows the candidate to the policy."""
     solved: float = Field(1.0, gt=0, le=1)
-    """Share of the best reachable reward (of 1 where there is no front) at which a candidate solves its prompt."""
+    """Share of the best reachable reward (1 if there is no front) from which a candidate solves its prompt."""
     dataset: Dataset | None
-    """With null, only the training command can use the spec, on prompts of its own."""
+    """With null, only the training command can use the spec, with its own prompts."""
     limits: Limits
 
     @model_validator(mode="before")
@@ -448,7 +448,7 @@ class RewardSpec(_Model):
 
     @property
     def objective_weights(self) -> tuple[float, ...] | None:
-        """The deployment weights in the order of the objectives; None if ragged: all that a prompt has weigh alike."""
+        """The deployment weights in the order of the objectives; None if ragged: all objectives weigh the same."""
         return None if self.ragged else tuple(self.weights[key] for key in self.objective_keys)
 
     def weights_of(self, objectives: int) -> np.ndarray:
@@ -470,8 +470,8 @@ class RewardSpec(_Model):
 def json_schema() -> dict[str, Any]:
     """The JSON schema of spec.yaml, for editors: reward_specs/schema.json.
 
-    A spec that extends another may leave out what it inherits, also inside of `prompt`, `dataset` and `limits`, and one
-    with a task what the task's module has.
+    A spec that extends another may omit what it inherits, also inside `prompt`, `dataset` and `limits`. A spec with a
+    task may omit what the task's module has.
     """
     schema = RewardSpec.model_json_schema()
     for section in ("Prompt", "Dataset", "Limits"):

@@ -1,6 +1,6 @@
-"""What a spec's Python tells about the task: its rows, what a label holds, known answers, the front, a drawing.
+"""A task through its spec's Python functions: rows, checks of labels, known answers, the front, drawings.
 
-Each function takes the spec first. Labels are what the scorer gets (`labels.read_label`).
+Each function takes the spec as its first argument. Labels are those that the scorer gets (`labels.read_label`).
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -46,19 +46,19 @@ def check_label(spec: RewardSpec, label: object) -> None:
 
 
 def canonical(spec: RewardSpec, candidate: str, label: object) -> Hashable:
-    """What makes a candidate the same as another: without the task's `canonical`, its text."""
+    """The key by which candidates are equal: the task's `canonical`, or the text."""
     return load_entry_point(spec.canonical)(candidate, label) if spec.canonical else candidate
 
 
 def known_answers(spec: RewardSpec, label: object) -> list[tuple[str, Sequence[float]]]:
-    """Candidates with the rewards they must get, those of the front among them; empty where the task names none."""
+    """Candidates with the rewards they must get, including those of the front; empty if the task names none."""
     return [answer for path in (spec.answers, spec.front) if path for answer in load_entry_point(path)(label)]
 
 
 def pareto_front(spec: RewardSpec, label: object) -> np.ndarray | None:
-    """Every Pareto-optimal reward vector that a candidate can reach, shape (vectors, k), where the task can tell.
+    """Every Pareto-optimal reward vector that a candidate can reach, shape (vectors, k), if the task has a `front`.
 
-    Where no candidate reaches anything, it is the floor alone.
+    If no candidate reaches anything, it is only the floor.
     """
     if spec.front is None:
         return None
@@ -67,14 +67,14 @@ def pareto_front(spec: RewardSpec, label: object) -> np.ndarray | None:
 
 
 def best_reward(spec: RewardSpec, label: object) -> float | None:
-    """The best deployment reward that any candidate can reach, where the task can tell."""
+    """The best deployment reward that any candidate can reach, None if the task has no `front`."""
     front = pareto_front(spec, label)
     return None if front is None else float((front @ spec.weights_of(front.shape[1])).max())
 
 
 def draw(spec: RewardSpec, label: object, candidates: Iterable[str]) -> dict[str, Any] | None:
-    """A prompt with its candidates as `vpo_plugin.rewards.drawing.draw` returns it; None where the task draws nothing.
+    """A prompt with its candidates as `vpo_plugin.rewards.drawing.draw` returns it; None if the task draws nothing.
 
-    Raises ValueError if what the task's function returns is no drawing; what it raises propagates.
+    Raises ValueError if the task's function does not return a drawing; errors of the function propagate.
     """
     return read_drawing(load_entry_point(spec.drawing), label, candidates) if spec.drawing else None

@@ -1,10 +1,10 @@
 """Processes that each run one function on items, one at a time, in their main thread, and may be ended at any moment.
 
-For code that nobody vouches for: it may set signals, start processes, exit, crash, never return. What it does ends its
-own process, with all that it started, and is the outcome of the item that it was at. Items travel in chunks, so that
-short ones cost little, and a process notes which item it is at in memory that both sides see: an item's time is counted
-from its own start, and of a chunk that is cut short the rest is done elsewhere. (The pools of the standard library,
-loky and pebble end only the process itself, count a chunk as one item, or forbid processes to start others.)
+They run untrusted code, which may set signals, start processes, exit, crash or never return. Such a failure ends only
+its own process, with everything that it started, and becomes the outcome of the current item. Items travel in chunks,
+so short items cost little. A process notes its current item in shared memory: the time of an item counts from its own
+start, and the rest of an interrupted chunk runs elsewhere. (The pools of the standard library, loky and pebble end only
+the process itself, count a chunk as one item, or forbid processes to start others.)
 """
 
 import asyncio
@@ -57,7 +57,7 @@ work(*{descriptors!r})
 
 
 class WorkerError(RuntimeError):
-    """An item whose process ended, or was ended: the message says how."""
+    """An item whose process ended or was killed; the message says how."""
 
 
 class StartError(RuntimeError):
@@ -65,13 +65,13 @@ class StartError(RuntimeError):
 
 
 class Workers:
-    """A pool of such processes, started as they are needed.
+    """A pool of such processes, started on demand.
 
     Args:
-        prepare: `package.module:function`; a process calls it once, with `argument`, and what it returns on each item.
-        processes: at most so many.
+        prepare: `package.module:function`; a process calls it once with `argument`, and calls the result on each item.
+        processes: maximum number.
         seconds: an item that takes longer is a `WorkerError`.
-        memory: bytes that a process may hold; beyond them Python raises MemoryError. None for no limit.
+        memory: bytes that a process may use; beyond them Python raises MemoryError. None: no limit.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Workers:
         return future
 
     def close(self) -> None:
-        """End all processes; what has no outcome yet is cancelled."""
+        """End all processes; items without an outcome are cancelled."""
         with self._lock:
             self._closed = True
         self._poke()
@@ -174,7 +174,7 @@ class Workers:
                 self._lose(worker, late, f"took more than {self._seconds:g} s (limits.seconds){worker.where()}")
 
     def _lose(self, worker: "_Worker", at: int | None, how: str | None = None) -> None:
-        """End a process, at this item if any, and have the rest of its chunk done elsewhere."""
+        """End a process, at this item if any, and run the rest of its chunk elsewhere."""
         self._selector.unregister(worker.connection)
         self._workers.remove(worker)
         told = worker.told()
@@ -282,7 +282,7 @@ class _Worker:
         return number if number == again and number in self.sent and began <= begun_by else None
 
     def told(self) -> str:
-        """What the process wrote of why it could not begin, or of where it is."""
+        """The process's own words on why it could not start, or where it is."""
         return os.pread(self.trace, 1 << 16, 0).decode(errors="replace")
 
     def where(self) -> str:
@@ -296,7 +296,7 @@ class _Worker:
         return ""
 
     def end(self) -> str:
-        """End the process and all that it started; how it ended, as words."""
+        """End the process and everything that it started; returns how it ended, in words."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         code = self.process.wait()
@@ -388,7 +388,7 @@ class Threads:
         return read(outcome)
 
     def close(self) -> None:
-        """Give up what has no outcome yet."""
+        """Drop items without an outcome."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         asyncio.run_coroutine_threadsafe(self._give_up(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -189,7 +189,7 @@ def read_settings(folder: Path, name: str = SETTINGS) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): delete {folder} and make it again.") from error
     if made is not None and not isinstance(made, dict):
-        raise ValueError(f"{file} is no {name} : it has no mapping.")
+        raise ValueError(f"{file} is not a valid {name}: it has no mapping.")
     return made
 
 
