@@ -370,7 +370,7 @@ def test_label_that_cannot_be_scored(refusal: Callable[..., str], tmp_path: Path
         (["x", None], [], "The prompt is null."),
         (["x", ""], [], "The prompt is empty."),
         ([[{"role": "user", "content": "x"}]], [], "The prompt is a chat, which needs --data.apply_chat_template."),
-        ([[{"role": "system", "content": "x"}]], ["--data.apply_chat_template"], "has no message of the user"),
+        ([[{"role": "system", "content": "x"}]], ["--data.apply_chat_template"], "has no user message"),
         ([[{"from": "human", "value": "x"}]], ["--data.apply_chat_template"], "['from', 'value']: it needs 'role'"),
         ([7], ["--data.apply_chat_template"], "neither a text nor a list of messages: '7'"),
     ],
