@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever interrupts the writing; and short digests."""
+"""Atomic writing of files, and short digests."""
 
 import hashlib
 import json
