@@ -251,7 +251,11 @@ def test_responses_to_score_are_read_however_they_are_written(content: bytes, tm
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(f"{LINE}\n".encode("utf-16"), "is UTF-16, not UTF-8: convert it"), (b" \n", "holds no rows"), (b"[1", "but is not")],
+    [
+        (f"{LINE}\n".encode("utf-16"), "is UTF-16, not UTF-8: convert it"),
+        (b" \n", "holds no rows"),
+        (b"[1", "but is not"),
+    ],
 )
 def test_responses_that_cannot_be_read_are_one_sentence(content: bytes, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(content)
