@@ -1,7 +1,7 @@
-"""The one comparison of policies by what they give a search: reports, experiments, retraining, evolution show it.
+"""The comparison of policies for search, used by reports, experiments, retraining and evolution.
 
-A policy has a pool for each seed of its training, all of the same prompts. A measure is an array `(seeds, prompts, …)`,
-and is shown as its mean with a 95 % interval over both (`metrics.figure`).
+A policy has one pool per training seed, all with the same prompts. A measure is an array `(seeds, prompts, …)`,
+shown as its mean with a 95 % interval over both (`metrics.figure`).
 """
 
 import json
@@ -41,11 +41,11 @@ FRONTS = 200  # prompts whose fronts a report holds, at most
 
 
 class Measured:
-    """The pools of one policy, one a seed, as many responses as the largest budget pays for, and what they are worth.
+    """The pools of one policy, one per seed, cut to the responses that the largest budget pays for, and their measures.
 
     Args:
-        bought: how many candidates each budget pays for, not always whole.
-        in_sets: which of the budgets count whole responses as well.
+        bought: how many candidates each budget pays for, possibly a fraction.
+        in_sets: which of the budgets also count whole responses.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Measured:
 
     @cached_property
     def fronts(self) -> list[list[Floats]]:
-        """What no other candidate dominates, for each seed and prompt, of the objectives that the prompt has."""
+        """The Pareto front for each seed and prompt, on the objectives that the prompt has."""
         return [
             pareto_fronts([vectors[:, there] for vectors, there in zip(pool, self.targets.present, strict=True)])
             for pool in self.matrices
@@ -100,7 +100,7 @@ class Measured:
 
     @cached_property
     def worth(self) -> Floats:
-        """What the pool is worth to each of the same random weightings, (seeds, prompts, weightings)."""
+        """The pool's best reward under each of the same random weightings, (seeds, prompts, weightings)."""
         return np.stack([best_for_weights(fronts, seed=0) for fronts in self.fronts])
 
     @cached_property
@@ -167,7 +167,7 @@ OF_A_POOL: dict[str, Callable[[Measured], Floats]] = {
     "distinct_rewards": lambda m: m.distinct_rewards,
     "duplicates": lambda m: m.duplicates,
 }
-"""The measures of one policy alone that are one number for each seed and prompt, by their key in results."""
+"""The measures of a single policy with one number for each seed and prompt, by their key in results."""
 MEASURES = {
     "best_at_k": ("best@k", "deployment reward of the best of any k candidates"),
     "pass_at_k": ("pass@k", "share of prompts that any k candidates solve"),
@@ -188,23 +188,23 @@ MEASURES = {
     "distinct_rewards": ("distinct in a set", "different reward vectors in one response"),
     "duplicates": ("duplicates", "share of candidates that repeat another of the pool"),
 }
-"""What people read of each measure: its label and its meaning. docs/search.md says how each is computed."""
+"""The label and the meaning of each measure, for people. docs/search.md says how each is computed."""
 
 
 class Comparison:
     """Policies at the same budgets on the same prompts.
 
-    Of each pool the first responses are taken: so many that all policies have the same number of candidates for a
-    prompt, or have written the same number of tokens. Matched by tokens, one k stands for what a candidate of the
-    policy with the longest ones costs, and another policy gets as many candidates as it writes with as many tokens; an
-    @k measure is linear between two whole k.
+    The first responses of each pool are used, so that all policies have the same number of candidates per prompt, or
+    the same number of tokens. Matched by tokens, one unit of k is the cost of one candidate of the policy with the
+    longest candidates. Other policies get as many candidates as they write with the same number of tokens. Between two
+    whole k, an @k measure is interpolated linearly.
 
     Args:
         pools: by policy and seed; each holds the prompts `rows`, in their order (`pool.shared_prompts` makes such).
-        rows: the prompts, keys ``input`` and ``label``.
+        rows: the prompts, keys `input` and `label`.
 
     Raises:
-        ValueError: nothing to compare, pools that differ in prompts or objectives, or that are too small to be matched.
+        ValueError: nothing to compare, pools with different prompts or objectives, or pools too small to match.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class Comparison:
         return difference(values(self.policies[a]), values(self.policies[b]))
 
     def only_solved_by(self) -> dict[str, list[int]]:
-        """The numbers of the prompts that one policy alone solves, with any seed."""
+        """The numbers of the prompts that only one policy solves, with any seed."""
         return only_solved_by({name: m.solved.any((0, 2)) for name, m in self.policies.items()})
 
     def prompts(self) -> Iterator[dict[str, Any]]:
@@ -343,11 +343,11 @@ class Comparison:
 
 
 def compare_searches(searches: Sequence[tuple[str, str, Search]], rows: Rows = ()) -> dict[str, Any]:
-    """Solved prompts against budget of searches (policy, procedure, search), and who alone solves what.
+    """Solved prompts against budget of searches (policy, procedure, search), and which prompts only one policy solves.
 
     Args:
-        rows: prompts whose numbers are used for those that only one policy solves, with whatever procedure; default:
-            the searches' own.
+        rows: prompts that give the numbers of those that only one policy solves, with any procedure; default: the
+            searches' own.
 
     Returns:
         `search` and `only_solved_by` of the report, on the prompts that all searches share.
@@ -375,7 +375,7 @@ def compare_searches(searches: Sequence[tuple[str, str, Search]], rows: Rows = (
 
 
 def only_solved_by(solved: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The numbers of the prompts that one policy alone solves, of bools by policy, each `(prompts,)`."""
+    """The numbers of the prompts that only one policy solves, from bools by policy, each `(prompts,)`."""
     if len(solved) < 2:
         return {}
     by_one = np.sum(list(solved.values()), axis=0) == 1
@@ -383,7 +383,7 @@ def only_solved_by(solved: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def _matched(of_policy: Mapping[str, Sequence[Pool]], match: Match) -> tuple[dict[str, Floats], float | None]:
-    """The number of candidates that each policy has at k = 1, 2, …, and the tokens that one k stands for."""
+    """The number of candidates of each policy at k = 1, 2, …, and the tokens of one unit of k."""
     sizes = {name: min(pool.candidates.shape[1] for pool in pools) for name, pools in of_policy.items()}
     if match == "candidates":
         step = math.lcm(*(pools[0].reward_matrices.shape[2] for pools in of_policy.values()))
@@ -408,7 +408,7 @@ def _matched(of_policy: Mapping[str, Sequence[Pool]], match: Match) -> tuple[dic
 
 
 def _at_budgets(measure: Callable[..., Floats], values: np.ndarray, bought: Floats) -> Floats:
-    """An @k measure of values (seeds, prompts, n) at numbers of candidates, linear between two whole ones."""
+    """An @k measure of values (seeds, prompts, n) at numbers of candidates, linear between whole numbers."""
     low = np.floor(bought + ROUNDING).astype(int)
     high, part = np.minimum(low + 1, values.shape[-1]), np.clip(bought - low, 0, None)
     needed = sorted({*low.tolist(), *high.tolist()})

@@ -1,4 +1,4 @@
-"""``vpo evaluate``: sample a pool of candidates for each held-out prompt of a specification, score it, and store it."""
+"""`vpo evaluate`: sample a pool of candidates for each held-out prompt of a specification, score it, and store it."""
 
 import json
 import os
@@ -36,15 +36,15 @@ from vpo_plugin.search.settings import PolicySettings
 def evaluate(
     settings: PolicySettings, rollouts: int, batch: int, folder: Path
 ) -> tuple[Pool, RewardSpec, list[dict[str, Any]]]:
-    """Sample what a pool lacks; returns the pool, its specification and its prompts.
+    """Sample the missing part of a pool; returns the pool, its specification and its prompts.
 
     Args:
         rollouts: responses for each prompt.
-        batch: prompts that are sampled and stored at a time.
-        folder: the pool's; resumed if it exists.
+        batch: prompts to sample and store at a time.
+        folder: the pool's folder; resumed if it exists.
 
     Raises:
-        RuntimeError: another command works in the folder, or what `sample_pool` raises.
+        RuntimeError: another command works in the folder, or see `sample_pool`.
     """
     if settings.temperature == 0 and rollouts > 1:
         raise ValueError(
@@ -69,10 +69,10 @@ def sample_pool(
     folder: Path,
     on_scorer_error: OnError = "raise",
 ) -> None:
-    """Sample, score and store the batches that a claimed folder does not hold yet.
+    """Sample, score and store the batches that are missing in a claimed folder.
 
     Raises:
-        RuntimeError: the policy cannot be asked, or the scorer failed; what was stored before is kept.
+        RuntimeError: the policy cannot be reached, or the scorer failed; stored batches are kept.
     """
     batch, candidates = settings["batch"], settings["candidates"]
     scoring = Scoring(spec, on_error=on_scorer_error, failures=folder)
@@ -123,7 +123,7 @@ def progress_bar(total: int, unit: str, what: str) -> "tqdm[Any]":
 
 
 def _requests(spec: RewardSpec, row: dict[str, Any], settings: dict[str, Any]) -> list[Request]:
-    """One request for all responses to a prompt, or one for each, if each is told a goal of its own."""
+    """One request for all responses to a prompt, or one for each if each gets its own goal."""
     candidates, rollouts = settings["candidates"], settings["rollouts"]
     if not settings["tell_weights"]:
         return [Request(full_prompt(spec, row["input"], candidates), rollouts)]
@@ -143,7 +143,7 @@ def as_columns(score: ScoredResponse) -> dict[str, Any]:
 
 
 def batch_seed(seed: int, number: int) -> int:
-    """The seed of a batch: 32 bits that depend on the run's seed and the batch's number alone."""
+    """The seed of a batch: 32 bits that depend only on the run's seed and the batch's number."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
@@ -153,11 +153,11 @@ def read_task(
     """The specification, the prompts (input, label as JSON), and the settings that decide what is sampled.
 
     Args:
-        rows: the prompts, where they are not those that the settings name.
+        rows: the prompts; default: those that the settings name.
 
     Raises:
         ValueError: settings that cannot work.
-        FileNotFoundError: no such dataset or model.
+        FileNotFoundError: the dataset or the model does not exist.
     """
     if settings.unsafe_no_sandbox:
         os.environ[UNSAFE] = "1"

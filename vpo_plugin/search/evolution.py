@@ -114,7 +114,7 @@ def _config(budget: int) -> Config:
 
 
 def _add(database: ProgramDatabase, problem: Problem, child: Proposal, generation: int, island: int) -> None:
-    """Put the new candidates of a response that earned anything on the island that it was written for."""
+    """Put the new candidates of a response that earned any reward on their island."""
     known = {problem.canonical(program.code) for program in database.programs.values()}
     for candidate in child.candidates:
         if candidate.text is None or candidate.value <= problem.floor:
@@ -140,7 +140,7 @@ def _candidate(problem: Problem, program: Program) -> Candidate:
 
 
 def _unknown_keys(given: dict[str, Any], config: Any, where: str = "") -> list[str]:
-    """Keys of its YAML that OpenEvolve would drop, each with the setting that is most like it."""
+    """Keys of its YAML that OpenEvolve would ignore, each with the most similar setting."""
     unknown = []
     known = [field.name for field in dataclasses.fields(config)]
     for key, value in given.items():

@@ -1,4 +1,4 @@
-"""What an experiment of several methods and seeds says: the figures of its comparison, the strongest baseline,
+"""The results of an experiment with several methods and seeds: the figures of its comparison, the strongest baseline,
 and whether the claims of the paper hold."""
 
 import base64
@@ -18,9 +18,9 @@ BASE = "base"
 RANDOM_WEIGHTS = ("vpo", "vpo_at_k", "vpo_at_k_derived", "random_weighting", "goal_conditioned")
 """Methods that are trained on random weightings; the others on the deployment weights."""
 NO_BASELINES = ("vpo", "vpo_at_k", "vpo_at_k_derived", "set_max")
-"""Methods that pay for a set in ways of the paper's: not among its scalar baselines."""
+"""Set methods of the paper, which are not among its scalar baselines."""
 LEVEL = 0.01
-"""A difference in a reward, or in a share of prompts, that counts as none."""
+"""Differences in a reward, or in a share of prompts, up to this size count as none."""
 
 Curves = Mapping[str, Sequence[float]]
 
@@ -31,14 +31,14 @@ def analyse(
     """All figures of an experiment. The last method is compared with each of the others.
 
     Args:
-        training: by method the curves of each seed: `tokens` and `candidates` of each step, and what is drawn.
-        candidates: m of the set methods, the budget of one response: from there on the growth of a gap is measured.
+        training: the curves of each seed by method: `tokens` and `candidates` of each step, and the plotted curves.
+        candidates: m of the set methods, the budget of one response, from which the growth of a gap is measured.
 
     Returns:
-        A JSON-serialisable dictionary: ``match``, ``ks`` (the budgets, in candidates or in tokens), ``set_ks`` (those
-        that count whole responses as well), ``ceiling``, ``methods`` (measures are ``{"mean", "low", "high"}``),
-        ``differences``, ``strongest`` (the gap to the strongest scalar baseline at each budget), ``verdicts`` and
-        ``training``.
+        A JSON-serialisable dictionary: `match`, `ks` (the budgets, in candidates or in tokens), `set_ks` (those
+        that also count whole responses), `ceiling`, `methods` (measures are `{"mean", "low", "high"}`),
+        `differences`, `strongest` (the gap to the strongest scalar baseline at each budget), `verdicts` and
+        `training`.
     """
     training = training or {}
     *others, last = compared.policies
@@ -130,7 +130,7 @@ def verdict(figure: Mapping[str, float], above: float = 0.0) -> str:
 
 
 def at_their_best(compared: Mapping[float, Comparison]) -> dict[str, float]:
-    """The temperature, of those that are compared, at which each policy's best@k of the whole budget is best."""
+    """The compared temperature at which each policy's best@k of the whole budget is best."""
     names = next(iter(compared.values())).policies
     worth = {
         (name, t): float(of.policies[name].best_at_k[..., -1].mean()) for t, of in compared.items() for name in names

@@ -1,7 +1,7 @@
 """Policies that write responses: a vLLM engine in this process, or an OpenAI-compatible endpoint.
 
-Both take a batch of requests and give the responses to each. An engine is seeded before each batch, so the same
-requests and seed give the same responses, on the same machine with the same versions; an endpoint's are its own.
+Both take a batch of requests and return the responses to each. An engine is seeded before each batch, so the same
+requests and seed give the same responses on the same machine with the same versions. An endpoint draws its own samples.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class Request:
     samples: int = 1
     """How many responses to sample."""
     start: str = ""
-    """What the response begins with; the policy writes the rest."""
+    """The beginning of the response; the policy writes the rest."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Policy(Protocol):
 
 
 class EndpointError(RuntimeError):
-    """An endpoint that does not answer as it should; the message says what to do."""
+    """An endpoint that does not answer correctly; the message says what to do."""
 
 
 # ------------------------------------------------------------------------------------------------ in this process
@@ -77,8 +77,8 @@ class Engine:
         chat_template_kwargs: options of the chat template.
 
     Raises:
-        OSError: there is no such model.
-        ValueError: a prompt that leaves no room for a response.
+        OSError: the model does not exist.
+        ValueError: a prompt leaves no room for a response.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Engine:
 
 
 def prepare_environment() -> None:
-    """Settings that vLLM reads at import and torch at its first warning; the user's own win."""
+    """Settings that vLLM reads at import and torch at its first warning; the user's own override them."""
     import torch
 
     settings = {
@@ -153,10 +153,10 @@ def prepare_environment() -> None:
 
 
 def as_chat(prompts: Sequence[Prompt], tokenizer: Any, options: Mapping[str, Any] | None = None) -> list[str]:
-    """What the policy reads: the prompts in its chat template, or texts as they are where its tokenizer has none.
+    """The policy's input: the prompts in its chat template, or plain texts if its tokenizer has none.
 
     Args:
-        options: what the template is told beside the messages, such as `enable_thinking`.
+        options: options of the template, such as `enable_thinking`.
 
     Raises ValueError for a chat without a chat template, and for one with images.
     """
@@ -182,8 +182,8 @@ def messages(prompt: Prompt) -> list[dict[str, Any]]:
 class Endpoint:
     """An OpenAI-compatible endpoint, asked many requests at a time.
 
-    Requests that were refused, timed out, or answered 408, 409, 429 or 5xx are repeated with growing waits (as long as
-    `Retry-After` says, where it does), `tries` times in all.
+    Requests that were refused, timed out, or answered 408, 409, 429 or 5xx are repeated with growing waits (or those of
+    `Retry-After`), `tries` times in all.
 
     Args:
         url: base address, as the `openai` client takes it: http://host:port/v1.
@@ -217,7 +217,7 @@ class Endpoint:
         )
 
     def generate(self, requests: Sequence[Request], seed: int) -> list[list[Response]]:
-        """`seed` is not sent: endpoints treat seeds differently, and one seed for many samples makes them all alike."""
+        """`seed` is not sent: endpoints treat seeds differently, and with one seed many samples would be the same."""
         with ThreadPoolExecutor(self.at_once) as threads:
             futures = [[threads.submit(self._ask, request) for _ in range(request.samples)] for request in requests]
             try:
@@ -266,7 +266,7 @@ class Endpoint:
 
 
 def storable(text: str) -> str:
-    """A text as UTF-8 can hold it: halves of a character that stand alone become the replacement character."""
+    """A text that UTF-8 can encode: lone surrogates become the replacement character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -274,12 +274,11 @@ def storable(text: str) -> str:
 
 
 def fingerprint(model: str) -> str:
-    """What identifies a policy: a hash of a folder's weights, configuration and tokenizer, or the commit of a model
-    that the hub holds.
+    """A policy's fingerprint: a hash of a folder's weights, configuration and tokenizer, or the commit of a hub model.
 
     Raises:
         FileNotFoundError: a folder without a model.
-        OSError: the hub cannot be asked, or has no such model.
+        OSError: the hub cannot be reached, or has no such model.
     """
     check_policy(model)
     folder = Path(model)

@@ -1,8 +1,8 @@
 """A pool: for each prompt the responses of a policy, their candidates, and the candidates' reward vectors, on disk.
 
-A folder with `pool.json`, which says how the pool is made, and one Parquet file for each batch of prompts, a row a
-response. It is a dataset: `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`. A batch is written whole
-or not at all, so what there is after an interruption is good, and the rest can follow.
+A pool is a folder with `pool.json`, which says how the pool is made, and one Parquet file for each batch of prompts,
+with one row per response. It is a dataset: `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`. Batches
+are written atomically, so the existing ones are valid after an interruption, and the rest can follow.
 """
 
 import json
@@ -51,7 +51,7 @@ class Pool:
     reward_matrices: np.ndarray
     """(prompts, rollouts, candidates, objectives), float32; NaN where a prompt has fewer objectives than another."""
     responses: list[dict[str, Any]]
-    """One a rollout, prompt by prompt: prompt number, response, candidates, tokens, parsed, unique, error, seed."""
+    """One per rollout, prompt by prompt: prompt number, response, candidates, tokens, parsed, unique, error, seed."""
     made: Mapping[str, Any]
     """Model and its fingerprint, spec, sampling, versions."""
     rows: Sequence[Mapping[str, Any]] = ()
@@ -74,13 +74,13 @@ class Pool:
         return [text for response in of_prompt for text in response["candidates"]]
 
     def first(self, rollouts: int) -> "Pool":
-        """The first responses to each prompt alone."""
+        """Only the first responses to each prompt."""
         prompts, every = self.reward_matrices.shape[:2]
         kept = [self.responses[p * every + r] for p in range(prompts) for r in range(rollouts)]
         return replace(self, reward_matrices=self.reward_matrices[:, :rollouts], responses=kept)
 
     def of_prompts(self, numbers: Sequence[int]) -> "Pool":
-        """These prompts alone, renumbered, and the objectives that they have."""
+        """Only these prompts, renumbered, and their objectives."""
         rollouts = self.reward_matrices.shape[1]
         matrices = self.reward_matrices[list(numbers)]
         matrices = matrices[..., ~np.isnan(matrices).all((0, 1, 2))]
@@ -96,8 +96,8 @@ def load_pool(folder: Path) -> Pool:
     """Read a stored pool.
 
     Raises:
-        FileNotFoundError: the folder holds no pool.
-        ValueError: a pool that is not finished, empty, or changed, or a file that was damaged.
+        FileNotFoundError: the folder has no pool.
+        ValueError: the pool is unfinished, empty or changed, or a file is damaged.
     """
     made = read_settings(folder)
     if made is None:
@@ -158,7 +158,7 @@ def prompt_keys(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]
 
 
 def repeats(rows: Sequence[Mapping[str, Any]]) -> int:
-    """How many prompts repeat an earlier one, with its label."""
+    """How many prompts repeat an earlier one with the same label."""
     return sum(earlier > 0 for _, _, earlier in prompt_keys(rows))
 
 
@@ -168,7 +168,7 @@ def batch_file(folder: Path, number: int) -> Path:
 
 
 def write_rows(file: Path, rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -> None:
-    """Write a Parquet file that is whole or absent, even if the machine stops."""
+    """Write a Parquet file atomically, even if the machine stops."""
     with files.replacing(file) as unfinished:
         pq.write_table(pa.Table.from_pylist(rows, schema), unfinished, compression="zstd")
 
@@ -197,7 +197,7 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -
     """Make the folder a pool (or search) of these settings, or check that it is one, which can be resumed.
 
     Raises:
-        ValueError: the folder holds one of other settings; versions may differ.
+        ValueError: the folder holds one with other settings; versions may differ.
     """
     earlier = read_settings(folder, name)
     if earlier is None:
@@ -215,10 +215,10 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -
 def load_prompts(
     spec: RewardSpec, source: str | Path, split: str | None = None, columns: tuple[str, str] = ("input", "label")
 ) -> list[dict[str, Any]]:
-    """The rows of a dataset that `open_dataset` reads, as a pool has them: ``input``, ``label``.
+    """The rows of a dataset that `open_dataset` reads, in a pool's format: `input`, `label`.
 
     Args:
-        columns: those of the prompt and of the label.
+        columns: the columns of the prompt and the label.
 
     Raises:
         ValueError: a dataset that cannot be read, or a row whose prompt or label cannot be used; the message names it.
@@ -244,7 +244,7 @@ def load_prompts(
 
 
 def full_prompt(spec: RewardSpec, prompt: str, candidates: int, goal: list[float] | None = None) -> Prompt:
-    """A stored prompt with its instruction and, if a goal is told, the objective weights."""
+    """A stored prompt with its instruction and, if there is a goal, the objective weights."""
 
     def render(text: str) -> str:
         text = render_prompt(spec, text, candidates)
@@ -254,7 +254,7 @@ def full_prompt(spec: RewardSpec, prompt: str, candidates: int, goal: list[float
 
 
 def random_goals(spec: RewardSpec, label: str, numbers: Iterable[int], seed: int) -> list[list[float]]:
-    """Objective weights to tell, one for each number: every one is another draw, the same in every run."""
+    """Objective weights to state in prompts, a different draw for each number, the same in every run."""
     return [goal_weights(f"{i} {label}", len(spec.objective_keys), seed=seed) for i in numbers]
 
 

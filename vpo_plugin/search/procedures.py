@@ -1,8 +1,8 @@
 """Search procedures: ways to spend a budget of candidates on one prompt.
 
 A procedure is a small class with `async run(problem)`, which asks `problem` for responses, looks at their candidates
-and asks again while `problem.open`. It is written for one prompt; the prompts of a search run at the same time, and
-what they ask for in a round goes to the policy as one batch (`vpo_plugin/search/run.py`).
+and asks again while `problem.open`. It is written for one prompt. The prompts of a search run concurrently, and
+their questions of a round go to the policy as one batch (`vpo_plugin/search/run.py`).
 """
 
 import json
@@ -26,7 +26,7 @@ class Candidate:
     """A scored candidate."""
 
     text: str | None
-    """None where the response has none in this place."""
+    """None if the response has no candidate in this slot."""
     rewards: Floats
     """(objectives,)"""
     value: float
@@ -46,37 +46,37 @@ class Proposal(str):
 
 @dataclass(frozen=True)
 class Question:
-    """What a procedure asks the policy, once."""
+    """One question of a procedure to the policy."""
 
     number: int
-    """How many it asked before, for the same prompt."""
+    """How many questions came before, for the same prompt."""
     text: Prompt
     start: str
-    """What the response begins with."""
+    """The beginning of the response."""
     known: int
-    """How many whole candidates that is, all tried before: they cost nothing and are not in the answer."""
+    """How many complete candidates the beginning has; all were tried before, cost nothing and are not in the answer."""
 
 
 @dataclass
 class Problem:
-    """One prompt with its budget, and what was tried on it."""
+    """One prompt with its budget and the candidates tried so far."""
 
     number: int
     row: dict[str, Any]
     """Keys `input` and `label`."""
     spec: RewardSpec
     budget: int
-    """Candidates that may be tried."""
+    """Maximum number of candidates to try."""
     m: int
     """Candidates in a response."""
     seed: int
     ask: Callable[["Problem", Question], Awaitable[Proposal]]
-    """Gets the response to a question, scored."""
+    """Returns the scored response to a question."""
     tell_weights: bool = False
     tried: list[Candidate] = field(default_factory=list)
     questions: int = 0
     solved_after: int | None = None
-    """How many candidates it took, None while it is not solved."""
+    """How many candidates were needed, None while the prompt is not solved."""
 
     def __post_init__(self) -> None:
         self.label = json.loads(self.row["label"])
@@ -87,16 +87,16 @@ class Problem:
 
     @property
     def open(self) -> bool:
-        """Whether it is worth asking on: it is not solved, and there is budget left."""
+        """Whether to ask again: the prompt is not solved, and there is budget left."""
         return self.solved_after is None and len(self.tried) < self.budget
 
     @property
     def best(self) -> Candidate | None:
-        """The best candidate tried so far, by the deployment weights; of equals the first."""
+        """The best candidate tried so far, by the deployment weights; the first one of equals."""
         return max((c for c in self.tried if c.text is not None), key=lambda c: c.value, default=None)
 
     def text(self, shown: Sequence[Candidate] = ()) -> Prompt:
-        """The prompt with its instruction and, if candidates are shown, they and their rewards."""
+        """The prompt with its instruction and, if given, candidates with their rewards."""
         goal = None
         if self.tell_weights:
             [goal] = random_goals(self.spec, self.row["label"], [self.questions], self.seed)
@@ -124,7 +124,7 @@ class Problem:
         return Candidate(text, vector, float(vector @ self.weights))
 
     def canonical(self, text: str) -> Hashable:
-        """What makes a candidate the same as another."""
+        """The key by which candidates are equal."""
         return canonical(self.spec, text, self.label)
 
     def _rewards(self, candidate: Candidate) -> str:
@@ -140,7 +140,7 @@ class Procedure(Protocol):
 
 
 class BestOfK:
-    """Sample on, independently of what was found."""
+    """Keep sampling, independently of earlier results."""
 
     async def run(self, problem: Problem) -> None:
         while problem.open:
@@ -148,7 +148,7 @@ class BestOfK:
 
 
 class Refinement:
-    """Show the best candidate so far, with its rewards, and ask for better ones."""
+    """Show the best candidate so far with its rewards, and ask for better ones."""
 
     async def run(self, problem: Problem) -> None:
         while problem.open:

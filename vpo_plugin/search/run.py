@@ -1,4 +1,4 @@
-"""``vpo search``: spend a budget of candidates on each prompt, by one or several procedures, until it is solved.
+"""`vpo search`: spend a budget of candidates on each prompt, by one or several procedures, until it is solved.
 
 A resumed search replays its stored rounds (`searches.py`), so nothing is sampled or scored twice.
 """
@@ -57,16 +57,16 @@ def run_searches(
     openevolve: Path | None,
     folder: Path,
 ) -> dict[str, Search]:
-    """Run what is not done of each procedure; returns the searches by procedure.
+    """Run the unfinished part of each procedure; returns the searches by procedure.
 
     Args:
-        budget: candidates for each prompt, at most.
-        unsolved_in: pools; the prompts are those that none of them solves.
-        openevolve: configuration of OpenEvolve for the evolution.
-        folder: gets a folder for each procedure; resumed if it exists.
+        budget: maximum number of candidates for each prompt.
+        unsolved_in: pools; only prompts that none of them solves are searched.
+        openevolve: OpenEvolve's configuration for the evolution.
+        folder: output folder with a subfolder for each procedure; resumed if it exists.
 
     Raises:
-        RuntimeError: another command works there, or what `search_all` raises.
+        RuntimeError: another command works there, or see `search_all`.
     """
     procedures = list(procedures)
     if settings.temperature == 0 and budget > 1 and "best_of_k" in procedures:
@@ -113,7 +113,7 @@ def unsolved_prompts(spec: RewardSpec, pools: Sequence[Path]) -> list[dict[str, 
     """The prompts that are in all of these pools and that no candidate in them solves.
 
     Raises:
-        ValueError: there is no such prompt, or what `load_pool` and `shared_prompts` refuse.
+        ValueError: there is no such prompt, or see `load_pool` and `shared_prompts`.
     """
     loaded, rows, _ = shared_prompts({str(folder): load_pool(folder) for folder in pools})
     targets = read_targets(spec, rows)
@@ -137,10 +137,10 @@ def search_all(
     folder: Path,
     on_scorer_error: OnError = "raise",
 ) -> None:
-    """Run a procedure on every prompt, from where the claimed folder's rounds end, and store the result.
+    """Run a procedure on every prompt, resume after the rounds of the claimed folder, and store the result.
 
     Raises:
-        RuntimeError: the policy cannot be asked, or the scorer failed; the rounds before are kept.
+        RuntimeError: the policy cannot be reached, or the scorer failed; finished rounds are kept.
     """
     scoring = Scoring(spec, on_error=on_scorer_error, failures=folder)
     with scoring, progress_bar(len(rows) * settings["budget"], "candidate", settings["procedure"]) as bar:
@@ -182,7 +182,7 @@ def _result(problem: Problem) -> dict[str, Any]:
 
 
 class Rounds:
-    """Collects what the prompts ask until all of them wait, and answers it as one batch, which it stores."""
+    """Collects questions until all prompts wait, answers them as one batch, and stores the batch."""
 
     def __init__(
         self, policy: Policy, scoring: Scoring, settings: dict[str, Any], folder: Path, bar: "tqdm[Any]"
@@ -195,7 +195,7 @@ class Rounds:
         self.waiting: list[tuple[Problem, Question, asyncio.Future[Proposal]]] = []
 
     async def ask(self, problem: Problem, question: Question) -> Proposal:
-        """The response to a question: the stored one, or one of the next round."""
+        """The response to a question: a stored one, or one from the next round."""
         recorded = self.recorded.pop((problem.number, question.number), None)
         if recorded is not None:
             return _proposal(problem, recorded)
@@ -244,7 +244,7 @@ class Rounds:
         return rows
 
     def show_progress(self) -> None:
-        """The candidates that were tried or are no longer needed, and how many prompts are solved."""
+        """The number of candidates that were tried or are no longer needed, and of solved prompts."""
         done = sum(len(problem.tried) if problem.open else problem.budget for problem in self.problems)
         solved = sum(problem.solved_after is not None for problem in self.problems)
         self.bar.set_postfix_str(f"{solved} of {len(self.problems)} prompts solved", refresh=False)

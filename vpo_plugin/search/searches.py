@@ -1,7 +1,7 @@
-"""A stored search: a folder with `search.json`, which says how it is made, one Parquet file a round, and the result.
+"""A stored search: a folder with `search.json`, which says how it is made, one Parquet file per round, and the result.
 
-In a round every prompt that is still open got a response, a row a response; at the end `result.parquet` has a row a
-prompt. Files are written whole or not at all, so what there is after an interruption is good.
+In a round every open prompt gets a response, one row each. At the end `result.parquet` has one row per prompt. Files
+are written atomically, so the existing ones are valid after an interruption.
 """
 
 import itertools
@@ -51,17 +51,17 @@ class Search:
     rows: Sequence[Mapping[str, Any]]
     """The prompts: input and label."""
     solved_after: np.ndarray
-    """(prompts,): how many candidates it took to solve each; inf where the budget did not suffice."""
+    """(prompts,): how many candidates were needed to solve each; inf if the budget was too small."""
     tokens: int
-    """Written for all prompts together."""
+    """Number of tokens written for all prompts together."""
 
 
 def load_search(folder: Path) -> Search:
     """Read a stored search.
 
     Raises:
-        FileNotFoundError: the folder holds no search.
-        ValueError: a search that is not finished, or a file that was damaged.
+        FileNotFoundError: the folder has no search.
+        ValueError: the search is unfinished, or a file is damaged.
     """
     made = read_settings(folder, SETTINGS)
     if made is None:
@@ -80,7 +80,7 @@ def load_searches(policy: str, folder: Path) -> list[tuple[str, str, Search]]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: what `load_search` refuses.
+        ValueError: see `load_search`.
     """
     found = [name for name in PROCEDURES if (folder / name).is_dir()]
     if not found:
@@ -94,6 +94,6 @@ def round_file(folder: Path, number: int) -> Path:
 
 
 def round_files(folder: Path) -> list[Path]:
-    """The files of all rounds that there are, in order."""
+    """The files of all stored rounds, in order."""
     numbers = itertools.takewhile(lambda number: round_file(folder, number).exists(), itertools.count())
     return [round_file(folder, number) for number in numbers]

@@ -1,4 +1,4 @@
-"""``vpo select``: the best candidate of a pool for each prompt, under weights of the user's own."""
+"""`vpo select`: the best candidate of a pool for each prompt, under the user's own weights."""
 
 import json
 import math
@@ -43,9 +43,9 @@ def parse_weights(text: str, spec: RewardSpec) -> Floats:
 
 
 def select(pool: Pool, weights: Floats) -> tuple[list[dict[str, Any]], Floats]:
-    """The best parsed candidate of each prompt, the first of equals, as rows, and what they are worth, `(prompts,)`.
+    """The best parsed candidate of each prompt (the first of equals) as rows, and their rewards, `(prompts,)`.
 
-    A prompt without any candidate has None, and is worth what the pool's empty places are: the floor.
+    A prompt without any candidate has None, and gets the reward of the pool's empty slots, the floor.
     """
     keys = weights[: pool.candidates.shape[2]]
     values = np.nan_to_num(pool.candidates.astype(np.float64)) @ keys  # (prompts, candidates)
@@ -69,7 +69,7 @@ def select(pool: Pool, weights: Floats) -> tuple[list[dict[str, Any]], Floats]:
 
 
 def what_it_gives_up(pool: Pool, spec: RewardSpec, weights: Floats, values: Floats) -> str:
-    """Sentences: what the choice is worth, and what the pool gives up against the best under these weights."""
+    """Sentences on the reward of the choice, and how far it is from the best possible under these weights."""
     asked = ", ".join(f"{key} {weight:.2f}" for key, weight in zip(spec.objective_keys, weights, strict=True) if weight)
     chosen = read_targets(spec, pool.rows).rewards(pool.candidates).argmax(1)
     vectors = np.nan_to_num(pool.candidates[np.arange(len(chosen)), chosen].astype(np.float64))

@@ -1,4 +1,4 @@
-"""What `vpo evaluate` and `vpo search` are told of the policy, the prompts and the sampling."""
+"""Settings of `vpo evaluate` and `vpo search` for the policy, the prompts and the sampling."""
 
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ Procedure = Literal["best_of_k", "refinement", "evolution"]
 
 
 class PolicySettings(BaseModel):
-    """Which policy is asked for what."""
+    """Which policy to ask, and for what."""
 
     model_config = ConfigDict(extra="forbid")
 

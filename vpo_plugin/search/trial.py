@@ -18,12 +18,12 @@ ENOUGH = 0.5  # share of candidates that can be read from which training can beg
 
 
 def try_model(spec: RewardSpec, scoring: Scoring, model: str, folder: str) -> list[str]:
-    """What 16 responses of a model to the first prompts for training are like, a sentence each.
+    """Sentences on 16 responses of a model to the first training prompts.
 
     Args:
-        model: what the user calls it; its files are in `folder`, or it is a hub id.
+        model: the user's name for it; its files are in `folder`, or it is a hub id.
 
-    Raises ValueError for a chat without a chat template, a prompt without room for a response, or no such model.
+    Raises ValueError for a chat without a chat template, a prompt without room for a response, or an unknown model.
     """
     rows = [
         {"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])}
@@ -39,7 +39,7 @@ def try_model(spec: RewardSpec, scoring: Scoring, model: str, folder: str) -> li
 
 
 def findings(policy: Policy, spec: RewardSpec, scoring: Scoring, rows: list[dict[str, Any]], model: str) -> list[str]:
-    """The same for a policy that is there, and prompts as a pool has them."""
+    """The same for a given policy, and prompts in a pool's format."""
     m = spec.candidates
     requests = [Request(full_prompt(spec, row["input"], m), RESPONSES) for row in rows]
     samples = [

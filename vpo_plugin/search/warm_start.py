@@ -1,9 +1,8 @@
-"""Teach a policy the candidate format of a spec, with answers of its own and no data by hand.
+"""Teach a policy the candidate format of a spec with its own answers, without hand-written data.
 
-A policy that cannot write several candidates in the format gets no reward for any, and learns nothing by VPO. But it
-can answer once. Single answers are sampled from it on the training prompts and scored; the best distinct ones of a
-prompt are put together into a set in the spec's format, in a random order, and the host's own `train_sft` learns the
-sets.
+A policy that cannot write several candidates in the format gets no reward for any, and learns nothing from VPO. But it
+can give single answers. They are sampled on the training prompts and scored. The best distinct ones of a prompt form a
+set in the spec's format, in random order, and the host's own `train_sft` trains the policy on these sets.
 """
 
 import json
@@ -35,7 +34,7 @@ READABLE = "Candidates that can be read"
 
 
 class WarmStartSettings(BaseModel):
-    """Teach a policy to write several candidates in a specification's format, with answers of its own."""
+    """Teach a policy to write several candidates in a specification's format, with its own answers."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,14 +57,14 @@ class WarmStartSettings(BaseModel):
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What a warm start did."""
+    """The result of a warm start."""
 
     sets: int
-    """Sets that were learnt."""
+    """Number of sets trained on."""
     prompts: int
-    """Prompts that were answered."""
+    """Number of answered prompts."""
     readable_before: float
-    """Share of the candidates asked for on held-out prompts that could be read."""
+    """Share of readable candidates on held-out prompts, of those asked for."""
     readable_after: float
     policy: Path
 
@@ -77,11 +76,11 @@ class WarmStart:
 
 
 def warm_start(settings: WarmStartSettings) -> WarmStart:
-    """Sample, put sets together, learn them, and measure; answers and sets are kept beside the policy.
+    """Sample answers, build sets, train on them, and measure; answers and sets are kept beside the policy.
 
     Raises:
         ValueError: too few prompts got enough distinct answers.
-        FileNotFoundError: there is no such policy.
+        FileNotFoundError: the policy does not exist.
         RuntimeError: the host's training failed.
     """
     spec = load_spec(settings.spec)
@@ -154,7 +153,7 @@ def make_sets(
 
 
 def single_answer(spec: RewardSpec, response: str) -> str | None:
-    """The candidate of a response that was asked for one: what stands in the format, or else all of the answer."""
+    """The candidate of a response that was asked for one: the part in the format, or else the whole answer."""
     return parse(spec, response, 1)[0] or answer_of(response)[: spec.limits.response_chars].strip() or None
 
 
@@ -176,7 +175,7 @@ def _still_distinct(spec: RewardSpec, texts: list[str], label: object) -> bool:
 
 
 def _in_a_process(model: str, groups: list[Any], settings: WarmStartSettings) -> list[list[list[str]]]:
-    """The responses to each group of requests, by an engine that is gone afterwards, with its memory."""
+    """The responses to each group of requests, from an engine in a process of its own, which ends and frees memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(_sample, model, groups, settings).result()
 
