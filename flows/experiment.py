@@ -1,6 +1,6 @@
 """The experiment: several methods and seeds at matched compute, on the same held-out prompts.
 
-``vpo experiment --methods grpo,vpo --seeds 0,1,2`` trains one policy for each method and seed (a cell), samples its
+`vpo experiment --methods grpo,vpo --seeds 0,1,2` trains one policy for each method and seed (a cell), samples its
 pool, and writes results.json, summary.md and the plots. A cell that has finished is kept, so a killed run continues.
 """
 
@@ -198,11 +198,11 @@ def main(settings: ExperimentSettings) -> int:
 
 
 def check_experiment(settings: ExperimentSettings) -> None:
-    """Refuse, before anything is spent, what ``check_settings`` refuses, methods that do not exist, ragged objectives.
+    """Refuse, before anything is spent, bad settings (`check_settings`), unknown methods and ragged objectives.
 
     Raises:
         ValueError: as said.
-        OSError: see ``check_settings``.
+        OSError: see `check_settings`.
     """
     spec = load_spec(settings.spec)
     if spec.ragged:

@@ -52,7 +52,7 @@ def how_to_open(folder: Path) -> str:
 
 
 def explain_failure(flow: Any, flow_run: Any, state: Any) -> None:
-    """Hook for ``on_failure`` and ``on_crashed``: an artifact with the error, the last lines of the log, the way on."""
+    """Hook for `on_failure` and `on_crashed`: an artifact with the error, the end of the log, and how to resume."""
     parameters = flow_run.parameters or {}
     folder = Path(str(parameters.get("runs", "runs"))) / str(parameters.get("name", ""))
     message = state.message or "It left no message."

@@ -1,6 +1,6 @@
 """The pipeline: specification -> prompts -> policy -> training -> pools -> report.
 
-Each stage writes into its own folder under ``runs/<name>/`` and is skipped when it has finished with the same inputs.
+Each stage writes into its own folder under `runs/<name>/` and is skipped when it has finished with the same inputs.
 """
 
 import json
@@ -80,9 +80,9 @@ def check_specification(settings: PipelineSettings) -> RewardSpec:
 
 @task(task_run_name="prepare-data")
 def prepare_data(settings: RunSettings, test_seed: int | None = None) -> Path:
-    """Write the prompts, train and held out, as ``datasets`` datasets; the fingerprint is in ``stage.json``.
+    """Write the prompts, train and held out, as `datasets` datasets; the fingerprint is in `stage.json`.
 
-    Runs that are given the same ``test_seed`` share their held-out prompts, whatever the seeds of their settings.
+    Runs with the same `test_seed` share their held-out prompts, whatever the seeds of their settings.
     """
     folder = settings.folder / "data"
     sizes = {"train": settings.train_prompts, "test": settings.eval_prompts}

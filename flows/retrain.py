@@ -219,7 +219,7 @@ def challenger_settings(settings: RetrainSettings, champion: Version, fresh: Row
 
 
 def unseen(spec: RewardSpec, split: str, number: int, seed: int, seen: set[str]) -> Rows:
-    """At most ``number`` distinct rows of a split that are not among those seen, in the order of the split.
+    """At most `number` distinct rows of a split that were not seen before, in the order of the split.
 
     A specification is asked for a number of rows, which for a generator has no end; it is asked for more until enough
     are new, or until more brings nothing new.

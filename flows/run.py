@@ -81,7 +81,7 @@ def start(flow: str, settings: BaseModel) -> None:
 
 
 def shipped() -> dict[str, Path]:
-    """The configurations that ship, by name."""
+    """The shipped configurations, by name."""
     folder = Path(str(importlib.resources.files("flows") / "configs"))
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
@@ -99,12 +99,12 @@ def load_config(what: str, words: list[str]) -> tuple[str, BaseModel, bool]:
     """The flow to run, its settings, which are checked, and whether it is a dry run.
 
     Args:
-        what: a YAML file, the name of one that ships, or a flow.
+        what: a YAML file, the name of a shipped one, or a flow.
         words: `KEY=VALUE`, where the value is YAML, or flags; they win over the file.
 
     Raises:
         ValueError: what is wrong with the file or a setting, one line each.
-        FileNotFoundError: there is no such configuration.
+        FileNotFoundError: the configuration does not exist.
     """
     flags = as_flags(words)
     file = shipped().get(what, Path(what))

@@ -1,4 +1,4 @@
-"""What a flow is told. Prefect shows it as a form; a YAML file or keyword arguments give the same."""
+"""The settings of flows. Prefect shows them as a form; a YAML file or keyword arguments work too."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,7 +57,7 @@ SCORER_ERROR: Any = Field(
 
 
 class RunSettings(BaseModel):
-    """What every flow needs to know."""
+    """Settings that every flow has."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -223,7 +223,7 @@ class SearchSettings(RunSettings):
 
 
 class RetrainSettings(TrainSettings):
-    """Settings of one retraining: the champion learns from new prompts, and what is better takes its place."""
+    """Settings of one retraining: a challenger learns from new prompts, and replaces the champion if it is better."""
 
     method: Method = Field("vpo", description="Advantage estimator of the challenger.")
     steps: int = Field(100, ge=1, description="Maximum training steps; fewer if there are too few new prompts.")

@@ -164,7 +164,7 @@ def tells_weights(method: str) -> bool:
 
 
 def host_command(settings: PipelineSettings, flags: dict[str, Any]) -> list[str]:
-    """The host's command with these flags and the settings' own; on a cluster, ``python`` is the one of its nodes."""
+    """The host's command with these flags and the settings' own; on a cluster, `python` is its nodes' Python."""
     command = ["python" if settings.cluster else sys.executable, "-m", "vpo_plugin.train_ppo_ray"]
     for flag, value in flags.items():
         command += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]

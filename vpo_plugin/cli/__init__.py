@@ -20,17 +20,17 @@ COMMANDS = {
     "spec": "list, check and make reward specifications",
     "warm_start": "teach a policy the candidate format with its own answers",
 }
-"""Each is `main` of the module of its name in this package, which is imported when it is called."""
+"""Each command is `main` of the module of its name in this package, which is imported when it is called."""
 GROUP = "vpo_plugin.commands"
 """Entry points with which packages add commands: a function of the arguments, whose docstring is the help."""
 
 
 class UsageError(ValueError):
-    """A command line that is no call of the command."""
+    """A command line that does not fit the command."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; what is wrong is said in one sentence on stderr, with exit code 1, or 2 for wrong usage."""
+    """Run the command; an error is one sentence on stderr, with exit code 1, or 2 for wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
     shown = "--traceback" in arguments
     try:
@@ -79,6 +79,6 @@ def help_text(added: dict[str, EntryPoint]) -> str:
 
 
 def is_it(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """The end of a sentence on an unknown word, with the known one that is most like it."""
+    """The end of a sentence on an unknown word, with the most similar known word."""
     near = get_close_matches(word, list(known), n=1)
     return f"; is it '{prefix}{near[0]}'?" if near else "."

@@ -1,7 +1,7 @@
 """`vpo doctor`: what is installed and running here, and what would fail, in plain words.
 
-Nothing is taken on trust: the host and vLLM are imported, Ray is started or joined and asked on each of its nodes, the
-sandbox runs a program, the Prefect server is asked for its health. Each in a process of its own where it could hang.
+Everything is tried: it imports the host and vLLM, starts or joins Ray and asks each node, runs a program in the
+sandbox, and checks the health of the Prefect server. Checks that could hang run in their own process.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ PACKAGES = ("vpo-plugin", "openrlhf", "vllm", "torch", "deepspeed", "transformer
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `fails`: the project's main use, training, does not work here; `lacks`: a part."""
+    """One finding. `fails`: training, the project's main use, does not work here; `lacks`: another part does not."""
 
     state: Literal["ok", "lacks", "fails"]
     text: str

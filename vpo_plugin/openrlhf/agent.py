@@ -1,10 +1,9 @@
-"""The host's agent executor of a run with a specification: who writes a response, and who rewards it.
+"""The host's agent executor for a run with a specification: what writes a response, and what rewards it.
 
-The host loads this file by path (``--train.agent_func_path``) in every rollout actor. The writer is the host's own
-single turn, or the user's agent (``--train.agent_func_path`` of the command), as it is. Its rewards are those that the
-agent gives itself (``extra_logs["reward_matrix"]``), those of the user's function (``--reward.remote_url``), or the
-spec's, which scores the text of the last turn: what an environment said between turns is no part of it. The matrix
-travels to the trainer in ``extra_logs``.
+The host loads this file by path (`--train.agent_func_path`) in every rollout actor. The writer is the host's own
+single turn, or the user's unchanged agent (`--train.agent_func_path` of the command). The rewards come from the agent
+itself (`extra_logs["reward_matrix"]`), from the user's function (`--reward.remote_url`), or from the spec, which scores
+the text of the last turn, without the environment's messages. The matrix travels to the trainer in `extra_logs`.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ from vpo_plugin.rewards.scoring import Item
 
 
 class Listener:
-    """The engine as a writer sees it, keeping the text of each generation by its tokens."""
+    """The engine for a writer; it keeps the text of each generation by its tokens."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -47,7 +46,7 @@ class Listener:
 
 
 class Group:
-    """The rollouts of one prompt, which a scorer compares: scored when the last one is written."""
+    """The rollouts of one prompt, which a scorer compares; they are scored when the last one is written."""
 
     def __init__(self, call: Any) -> None:
         self.call = call  # kept, so that no other object has its identity
@@ -82,7 +81,7 @@ class AgentExecutor(AgentExecutorBase):
         self.groups: dict[int, Group] = {}
 
     async def execute(self, prompt: str, label: Any, hf_tokenizer: Any, llm_engine: Any, **more: Any) -> dict[str, Any]:
-        """The host passes all by name: what is in `more` is the writer's."""
+        """The host passes everything by name; `more` is for the writer."""
         engine = Listener(llm_engine)
         group = self.group_of(more.get("sampling_params")) if self.spec.group_scorer else None
         output = await self.writer.execute(
@@ -112,7 +111,7 @@ class AgentExecutor(AgentExecutorBase):
         return group
 
     async def score(self, prompt: str, response: str, label: Any, group: "Group | None" = None) -> dict[str, Any]:
-        """What the host is told of a response that the spec scores."""
+        """What the host gets for a response that the spec scores."""
         if self.scoring is None:
             raise ValueError(
                 f"The agent {self.run.own_agent} gave no extra_logs[{INFO_KEY!r}], but the spec {self.spec.name!r} has "

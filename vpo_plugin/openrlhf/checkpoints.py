@@ -1,8 +1,8 @@
-"""From which checkpoint a run resumes: the newest one that is whole. None is ever removed here.
+"""The checkpoint from which a run resumes: the newest complete one. None is ever removed here.
 
-The host keeps `<--ckpt.path>/_actor/global_step<N>/` (and `_critic`), DeepSpeed's files, and loads the one that the
-file `latest` beside them names, whatever its state. DeepSpeed writes that file when the others are there; the host
-(`DeepspeedStrategy.save_ckpt`, OpenRLHF 0.9.9 and later) then adds `metric.json`.
+The host keeps `<--ckpt.path>/_actor/global_step<N>/` (and `_critic`), DeepSpeed's files. It loads the one that the
+file `latest` beside them names, even if it is damaged. DeepSpeed writes `latest` after the other files, and then the
+host (`DeepspeedStrategy.save_ckpt`, OpenRLHF 0.9.9 and later) adds `metric.json`.
 """
 
 import errno
@@ -29,13 +29,13 @@ READ_THROUGH = 256 * 2**30
 
 
 def rewind(path: Path) -> tuple[int, list[str]]:
-    """Make the newest whole checkpoint under `--ckpt.path` the one that the host loads.
+    """Make the newest complete checkpoint under `--ckpt.path` the one that the host loads.
 
-    Newer ones that are unfinished or damaged are set aside as `<path>/unusable_…`.
+    Newer unfinished or damaged checkpoints are set aside as `<path>/unusable_…`.
 
     Returns:
-        The step after which that checkpoint was taken, 0 where there is none, and sentences that a person should read:
-        which ones were passed over, and whether checksums were left out.
+        The step of that checkpoint, 0 if there is none, and sentences for the user: which checkpoints were set aside,
+        and whether checksums were skipped.
     Raises:
         OSError: the folder cannot be read or written.
     """
@@ -71,14 +71,14 @@ def _step(tag: str) -> int:
 
 
 def _set_aside(folder: Path, path: Path) -> Path:
-    """Move one model's checkpoint where the host does not look for it."""
+    """Move one model's checkpoint to a place where the host does not look."""
     name = f"unusable{folder.parent.name}_{folder.name}"
     number = sum(1 for other in path.iterdir() if re.fullmatch(rf"{name}(_\d+)?", other.name))
     return folder.rename(path / (f"{name}_{number + 1}" if number else name))
 
 
 def why_not_saved(error: OSError | RuntimeError, tag: str | None, folder: str) -> str | None:
-    """A sentence on a checkpoint that the disk did not take, with what to do; None for an error of another kind."""
+    """A sentence on a checkpoint that could not be written, with advice; None for an error of another kind."""
     lost = isinstance(error, RuntimeError) and any(words in str(error) for words in WRITE_FAILED)
     if not (lost or isinstance(error, OSError)):
         return None
@@ -92,7 +92,7 @@ def why_not_saved(error: OSError | RuntimeError, tag: str | None, folder: str) -
 
 
 def remove_checkpoints(path: Path) -> None:
-    """Remove what a finished run no longer needs to go on; its best checkpoints, where it has any, stay."""
+    """Remove the checkpoints of a finished run, except its best ones."""
     for step, tag in _tags([path / name for name in MODELS]):
         for name in MODELS:
             if tag == f"global_step{step}":
@@ -100,13 +100,13 @@ def remove_checkpoints(path: Path) -> None:
 
 
 def _tags(models: list[Path]) -> list[tuple[int, str]]:
-    """Steps and names of the checkpoints there are, newest first."""
+    """Steps and names of the existing checkpoints, newest first."""
     names = {folder.name for model in models for folder in model.glob("*global_step*") if folder.is_dir()}
     return sorted(((_step(name), name) for name in names if _step(name)), reverse=True)
 
 
 def _damage(folders: Sequence[Path], read_through: bool) -> str | None:
-    """What is wrong with the files of a checkpoint, None if they are whole."""
+    """What is wrong with the files of a checkpoint, None if they are complete."""
     for folder in folders:
         try:
             json.loads((folder / LAST_FILE).read_text())

@@ -1,6 +1,6 @@
-"""What is wrong with a training command, found before anything is started.
+"""Find mistakes in a training command before anything starts.
 
-Each check looks at one thing and yields a sentence for each mistake.
+Each check looks at one thing and yields one sentence per mistake.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,9 +31,9 @@ def find_mistakes(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> list[s
     """A sentence for each mistake of a command.
 
     Args:
-        given: the flags, with ``vpo.candidates`` filled in.
-        spec: the specification that ``--vpo.spec`` names; None for a run that is the host's alone, or where it cannot
-            be read.
+        given: the flags, with `vpo.candidates` filled in.
+        spec: the specification that `--vpo.spec` names; None if the run uses only the host, or if the specification
+            cannot be read.
         on_cpu: whether the run's machines have no CUDA.
     """
     mistakes = list(check_cuda(given)) if on_cpu else []
@@ -87,7 +87,7 @@ def check_numbers(given: Flags) -> Iterator[str]:
 
 
 def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
-    """What the plugin's estimator cannot be combined with."""
+    """Flags that do not fit the plugin's estimator."""
     estimator = plugin_estimator(given)
     if estimator is None:
         return
@@ -155,13 +155,13 @@ def ranks(given: Flags) -> int:
 
 
 def batch_sizes(given: Flags) -> list[int]:
-    """The values of ``--train.batch_size`` that share a step's rollouts out evenly, largest first."""
+    """The values of `--train.batch_size` that divide a step's rollouts evenly, largest first."""
     rollouts, least = rollouts_per_step(given), ranks(given) * max(given["train.micro_batch_size"], 1)
     return [size for size in range(rollouts, 0, -1) if rollouts % size == 0 and size % least == 0]
 
 
 def check_updates(given: Flags) -> Iterator[str]:
-    """Whether each step updates the policy: the host accumulates gradients until ``--train.batch_size`` is full."""
+    """Whether each step updates the policy: the host accumulates gradients until `--train.batch_size` is full."""
     if given["train.dynamic_batch_enable"]:
         return
     rollouts, batch, micro = rollouts_per_step(given), given["train.batch_size"], given["train.micro_batch_size"]
@@ -185,7 +185,7 @@ def check_updates(given: Flags) -> Iterator[str]:
 
 
 def find_remarks(given: Flags) -> Iterator[str]:
-    """A sentence for each thing that the run may do, but that a person should know of."""
+    """Warnings: one sentence for each thing that is allowed, but that the user should know."""
     if given["algo.dynamic_filtering_enable"] and tuple(given["algo.dynamic_filtering_range"]) != (0, 1):
         yield (
             "--algo.dynamic_filtering_range is not used: with --vpo.spec a prompt is dropped if its rollouts all get "
@@ -212,7 +212,7 @@ def find_remarks(given: Flags) -> Iterator[str]:
 
 
 def check_lora(given: Flags) -> Iterator[str]:
-    """LoRA where its weights can be merged, see ``lora``."""
+    """LoRA only if its weights can be merged, see `lora`."""
     if not given["ds.lora.rank"]:
         return
     for flag, most in (("ds.zero_stage", 2), ("ds.tensor_parallel_size", 1), ("ds.load_in_4bit", False)):
@@ -247,7 +247,7 @@ def read_parts(given: Flags, flag: str, split: str) -> list[tuple[str, Any]]:
 
 
 def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterator[str]:
-    """The first row of a dataset whose prompt cannot be asked, or whose label lacks what the scorer needs."""
+    """The first row of a dataset whose prompt cannot be used, or whose label lacks what the scorer needs."""
     try:
         parts = read_parts(given, flag, split)
     except (OSError, ValueError) as error:
@@ -281,7 +281,7 @@ def _bad_row(given: Flags, spec: RewardSpec, rows: Any) -> str | None:
 
 
 def check_template(given: Flags) -> Iterator[str]:
-    """Whether the model has the chat template that the run is to apply."""
+    """Whether the model has the chat template that the run applies."""
     if not given["data.apply_chat_template"] or not Path(str(given["actor.model_name_or_path"])).is_dir():
         return
     from transformers import AutoTokenizer

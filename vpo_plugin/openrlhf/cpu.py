@@ -1,24 +1,24 @@
 """Run OpenRLHF 0.11 on a machine without CUDA, in every process of a run, with no file of the host edited.
 
-The host calls CUDA directly in a few places. ``install`` replaces those, and only those, in the process that calls it;
+The host calls CUDA directly in a few places. `install` replaces those, and only those, in the process that calls it;
 each replacement takes effect right after the host imports the module concerned. On a machine with CUDA none of this
 is used. Symbols touched (OpenRLHF 0.11.1 and 0.11.2, torch 2.13):
 
 =================================================== ==================================================================
 symbol                                              why
 =================================================== ==================================================================
-``flash_attn.bert_padding``, ``.utils.distributed`` imported by ``openrlhf.models.ring_attn_utils``, used only by
+`flash_attn.bert_padding`, `.utils.distributed` imported by `openrlhf.models.ring_attn_utils`, used only by
                                                     packed samples, which need the CUDA package
-``torch.cuda`` (five functions)                     called unconditionally around every forward and backward pass
-``openrlhf...deepspeed.init_device_mesh``           the mesh is asked for on "cuda"
-``DeepspeedStrategy.get_ds_train_config``           DeepSpeed's own Adam and its shared-memory all-reduce
-``deepspeed.comm.torch.build_shm_op``               (DeepSpeed 0.19) are compiled at first use: torch's serve instead
-``torch.distributed.rendezvous.TCPStore``           listens on every interface: on loopback alone where that is its host
-``NaiveReplayBuffer.__init__``                      builds a ``cuda:…`` device
-``ActorPPOTrainer._init_vllm_sync_group``           weight sync over NCCL: replaced by one hand-over of the weights
-``ActorPPOTrainer.broadcast_to_vllm``               through Ray's object store
-``RolloutRayActor``                                 gains ``load_state``, which receives them
-``cpu_speed``                                       two more, that only save time, with a table of their own
+`torch.cuda` (five functions)                       called unconditionally around every forward and backward pass
+`openrlhf...deepspeed.init_device_mesh`             the mesh is asked for on "cuda"
+`DeepspeedStrategy.get_ds_train_config`             DeepSpeed's own Adam and its shared-memory all-reduce
+`deepspeed.comm.torch.build_shm_op`                 (DeepSpeed 0.19) are compiled at first use: torch's serve instead
+`torch.distributed.rendezvous.TCPStore`             listens on every interface: on loopback alone where that is its host
+`NaiveReplayBuffer.__init__`                        builds a `cuda:…` device
+`ActorPPOTrainer._init_vllm_sync_group`             weight sync over NCCL: replaced by one hand-over of the weights
+`ActorPPOTrainer.broadcast_to_vllm`                 through Ray's object store
+`RolloutRayActor`                                   gains `load_state`, which receives them
+`cpu_speed`                                         two more, that only save time, with a table of their own
 =================================================== ==================================================================
 """
 
@@ -97,7 +97,7 @@ ray_folder: str | None = None
 def cuda_available() -> bool:
     """Whether this run has CUDA: on this machine, or on the Ray cluster that it joins.
 
-    A cluster is taken to have it, unless it was started with ``VPO_DEVICE=cpu`` in its environment.
+    A cluster counts as having CUDA unless it was started with `VPO_DEVICE=cpu` in its environment.
     """
     import torch
 
@@ -108,9 +108,9 @@ def cuda_available() -> bool:
 
 
 def joined_cluster() -> str | None:
-    """The Ray cluster that ``ray.init()`` joins, None where it starts one.
+    """The Ray cluster that `ray.init()` joins, None if it starts one.
 
-    It is the one that ``RAY_ADDRESS`` names (``local``: none), or that ``ray start`` left on this machine if it
+    It is the one that `RAY_ADDRESS` names (`local`: none), or one that `ray start` started on this machine, if it
     answers.
     """
     address = os.environ.get("RAY_ADDRESS")
@@ -267,8 +267,8 @@ def _patch_weight_receiver(module: Any) -> None:
 def reload_weights(worker: Any, state: bytes) -> None:
     """Load saved weights into a vLLM worker.
 
-    ``reload_weights`` and not ``load_weights``: vLLM's CPU kernels repack the weights after loading, so new ones must
-    take the whole loading path again (``vllm.v1.worker.gpu_model_runner``).
+    `reload_weights` and not `load_weights`: vLLM's CPU kernels repack the weights after loading, so new ones must
+    take the whole loading path again (`vllm.v1.worker.gpu_model_runner`).
     """
     import torch
 
@@ -276,10 +276,10 @@ def reload_weights(worker: Any, state: bytes) -> None:
 
 
 def start_private_ray(runtime_env: dict[str, Any]) -> None:
-    """Start a Ray of this process's own: its ports and its folder are free ones, so runs can share a machine.
+    """Start a private Ray with free ports and its own folder, so that runs can share a machine.
 
-    It listens on loopback alone, and obeys only those that know its token: the processes that it starts. Orphans of
-    the run (an engine whose Ray worker was killed) become children of this process, so that ``stop_private_ray`` finds
+    It listens on loopback only, and accepts only processes that know its token, which are those that it starts. Orphans
+    of the run (an engine whose Ray worker was killed) become children of this process, so that `stop_private_ray` finds
     them.
     """
     import ray
@@ -305,7 +305,7 @@ def start_private_ray(runtime_env: dict[str, Any]) -> None:
 
 
 def stop_private_ray() -> None:
-    """Stop the private Ray, end every process that is left of the run, and remove Ray's folder."""
+    """Stop the private Ray, end all remaining processes of the run, and remove Ray's folder."""
     import ray
 
     ray.shutdown()

@@ -17,10 +17,10 @@ from typing import Any
 
 
 def idle_cores() -> int:
-    """The cores that nobody uses as this process starts, at least half of all.
+    """The number of cores that are idle when this process starts, at least half of all.
 
-    With more threads than idle cores, each operation waits until all of them have had a turn: a step of a tiny policy
-    then took five times as long, on 2 cores with a load of 12.
+    With more threads than idle cores, each operation waits until all threads have had a turn. On 2 cores with a load of
+    12, a step of a tiny policy then took five times as long.
     """
     cores = os.cpu_count() or 1
     return max(1, cores // 2, min(cores, cores - round(os.getloadavg()[0])))

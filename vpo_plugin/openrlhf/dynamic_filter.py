@@ -1,7 +1,7 @@
-"""The host's dynamic filtering (`--algo.dynamic_filtering_enable`) by what the run's estimator makes of a group.
+"""The host's dynamic filtering (`--algo.dynamic_filtering_enable`) by the advantages of the run's estimator.
 
-The host drops a prompt whose mean scalar reward is not inside a range, and draws another one. That says little where
-the estimator pays for something else. Here a prompt is dropped if its rollouts all get the same advantage, whatever
+The host drops a prompt whose mean scalar reward is not inside a range, and draws another one. This means little if the
+estimator does not use the scalar reward. Here a prompt is dropped if all its rollouts get the same advantage, whatever
 the range of its rewards. Groups stay whole.
 """
 
@@ -49,7 +49,7 @@ def patch_generator(generator: Any) -> None:
 
 
 def differ(args: Any, group: list[Any]) -> bool:
-    """Whether the estimator of the run tells the rollouts of a prompt apart: experiences of one row each."""
+    """Whether the run's estimator gives the rollouts of a prompt different advantages; each experience has one row."""
     name = args.algo.advantage.estimator
     if name not in advantage_estimator_names():
         rewards = torch.cat([experience.rewards.float() for experience in group])

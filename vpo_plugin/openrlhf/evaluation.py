@@ -1,4 +1,4 @@
-"""Evaluation during training (`--eval.*`): what the pools of the held-out prompts are worth to a search.
+"""Evaluation during training (`--eval.*`): search measures of the pools of the held-out prompts.
 
 The host logs the mean and the best scalar reward of a prompt's responses. For a policy that writes sets, the mean says
 little: it can fall while the best of the set rises. Names and definitions are those of the search evaluation.
@@ -40,7 +40,7 @@ def patch_evaluation(module: Any) -> None:
 
 
 def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
-    """Means over prompts of what their pools are worth: all candidates of a prompt's responses.
+    """Measures of the pools, each with all candidates of a prompt's responses; means over prompts.
 
     `best_at_<k>` and `pass_at_<k>` for k = 1, 2, 4, … and all candidates, `expected_set_reward` and
     `pairwise_l1` of the whole pool.

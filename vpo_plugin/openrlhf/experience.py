@@ -1,8 +1,8 @@
 """From reward matrices to advantages, inside the host's trainer.
 
-Wraps ``RemoteExperienceMaker.compute_advantages_and_returns`` (OpenRLHF 0.11, experience_maker.py): the matrices that
-the agent executor sent along are taken out of the experiences, the estimator turns them into one advantage a rollout,
-and the host, told of no baseline of its own, carries them to the tokens with its own KL, clipping and returns.
+Wraps `RemoteExperienceMaker.compute_advantages_and_returns` (OpenRLHF 0.11, experience_maker.py): the matrices that
+the agent executor sent along are taken out of the experiences, and the estimator turns them into one advantage per
+rollout. The host, without a baseline of its own, puts them on the tokens with its own KL, clipping and returns.
 """
 
 import hashlib
@@ -31,19 +31,19 @@ NO_SPREAD = 1e-6
 
 
 def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Callable[..., list[Any]]) -> list[Any]:
-    """Compute the advantages of one batch with the estimator that ``--advantage`` names.
+    """Compute the advantages of one batch with the estimator that `--advantage` names.
 
-    An estimator of the host gets the batch as the host made it; the plugin's metrics are added all the same.
+    An estimator of the host gets the unchanged batch; the plugin still adds its metrics.
 
     Args:
-        maker: the host's ``RemoteExperienceMaker``, with ``global_step`` set (0-based).
-        experiences: the host's micro-batches. ``info["reward_matrix"]`` holds packed matrices; ``index`` maps rows to
-            prompt order, in which groups are consecutive runs of ``n_samples_per_prompt``.
+        maker: the host's `RemoteExperienceMaker`, with `global_step` set (0-based).
+        experiences: the host's micro-batches. `info["reward_matrix"]` holds packed matrices; `index` maps rows to
+            prompt order, in which groups are consecutive runs of `n_samples_per_prompt`.
         host: the wrapped method.
 
     Returns:
-        The experiences, with ``advantages`` and ``returns`` of shape (rows, tokens). After this the host reads
-        ``info["reward"]`` alone: ``rewards`` hold what it was handed, the advantages of an estimator of the plugin.
+        The experiences, with `advantages` and `returns` of shape (rows, tokens). After this the host reads
+        only `info["reward"]`; `rewards` hold what it got, the advantages of an estimator of the plugin.
     """
     args, run = maker.args, current_settings()
     spec = load_once(str(run.spec))
@@ -129,15 +129,15 @@ def reward_batch(
     *,
     step: int,
 ) -> RewardBatch:
-    """What the estimator of a run takes: the matrices with the weights of the run, or those that each prompt names.
+    """The estimator's input: the matrices with the weights of the run, or with those that each prompt states.
 
     Args:
         args: the host's arguments.
         spec: the specification of the run.
         matrices: the rewards.
-        mask: what of them is present; None for all.
-        labels: one a group.
-        step: which random weightings are drawn (0-based).
+        mask: which of them are present; None for all.
+        labels: one per group.
+        step: selects the random weightings (0-based).
     """
     name = args.algo.advantage.estimator
     weights: Any = spec.objective_weights
@@ -195,7 +195,7 @@ class Batch:
         return torch.cat(list(parts))[self.order.argsort()].unflatten(0, (-1, self.rollouts))
 
     def split(self, values: Float[Tensor, "groups rollouts *more"]) -> list[Float[Tensor, "rows *more"]]:
-        """The opposite of ``gather``: a tensor of each micro-batch's own."""
+        """The opposite of `gather`: one tensor per micro-batch."""
         return [part.clone() for part in values.flatten(0, 1)[self.order].split(self.sizes)]
 
     def penalized(
@@ -234,10 +234,10 @@ def set_metrics(
     matrices: Float[Tensor, "groups rollouts candidates objectives"],
     mask: Bool[Tensor, "groups rollouts candidates objectives"] | None,
 ) -> dict[str, Float[Tensor, "groups rollouts"]]:
-    """What a person wants to see of the sets.
+    """Metrics of the sets for people.
 
-    ``reward_best``: the best candidate under the deployment weights. ``set_diversity``, ``group_diversity``: L1
-    distance of two candidates of a rollout, and of a prompt. ``objective/<key>``: mean over the set, and over all of a
+    `reward_best`: the best candidate under the deployment weights. `set_diversity`, `group_diversity`: L1
+    distance of two candidates of a rollout, and of a prompt. `objective/<key>`: mean over the set, and over all of a
     prompt's objectives where they are ragged.
     """
     present = torch.ones_like(matrices, dtype=torch.bool) if mask is None else mask

@@ -1,4 +1,4 @@
-"""The plugin's flags on the host's parser, and a command line read with a sentence for each mistake in it."""
+"""The plugin's flags on the host's parser, and a reader of the command line that returns a sentence per mistake."""
 
 import argparse
 import difflib
@@ -43,7 +43,7 @@ RENAMED = {
     "use_wandb": "logger.wandb.key",
     "vllm_is_truncated_threshold": "algo.advantage.is_correction_threshold",
 }
-"""Flags of the host's versions 0.8 to 0.10 that share too few words with their new names to be found by them."""
+"""Flags of the host's versions 0.8 to 0.10 whose new names cannot be found by shared words."""
 
 
 def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
@@ -122,10 +122,10 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def read_flags(parser: argparse.ArgumentParser, command: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse a command line to its end, whatever is wrong in it.
+    """Parse a whole command line, even if it has mistakes.
 
     Returns:
-        The arguments, with the default for a flag that cannot be read, and a sentence for each mistake.
+        The arguments, with the default for a flag that cannot be read, and one sentence per mistake.
     """
     names = sorted(parser._option_string_actions)
     mistakes, words = [], list(command)
@@ -171,7 +171,7 @@ def without(words: list[str], flags: set[str]) -> list[str]:
 
 
 def unknown_flag(flag: str, meant: list[str], names: list[str]) -> str:
-    """A sentence for a flag that is none, or that several begin with; it names the one that is probably meant."""
+    """A sentence on an unknown or ambiguous flag; it names the most likely flag."""
     if meant:
         return f"{flag} may be {', '.join(meant[:-1])} or {meant[-1]}: write it in full."
     if (new := new_name(flag.removeprefix("--"), names)) is not None:
@@ -181,7 +181,7 @@ def unknown_flag(flag: str, meant: list[str], names: list[str]) -> str:
 
 
 def new_name(old: str, names: list[str]) -> str | None:
-    """The host's present name of a flag of its versions 0.8 to 0.10, None for one that it had not."""
+    """The host's current name of a flag of its versions 0.8 to 0.10, None for an unknown flag."""
     if old in RENAMED:
         return f"--{RENAMED[old]}"
     parts = set(old.split("_"))

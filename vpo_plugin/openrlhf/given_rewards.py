@@ -1,8 +1,8 @@
-"""Rewards that a user's own code gives, and what the host is told of a rollout's rewards.
+"""Rewards from a user's own code, and the fields that the host gets for a rollout's rewards.
 
 A reward function, `reward_func(queries, prompts, labels)` in a Python file or an HTTP server, is called as the host
-calls it, with one query at a time. Its `rewards` are one entry a query: a vector or a matrix instead of a number.
-Values are those of a scorer: the specification says their ranges, and which are better when lower.
+calls it, with one query at a time. Its `rewards` have one entry per query: a vector or a matrix instead of a number.
+Values are read like a scorer's: the specification defines their ranges, and which are better when lower.
 """
 
 import traceback
@@ -29,9 +29,9 @@ class RewardFunction:
         self.fetch = host._fetch_rewards_via_func if host.reward_func else host._fetch_rewards_via_http
 
     async def __call__(self, query: str, prompt: str, label: Any) -> tuple[Any, dict[str, Any]]:
-        """The rewards of one query, as they are, and what is to be logged beside them.
+        """The raw rewards of one query, and the logs beside them.
 
-        Raises ValueError if the function returned no rewards; what it raises itself propagates.
+        Raises ValueError if the function returned no rewards; errors of the function propagate.
         """
         (answer,) = await self.fetch([query], [prompt], [label])
         rewards = answer.get("rewards") if isinstance(answer, dict) else None
@@ -49,9 +49,9 @@ def read_matrix(spec: RewardSpec, given: Any, label: Any) -> np.ndarray:
     Args:
         spec: names the objectives, in the order of the columns, their ranges and directions.
         given: what the user's code returned.
-        label: the prompt's; where objectives are ragged, it says how many there are.
+        label: the prompt's label; for ragged objectives, it determines their number.
     Raises:
-        ValueError: it has another shape, or values that are not finite or out of range.
+        ValueError: a wrong shape, or values that are not finite or out of range.
     """
     columns = columns_of(spec, _label(spec, label))
     try:
@@ -67,9 +67,9 @@ def read_matrix(spec: RewardSpec, given: Any, label: Any) -> np.ndarray:
 
 
 def failed(run: Settings, spec: RewardSpec, query: str, label: Any, who: str, error: Exception) -> np.ndarray:
-    """The matrix of a rollout whose rewards could not be had: the floor, with `--vpo.on_scorer_error zero`.
+    """The matrix of a rollout whose rewards failed: the floor, with `--vpo.on_scorer_error zero`.
 
-    Raises RuntimeError, which names the file with prompt, response and traceback, if that is to stop the run.
+    Otherwise raises RuntimeError, which names the file with prompt, response and traceback.
     """
     parts = {"prompt and response": query, "label": repr(label), "traceback": traceback.format_exc()}
     kept = keep_failure(run.log_dir, parts)
@@ -83,19 +83,19 @@ def failed(run: Settings, spec: RewardSpec, query: str, label: Any, who: str, er
 
 
 def _label(spec: RewardSpec, label: Any) -> object:
-    """The label as `columns_of` wants it. The user's code is free in what it makes of one, where it needs none."""
+    """The label for `columns_of`. Without ragged objectives, the user's code may use any label."""
     return read_label(spec, label) if spec.ragged else None
 
 
 def told(spec: RewardSpec, matrix: np.ndarray, logs: Mapping[str, Any], failed: bool = False) -> dict[str, Any]:
-    """What the host's executors return of rewards, for a matrix that the user's code gave beside logs of its own."""
+    """The reward fields of the host's executors, for a matrix and logs from the user's code."""
     reward = float((matrix.astype(np.float64) @ spec.weights_of(matrix.shape[1])).mean())
     said = fields(matrix, reward, 0 if failed else len(matrix), 0 if failed else len(matrix), failed)
     return said | {"extra_logs": {**logs, **said["extra_logs"]}}
 
 
 def fields(matrix: np.ndarray, reward: float, parsed: int, unique: int, failed: bool) -> dict[str, Any]:
-    """The scalar reward for the host's log, and the matrix where it makes no scalar metric of it."""
+    """The scalar reward for the host's log, and the matrix in a place where the host does not average it."""
     return {
         "reward": reward,
         "scores": reward,

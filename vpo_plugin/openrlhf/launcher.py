@@ -1,9 +1,9 @@
 """The host's training command with the plugin's flags.
 
-The host builds its parser and calls ``train`` under ``if __name__ == "__main__"`` (openrlhf/cli/train_ppo_ray.py), so
-the module is run as it is and one thing is wrapped: the parser's ``parse_args``. When the host calls it, the plugin's
-flags join the host's (``flags``), the arguments are checked (``checks``), the output folder is claimed (``output``)
-and Ray is started with the plugin in every worker; the host then finds Ray initialized and goes its own way.
+The host builds its parser and calls `train` under `if __name__ == "__main__"` (openrlhf/cli/train_ppo_ray.py). So the
+launcher runs the unchanged module and wraps one thing, the parser's `parse_args`. When the host calls it, the launcher
+adds the plugin's flags (`flags`), checks the arguments (`checks`), claims the output folder (`output`), and starts Ray
+with the plugin in every worker. The host then finds Ray initialized and continues as usual.
 """
 
 import argparse
@@ -37,7 +37,7 @@ HOST_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "true", "NCCL_DEBUG": "WARN", "RAY
 
 
 def main() -> None:
-    """Run the host's command on ``sys.argv``. Bad arguments end with all mistakes and exit code 2 before a start."""
+    """Run the host's command on `sys.argv`. Bad arguments print all mistakes and end with exit code 2."""
     check_host_version()
     on_cpu = not cpu.cuda_available()
     if on_cpu:
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def check_host_version() -> None:
-    """Exit with a sentence unless a version of the host is installed that the plugin was tested with."""
+    """Exit with a sentence unless the installed host is a tested version."""
     try:
         version = importlib.metadata.version("openrlhf")
     except importlib.metadata.PackageNotFoundError:
@@ -90,8 +90,8 @@ def check_arguments(
         command: the flags and their values.
         on_cpu: whether the run's machines have no CUDA.
     Returns:
-        The arguments with the defaults that depend on other flags filled in, and the specification of the run, None
-        for a run that is the host's alone.
+        The arguments, with the defaults that depend on other flags filled in, and the specification of the run, None
+        if the run uses only the host.
     """
     args, mistakes = read_flags(parser, command)
     given = vars(args)
@@ -195,9 +195,9 @@ def _exit_on_sigterm(signum: int, frame: Any) -> NoReturn:
 
 
 def stop_ray() -> None:
-    """Stop a Ray that was this run's own, and every process of it, or leave a cluster that was joined.
+    """Stop a private Ray and all its processes, or leave a cluster that was joined.
 
-    What the workers still had to say is printed before this returns, so that the run's own last words come last.
+    Remaining output of the workers is printed before this returns, so that the run's own last message comes last.
     """
     import ray
 

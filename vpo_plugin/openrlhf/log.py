@@ -1,8 +1,8 @@
-"""What a training run leaves for people and programs to read, in `<--ckpt.output_dir>/vpo/`.
+"""The logs of a training run for people and programs, in `<--ckpt.output_dir>/vpo/`.
 
-`metrics.jsonl`: one line a step, all of the host's own metrics with the plugin's among them, and one an evaluation.
-`rollouts/step_000001.npz`: that step's reward matrices, the advantages made of them, a fingerprint of each prompt.
-`rollouts/step_000001.parquet`: what was written to a few of its prompts, which `vpo show` prints.
+`metrics.jsonl`: one line per step, with all metrics of the host and the plugin, and one per evaluation.
+`rollouts/step_000001.npz`: the step's reward matrices, their advantages, and a fingerprint of each prompt.
+`rollouts/step_000001.parquet`: the responses to a few of the step's prompts, which `vpo show` prints.
 """
 
 import json
@@ -30,7 +30,7 @@ REMARK = "vpo: "
 
 
 def own(log_dir: Path, run: str) -> None:
-    """Make the folder that of one start of a training: an earlier one that still runs stops before its next step."""
+    """Claim the folder for one start of a training; an earlier one that still runs stops before its next step."""
     files.write(log_dir / OWNER, run)
 
 
@@ -66,13 +66,13 @@ def read_steps(log_dir: Path) -> list[dict[str, float]]:
 
 
 def remark_of(line: str) -> str | None:
-    """What a line of a run's output says to a person, None for other lines; Ray names the process before it."""
+    """The message for people in a line of a run's output, None for other lines; Ray puts the process before it."""
     match = re.fullmatch(rf"(?:(?:\x1b\[\d+m)*\(\w+ pid=[^)]*\)(?:\x1b\[\d+m)* )?{REMARK}(.*)", line)
     return match and match[1]
 
 
 def last_words(log: Path) -> str:
-    """Why a program ended, as it said itself, and where all is: its last error with what follows, or its last line."""
+    """Why a program ended, in its own words (its last error with what follows, or its last line), and its log file."""
     own = own_lines(log)
     starts = [number for number, line in enumerate(own) if ERROR.match(line)]
     said = (own[starts[-1] :] if starts else own[-1:])[:MOST_WORDS] or ["it printed nothing."]
@@ -123,10 +123,10 @@ def training_curve(log_dir: Path) -> list[dict[str, float]]:
 
 
 def log_texts(log_dir: Path, step: int, rows: Sequence[dict[str, Any]]) -> None:
-    """Save what was written in one step (1-based) as a table: one row a rollout.
+    """Save the responses of one step (1-based) as a table with one row per rollout.
 
-    It has a reward vector for each candidate, the host's scalar reward, and what the rollout is worth to the estimator.
-    A candidate is null where none could be read, or where the user's own code gave the rewards.
+    It has a reward vector for each candidate, the host's scalar reward, and the estimator's value of the rollout.
+    A candidate is null if it could not be read, or if the user's own code gave the rewards.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -143,7 +143,7 @@ def read_texts(log_dir: Path, step: int) -> list[dict[str, Any]]:
     """The rows that `log_texts` saved of a step.
 
     Raises:
-        FileNotFoundError: there are none; the message names the steps of which there are.
+        FileNotFoundError: there are none; the message names the steps that have rows.
     """
     import pyarrow.parquet as pq
 

@@ -1,7 +1,7 @@
-"""LoRA (`--ds.lora.rank`): the engines and the saved model get whole weights, the adapter merged in.
+"""LoRA (`--ds.lora.rank`): the engines and the saved model get complete weights with the adapter merged in.
 
-The host hands the engines the parameters of PEFT's wrapped model under their own names, which no engine knows. The
-wrapped model's weights stay as they are: adding an adapter and taking it away again would round them at each step.
+The host would send the engines the parameters of PEFT's wrapped model under names that no engine knows. The wrapped
+model's weights stay unchanged, because adding an adapter and removing it again would round them at each step.
 """
 
 import os
@@ -15,9 +15,8 @@ PREFIX = "base_model.model."
 
 
 class MergedWeight:
-    """A weight of the base model with its adapter, as much of a parameter as the host's weight sync reads.
-
-    It is computed when it is read, so that one at a time takes memory.
+    """A weight of the base model merged with its adapter, with the parts of a parameter that the host's weight sync
+    reads. It is computed when it is read, so that only one at a time takes memory.
     """
 
     def __init__(self, parameter: Tensor, layer: Any) -> None:

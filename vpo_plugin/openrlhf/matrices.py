@@ -1,7 +1,7 @@
 """Reward matrices on their way from the agent executor to the experience hook.
 
-The host makes one tensor row of a list in `extra_logs` and pads rows of different lengths with zeros
-(`Experience._merge_item`), so a matrix travels flat behind its own shape.
+The host turns a list in `extra_logs` into one tensor row and pads rows of different lengths with zeros
+(`Experience._merge_item`). So a matrix travels as a flat list after its own shape.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def stack_groups(matrices: list[Tensor], group_size: int) -> tuple[Tensor, Tenso
     """Stack matrices (m_i, k_i) in prompt order into (groups, rollouts, candidates, objectives).
 
     Returns:
-        The stacked matrices, and a mask of what is present, or None where nothing is ragged.
+        The stacked matrices, and a mask of what is present, or None if nothing is ragged.
     Raises:
         ValueError: the matrices do not fill whole groups.
     """

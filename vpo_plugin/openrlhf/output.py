@@ -1,4 +1,4 @@
-"""A run's output folder: what marks it, and from which checkpoint the run resumes."""
+"""A run's output folder: its marker file, and the checkpoint from which the run resumes."""
 
 import argparse
 import json
@@ -47,9 +47,9 @@ def check_output(given: Mapping[str, Any], spec: RewardSpec) -> Iterator[str]:
 
 
 def claim_output(parser: argparse.ArgumentParser, given: Mapping[str, Any], spec: RewardSpec) -> None:
-    """Mark the output folder as this run's, and remove what an earlier run logged there, unless this one resumes it.
+    """Mark the output folder as this run's, and remove the logs of an earlier run unless this one resumes it.
 
-    A folder that cannot be written ends the command with a sentence and exit code 2.
+    If the folder cannot be written, the command ends with a sentence and exit code 2.
     """
     folder = log_dir(given["ckpt.output_dir"])
     try:

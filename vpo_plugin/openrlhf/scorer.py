@@ -21,7 +21,7 @@ def start_scoring(settings: Settings) -> Scoring:
 
 
 def engine_devices() -> str | None:
-    """``CUDA_VISIBLE_DEVICES`` of this process's engine, None where the machine has no such variable.
+    """`CUDA_VISIBLE_DEVICES` of this process's engine, None where the machine has no such variable.
 
     With tensor parallel sizes above 1 the host drops the variable (vllm_engine.py, `_configure_device_env`) and names
     the bundles of the placement group that hold the engine's GPUs: the first one's is the scorer's.

@@ -26,7 +26,7 @@ class Settings:
     on_scorer_error: Literal["raise", "zero"]
     """What happens to a response whose scorer raises."""
     log_dir: Path
-    """Folder of ``metrics.jsonl``, the reward matrices of each step, and scorer errors."""
+    """Folder of `metrics.jsonl`, the reward matrices of each step, and scorer errors."""
     on_cpu: bool
     """Whether the run's machines have no CUDA."""
     run: str = ""
@@ -61,7 +61,7 @@ def current_settings() -> Settings:
     """The settings of the run that this process belongs to.
 
     Raises:
-        RuntimeError: the process belongs to no run of ``vpo_plugin.train_ppo_ray``.
+        RuntimeError: the process belongs to no run of `vpo_plugin.train_ppo_ray`.
     """
     if VARIABLE not in os.environ:
         raise RuntimeError(

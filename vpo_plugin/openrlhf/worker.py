@@ -1,27 +1,27 @@
 """What every Ray worker process of a run does before the host's code runs in it.
 
-`SETUP` is the run's ``worker_process_setup_hook``: a name, since Ray refuses a hook that is a function where vLLM joins
-it from within a worker (``ray/_private/runtime_env/setup_hook.py``, Ray 2.55). It imports neither torch nor the host,
+`SETUP` is the run's `worker_process_setup_hook`: a name, since Ray refuses a hook that is a function where vLLM joins
+it from within a worker (`ray/_private/runtime_env/setup_hook.py`, Ray 2.55). It imports neither torch nor the host,
 so it costs a worker nothing; each patch takes effect right after the host imports the module concerned. Symbols of
 OpenRLHF 0.11 touched here, on every machine:
 
 ======================================================= ==============================================================
 symbol                                                  why
 ======================================================= ==============================================================
-``RemoteExperienceMaker.compute_advantages_and_returns`` has a fixed list of estimators (``experience``)
-``BasePPOTrainer.train_step``                           tells the above which step it is, and counts what it did
-``BasePPOTrainer.save_logs_and_checkpoints``            has a step's metrics complete, timing included: they are logged
-``BasePPOTrainer.save_best_checkpoint``                 has those of an evaluation
-``BasePPOTrainer.init_checkpoint_states``               says from which step on the run goes, and the log with it
-``ppo_trainer.blending_datasets``                       reads fewer kinds of datasets than are checked before a start
-``ppo_trainer.compute_eval_metrics``                    knows means of a set's rewards only
-``ActorPPOTrainer.ppo_train``                           does not say how many optimizer steps it took
-``ActorPPOTrainer.broadcast_to_vllm``,                  send and save LoRA's own parameters: here the merged weights
-``DeepspeedStrategy.save_model``
-``SamplesGenerator._generate_vllm``,                    filter prompts by their mean reward: here by whether the
-``._process_response_into_experience``                  estimator tells their rollouts apart
-``DeepspeedStrategy.save_ckpt``                         fails with a DeepSpeed error that does not say what to do
-``prompts_dataset.preprocess_data``                     asks each prompt for m candidates before the chat template, and
+`RemoteExperienceMaker.compute_advantages_and_returns` has a fixed list of estimators (`experience`)
+`BasePPOTrainer.train_step`                             knows the step's number, which the method above needs
+`BasePPOTrainer.save_logs_and_checkpoints`              has a step's complete metrics, timing included, for our log
+`BasePPOTrainer.save_best_checkpoint`                   has the metrics of an evaluation, for our log
+`BasePPOTrainer.init_checkpoint_states`                 knows the step from which the run and its log continue
+`ppo_trainer.blending_datasets`                         reads fewer kinds of datasets than the plugin
+`ppo_trainer.compute_eval_metrics`                      knows only means of a set's rewards
+`ActorPPOTrainer.ppo_train`                             does not say how many optimizer steps it took
+`ActorPPOTrainer.broadcast_to_vllm`,                    send and save LoRA's own parameters: here the merged weights
+`DeepspeedStrategy.save_model`
+`SamplesGenerator._generate_vllm`,                      filter prompts by their mean reward: here by whether the
+`._process_response_into_experience`                    estimator tells their rollouts apart
+`DeepspeedStrategy.save_ckpt`                           fails with a DeepSpeed error that does not say what to do
+`prompts_dataset.preprocess_data`                       asks each prompt for m candidates before the chat template, and
                                                         takes no options of that template
 ======================================================= ==============================================================
 """
