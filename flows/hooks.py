@@ -16,8 +16,6 @@ from vpo_plugin.openrlhf.log import end_of
 from vpo_plugin.report.plots import live
 from vpo_plugin.report.tables import headline, markdown_table, say_difference
 
-LOGS_SHOWN = 10
-
 
 def show_results(folder: Path, results: dict[str, Any], sentence: str) -> None:
     """The page's summary: what came out, the table, the plots, and how the whole report is opened."""
@@ -64,7 +62,7 @@ def explain_failure(flow: Any, flow_run: Any, state: Any) -> None:
             client.set_flow_run_state(flow_run.id, Failed(message=message), force=True)
     how = "was ended from outside" if state.is_crashed() and not unknown else "failed"
     text = [f"The run {how}.", fenced(message)]
-    written = logs(folder)
+    written = sorted(folder.rglob("*.log"), key=lambda log: log.stat().st_mtime, reverse=True)  # the newest first
     for log in [log for log in written if str(log.resolve()) in message][:1] or written[:1]:
         text += [f"The end of the log `{log.resolve()}`:", fenced(end_of(log))]
     text += [
@@ -78,11 +76,6 @@ def explain_failure(flow: Any, flow_run: Any, state: Any) -> None:
         description="What went wrong, and how to resume.",
         flow_run_id=flow_run.id,
     ).create(_sync=True)
-
-
-def logs(folder: Path) -> list[Path]:
-    """The newest logs of a run's stages, newest first."""
-    return sorted(folder.rglob("*.log"), key=lambda log: log.stat().st_mtime, reverse=True)[:LOGS_SHOWN]
 
 
 def fenced(text: str) -> str:

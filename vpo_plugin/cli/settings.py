@@ -99,7 +99,7 @@ def choose(commands: Mapping[str, Callable[[list[str]], int]], arguments: list[s
     if named is not None:
         arguments.remove(named)
         return commands[named](arguments)
-    listed = "\n".join(f"  {command} {name:10}{_summary(function)}" for name, function in commands.items())
+    listed = "\n".join(f"  {command} {name:10}{function.__doc__}" for name, function in commands.items())
     if "--help" in arguments or "-h" in arguments:
         print(f"usage: {command} COMMAND …\n\n{listed}")
         return 0
@@ -203,7 +203,3 @@ def _add_argument(parser: _Parser, *names: str, **options: Any) -> None:
     options["help"] = re.sub(r" \(default: \[(.*)\]\)$", lambda m: f" (default: {m[1].replace(chr(39), '')})", text)
     group = parser.needed if text.endswith(" (required)") else parser.optional
     group.add_argument(*names, **options)
-
-
-def _summary(function: Callable[[list[str]], int]) -> str:
-    return (function.__doc__ or "").partition("\n")[0]
