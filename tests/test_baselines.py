@@ -24,7 +24,8 @@ from vpo_plugin.advantages import (
     sample_simplex_weights,
     write_goal,
 )
-from vpo_plugin.openrlhf import launcher, worker
+from vpo_plugin.openrlhf import launcher
+from vpo_plugin.openrlhf.prompts import patch_prompts
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import load_spec
 
@@ -282,7 +283,7 @@ def test_prompt_and_reward_agree_on_the_weights(run_settings: Settings) -> None:
     module = SimpleNamespace(
         preprocess_data=lambda data, template, input_key, label_key, chat: (data[input_key], label_key)
     )
-    worker._patch_prompts(module)
+    patch_prompts(module)
     labels = ['{"maze": 1}', '{"maze": 2}']
     told = []
     for label in labels:
@@ -300,7 +301,7 @@ def test_prompt_and_reward_agree_on_the_weights(run_settings: Settings) -> None:
 def test_prompts_of_other_estimators_tell_no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(VARIABLE, Settings("maze_small", 1, "raise", tmp_path, on_cpu=True).dump())
     module = SimpleNamespace(preprocess_data=lambda data, template, input_key, label_key, chat: data[input_key])
-    worker._patch_prompts(module)
+    patch_prompts(module)
     assert "weights" not in module.preprocess_data({"q": "Find a way."}, None, "q")
 
 

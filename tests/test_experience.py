@@ -514,7 +514,7 @@ from openrlhf.datasets import prompts_dataset
 for actor in actors:
     assert inspect.unwrap(actor.train_step) is BasePPOTrainer.train_step, actor
 assert BasePPOTrainer.train_step.__module__ == "vpo_plugin.openrlhf.trainer"
-assert RemoteExperienceMaker.compute_advantages_and_returns.__module__ == "vpo_plugin.openrlhf.worker"
+assert RemoteExperienceMaker.compute_advantages_and_returns.__module__ == "vpo_plugin.openrlhf.experience"
 
 prompt, label = prompts_dataset.preprocess_data({"q": "Find a way.", "a": "x"}, None, "q", "a")
 assert "<route_1>" in prompt and "3" in prompt and prompt.startswith("Find a way.") and label == "x"

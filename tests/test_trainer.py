@@ -62,7 +62,7 @@ def generate(groups: list[list[torch.Tensor]], ray: Any, *flags: str) -> tuple[l
         def _dispatch_prompts_to_vllm(self, prompts: list[str], labels: list[str], **more: Any) -> list[Any]:
             return [ray.put([response(matrix) for matrix in self.waiting.pop(0)]) for _ in prompts]
 
-    patch_generator(Generator)
+    patch_generator(SimpleNamespace(SamplesGenerator=Generator))
     rows = iter([("", ["Find a way."], ["{}"], [None])] * len(groups))
     kept, drawn, _ = Generator()._generate_vllm(rows, 4, True)
     return kept, drawn

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from vpo_plugin.files import write
 
@@ -75,6 +76,21 @@ def _set_aside(folder: Path, path: Path) -> Path:
     name = f"unusable{folder.parent.name}_{folder.name}"
     number = sum(1 for other in path.iterdir() if re.fullmatch(rf"{name}(_\d+)?", other.name))
     return folder.rename(path / (f"{name}_{number + 1}" if number else name))
+
+
+def patch_strategy(module: Any) -> None:
+    """Wrap `save_ckpt` of the host's `DeepspeedStrategy`, which fails without a word on what to do."""
+    original = module.DeepspeedStrategy.save_ckpt
+
+    def save_ckpt(self: Any, model: Any, save_dir: str, tag: str | None = None, *rest: Any, **more: Any) -> None:
+        try:
+            original(self, model, save_dir, tag, *rest, **more)
+        except (OSError, RuntimeError) as error:
+            if (sentence := why_not_saved(error, tag, save_dir)) is None:
+                raise
+            raise RuntimeError(sentence) from error
+
+    module.DeepspeedStrategy.save_ckpt = save_ckpt
 
 
 def why_not_saved(error: OSError | RuntimeError, tag: str | None, folder: str) -> str | None:

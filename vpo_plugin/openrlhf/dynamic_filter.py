@@ -15,12 +15,13 @@ from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
 from vpo_plugin.openrlhf.settings import current_settings
 
 
-def patch_generator(generator: Any) -> None:
+def patch_generator(module: Any) -> None:
     """Wrap the host's `SamplesGenerator`, which compares the mean of a group's `scores` with the range.
 
     While it generates, the scores are a number inside the range for a group that is kept and one above it for a group
     that is dropped; the kept ones get their own back from `info["score"]`.
     """
+    generator = module.SamplesGenerator
     original_generate = generator._generate_vllm
     original_process = generator._process_response_into_experience
 

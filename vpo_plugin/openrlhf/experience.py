@@ -5,10 +5,10 @@ the agent executor sent along are taken out of the experiences, and the estimato
 rollout. The host, without a baseline of its own, puts them on the tokens with its own KL, clipping and returns.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +28,16 @@ from vpo_plugin.rewards.formats import parse
 load_once = cache(load_spec)
 NO_SPREAD = 1e-6
 """Size of the advantages below which a group's rollouts count as equal."""
+
+
+def patch_experience_maker(module: Any) -> None:
+    """Wrap `compute_advantages_and_returns` of the host's `RemoteExperienceMaker`."""
+    original = module.RemoteExperienceMaker.compute_advantages_and_returns
+
+    def compute(self: Any, experiences: list[Any]) -> list[Any]:
+        return compute_advantages_and_returns(self, experiences, original)
+
+    module.RemoteExperienceMaker.compute_advantages_and_returns = compute
 
 
 def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Callable[..., list[Any]]) -> list[Any]:
@@ -84,7 +94,7 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
         rollout_rewards=worth.numpy(),
         advantages=advantages.numpy(),
         token_advantages=batch.token_means("advantages").numpy(),
-        prompts=np.array([fingerprint(prompt) for prompt in batch.of_prompts("prompts")]),
+        prompts=np.array([sha256(prompt.encode()).hexdigest()[:16] for prompt in batch.of_prompts("prompts")]),
     )
     shown = len(worth) if args.vpo.log_prompts < 0 else args.vpo.log_prompts
     texts = batch.texts(maker.tokenizer, shown)
@@ -222,11 +232,6 @@ class Batch:
             mask = experience.action_mask
             means.append((getattr(experience, field) * mask).sum(-1) / mask.sum(-1).clamp(min=1))
         return self.gather(means)
-
-
-def fingerprint(prompt: str) -> str:
-    """A few digits that tell prompts apart, for the log."""
-    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def set_metrics(

@@ -54,9 +54,9 @@ def merged_parameters(model: Any) -> Iterator[tuple[str, Any]]:
             yield base_name, parameter
 
 
-def patch_actor(actor: Any) -> None:
+def patch_actor(module: Any) -> None:
     """Wrap `broadcast_to_vllm` of the host's `ActorPPOTrainer`, which sends what `named_parameters` gives."""
-    original = actor.broadcast_to_vllm
+    original = module.ActorPPOTrainer.broadcast_to_vllm
 
     def broadcast_to_vllm(self: Any) -> None:
         model = self.actor.model.module
@@ -69,12 +69,12 @@ def patch_actor(actor: Any) -> None:
         finally:
             del model.named_parameters
 
-    actor.broadcast_to_vllm = broadcast_to_vllm
+    module.ActorPPOTrainer.broadcast_to_vllm = broadcast_to_vllm
 
 
-def patch_strategy(strategy: Any, barrier: Any) -> None:
+def patch_strategy(module: Any) -> None:
     """Wrap `save_model` of the host's `DeepspeedStrategy`: the adapter, all that it saves, goes to `adapter/`."""
-    original = strategy.save_model
+    original = module.DeepspeedStrategy.save_model
 
     def save_model(self: Any, model: Any, tokenizer: Any, output_dir: str, **more: Any) -> None:
         peft_model = self._unwrap_model(model)
@@ -86,6 +86,6 @@ def patch_strategy(strategy: Any, barrier: Any) -> None:
             weights = {name: weight.data for name, weight in merged_parameters(peft_model)}
             peft_model.get_base_model().save_pretrained(output_dir, state_dict=weights, **more)
             tokenizer.save_pretrained(output_dir)
-        barrier()
+        module.torch_dist_barrier_and_cuda_sync()
 
-    strategy.save_model = save_model
+    module.DeepspeedStrategy.save_model = save_model

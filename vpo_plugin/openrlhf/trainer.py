@@ -14,8 +14,9 @@ UNREAD_STEPS = 3
 """Steps in a row without a candidate that can be read, after which the warning is repeated."""
 
 
-def patch_trainer(trainer: Any) -> None:
+def patch_trainer(module: Any) -> None:
     """Wrap methods of the host's `BasePPOTrainer`."""
+    trainer = module.BasePPOTrainer
     original_step, original_states = trainer.train_step, trainer.init_checkpoint_states
     original_logs, original_best = trainer.save_logs_and_checkpoints, trainer.save_best_checkpoint
 
@@ -52,9 +53,9 @@ def patch_trainer(trainer: Any) -> None:
     trainer.save_logs_and_checkpoints, trainer.save_best_checkpoint = save_logs_and_checkpoints, save_best_checkpoint
 
 
-def patch_actor(actor: Any) -> None:
+def patch_actor(module: Any) -> None:
     """Wrap the training of the host's `ActorPPOTrainer`: its status says how many optimizer steps were taken."""
-    original = actor.ppo_train
+    original = module.ActorPPOTrainer.ppo_train
 
     def ppo_train(self: Any, kl_ctl: float) -> dict[str, Any]:
         engine = self.actor.model
@@ -62,7 +63,7 @@ def patch_actor(actor: Any) -> None:
         status = original(self, kl_ctl)
         return {**status, "optimizer_steps": engine.global_steps - before}
 
-    actor.ppo_train = ppo_train
+    module.ActorPPOTrainer.ppo_train = ppo_train
 
 
 def count_unread(trainer: Any, samples: Sequence[Any], step: int) -> int:

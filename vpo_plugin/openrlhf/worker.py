@@ -26,14 +26,28 @@ symbol                                                  why
 ======================================================= ==============================================================
 """
 
-from typing import Any
-
 import wrapt
 
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.settings import current_settings
 
 SETUP = "vpo_plugin.openrlhf.worker.setup"
+OF_ALL = (
+    ("openrlhf.trainer.ray.ppo_actor", "lora:patch_actor"),
+    ("openrlhf.trainer.ray.ppo_actor", "trainer:patch_actor"),
+    ("openrlhf.utils.deepspeed.deepspeed", "lora:patch_strategy"),
+    ("openrlhf.utils.deepspeed.deepspeed", "checkpoints:patch_strategy"),
+)
+"""Modules of the host, and the functions of this package that patch them."""
+OF_A_SPEC = (
+    ("openrlhf.datasets.prompts_dataset", "prompts:patch_prompts"),
+    ("openrlhf.trainer.ppo_utils.experience_maker", "experience:patch_experience_maker"),
+    ("openrlhf.trainer.ppo_trainer", "trainer:patch_trainer"),
+    ("openrlhf.trainer.ppo_trainer", "evaluation:patch_evaluation"),
+    ("openrlhf.trainer.ppo_trainer", "prompts:patch_datasets"),
+    ("openrlhf.trainer.ppo_utils.samples_generator", "dynamic_filter:patch_generator"),
+)
+"""Those of a run with a specification."""
 
 
 def setup() -> None:
@@ -41,70 +55,5 @@ def setup() -> None:
     run = current_settings()
     if run.on_cpu:
         cpu.install()
-    if run.spec is not None:
-        wrapt.register_post_import_hook(_patch_prompts, "openrlhf.datasets.prompts_dataset")
-        wrapt.register_post_import_hook(_patch_experience_maker, "openrlhf.trainer.ppo_utils.experience_maker")
-        wrapt.register_post_import_hook(_patch_trainer, "openrlhf.trainer.ppo_trainer")
-        wrapt.register_post_import_hook(_patch_filter, "openrlhf.trainer.ppo_utils.samples_generator")
-    wrapt.register_post_import_hook(_patch_actor, "openrlhf.trainer.ray.ppo_actor")
-    wrapt.register_post_import_hook(_patch_strategy, "openrlhf.utils.deepspeed.deepspeed")
-
-
-def _patch_prompts(module: Any) -> None:
-    from vpo_plugin.openrlhf.prompts import patch_prompts
-
-    patch_prompts(module)
-
-
-def _patch_experience_maker(module: Any) -> None:
-    from vpo_plugin.openrlhf.experience import compute_advantages_and_returns
-
-    maker = module.RemoteExperienceMaker
-    original = maker.compute_advantages_and_returns
-
-    def compute(self: Any, experiences: list[Any]) -> list[Any]:
-        return compute_advantages_and_returns(self, experiences, original)
-
-    maker.compute_advantages_and_returns = compute
-
-
-def _patch_trainer(module: Any) -> None:
-    from vpo_plugin.openrlhf.evaluation import patch_evaluation
-    from vpo_plugin.openrlhf.prompts import patch_datasets
-    from vpo_plugin.openrlhf.trainer import patch_trainer
-
-    patch_trainer(module.BasePPOTrainer)
-    patch_evaluation(module)
-    patch_datasets(module)
-
-
-def _patch_actor(module: Any) -> None:
-    from vpo_plugin.openrlhf import lora, trainer
-
-    lora.patch_actor(module.ActorPPOTrainer)
-    trainer.patch_actor(module.ActorPPOTrainer)
-
-
-def _patch_filter(module: Any) -> None:
-    from vpo_plugin.openrlhf.dynamic_filter import patch_generator
-
-    patch_generator(module.SamplesGenerator)
-
-
-def _patch_strategy(module: Any) -> None:
-    from vpo_plugin.openrlhf import lora
-    from vpo_plugin.openrlhf.checkpoints import why_not_saved
-
-    lora.patch_strategy(module.DeepspeedStrategy, module.torch_dist_barrier_and_cuda_sync)
-
-    original = module.DeepspeedStrategy.save_ckpt
-
-    def save_ckpt(self: Any, model: Any, save_dir: str, tag: str | None = None, *rest: Any, **more: Any) -> None:
-        try:
-            original(self, model, save_dir, tag, *rest, **more)
-        except (OSError, RuntimeError) as error:
-            if (sentence := why_not_saved(error, tag, save_dir)) is None:
-                raise
-            raise RuntimeError(sentence) from error
-
-    module.DeepspeedStrategy.save_ckpt = save_ckpt
+    for module, patch in (*OF_ALL, *(() if run.spec is None else OF_A_SPEC)):
+        wrapt.register_post_import_hook(f"vpo_plugin.openrlhf.{patch}", module)
