@@ -114,8 +114,8 @@ def node(**changes: Any) -> dict[str, Any]:
         ([node(), node(devices=0)], "cuda", "offers 8 GPUs but has no NVIDIA device"),
         ([node(gpus=0.0)], "cuda", "no node offers GPUs"),
         ([node(gpus=0.0)], "cpu", "ray start --num-gpus N with pretend GPUs"),
-        ([node(), node(openrlhf="0.10.0")], "cuda", "node 10.0.0.2 has openrlhf 0.10.0, and"),
-        ([node(plugin=None)], "cuda", "node 10.0.0.2 has plugin None, and"),
+        ([node(), node(openrlhf="0.10.0")], "cuda", "node 10.0.0.2 has openrlhf 0.10.0, but"),
+        ([node(plugin=None)], "cuda", "node 10.0.0.2 has plugin None, but"),
         (
             [node(), {"address": "10.0.0.3", "gpus": 8.0, "error": "No module named 'vpo_plugin'"}],
             "cuda",
