@@ -151,7 +151,7 @@ def check_host() -> Iterator[Finding]:
 
 
 def check_ray() -> Iterator[Finding]:
-    """A Ray of one's own, or the cluster that RAY_ADDRESS names, with the plugin on each of its nodes."""
+    """A private Ray, or the cluster that RAY_ADDRESS names, with the plugin on each of its nodes."""
     from vpo_plugin.openrlhf.cpu import joined_cluster
 
     address = joined_cluster()
@@ -172,7 +172,7 @@ def check_ray() -> Iterator[Finding]:
 
 
 def judge_nodes(nodes: list[dict[str, Any]], where: str, *, joined: bool) -> Iterator[Finding]:
-    """What the answers of a cluster's nodes (`probe_node`) mean."""
+    """Findings from the answers of a cluster's nodes (`probe_node`)."""
     if not joined:
         yield Finding("ok", f"{where} starts")
         return
@@ -203,7 +203,7 @@ def judge_nodes(nodes: list[dict[str, Any]], where: str, *, joined: bool) -> Ite
 
 
 def check_sandbox() -> Iterator[Finding]:
-    """Whether programs that a model wrote can be run behind a boundary."""
+    """Whether programs written by a model can run in the sandbox."""
     from vpo_plugin.rewards.sandbox import SandboxError, require_sandbox
 
     try:
@@ -242,7 +242,7 @@ def check_prefect() -> Iterator[Finding]:
 
 
 def check_training() -> Iterator[Finding]:
-    """A training through the public command, and what came of it."""
+    """A training through the public command, and its findings."""
     from vpo_plugin.cli import train_check
 
     for state, text in train_check.check_training():

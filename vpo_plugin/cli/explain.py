@@ -1,4 +1,4 @@
-"""`vpo explain`: what each estimator makes of a policy, exactly, on an example small enough to see.
+"""`vpo explain`: what each estimator does to a policy, computed exactly on a small example.
 
 There is no language model and no sampling. A policy is a softmax over everything that one response can hold: one
 answer, or a set of three. Its expected policy gradient is a sum over all of these, with the estimators' own rollout
@@ -234,7 +234,7 @@ def plot(policies: dict[str, Policy], path: Path) -> None:
 
 
 class Explain(Command):
-    """Show what vpo does, on an exact example in seconds."""
+    """Show what vpo does on a small exact example, in seconds."""
 
     output: Path = Field(Path("runs/explain"), description="Folder of explain.png.")
 

@@ -29,7 +29,7 @@ class Score(Command):
 
 
 def main(arguments: list[str]) -> int:
-    """Score; what cannot be scored is reported on stderr. Exit code 1 if a scorer failed, or no row was scored."""
+    """Score; report failed rows on stderr. The exit code is 1 if a scorer failed or no row was scored."""
     settings = read(Score, arguments, "vpo score")
     from tqdm import tqdm
 

@@ -10,7 +10,7 @@ from vpo_plugin.cli.settings import Command, read
 
 
 class Select(Command):
-    """Choose the best candidate of a pool for each prompt, under weights of your own."""
+    """Choose the best candidate of a pool for each prompt, under your own weights."""
 
     pool: Path = Field(description="Folder of a pool of `vpo evaluate`.")
     weights: str = Field(description='Objective weights, such as "gold=2,avoid_lava=1"; omitted objectives get 0.')

@@ -1,4 +1,4 @@
-"""Settings of a command: one pydantic model makes its flags, reads its YAML file, and says what is wrong in either."""
+"""Settings of a command: one pydantic model defines its flags, reads its YAML file, and reports errors in either."""
 
 import argparse
 import inspect
@@ -45,7 +45,7 @@ def read(
     given: Mapping[str, Any] | None = None,
     file: str = "",
 ) -> Settings:
-    """The settings that a command line gives; what it leaves out is a file's, or has its default.
+    """The settings from a command line; missing ones come from a file or have their defaults.
 
     Args:
         model: its fields are the flags, with their descriptions; its docstring is the help.
@@ -88,7 +88,7 @@ def read(
 
 
 def flags(settings: BaseModel) -> list[str]:
-    """The flags that give these settings, where they are not the defaults."""
+    """The flags for those settings that differ from the defaults."""
     given = settings.model_dump(mode="json", exclude_defaults=True)
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
 
@@ -107,7 +107,7 @@ def choose(commands: Mapping[str, Callable[[list[str]], int]], arguments: list[s
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines in which the cells of these rows stand below each other."""
+    """Lines with the cells of these rows in aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
@@ -116,8 +116,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """The settings in a YAML file.
 
     Raises:
-        ValueError: it is no YAML, or no mapping.
-        FileNotFoundError: there is no such file.
+        ValueError: it is not YAML, or not a mapping.
+        FileNotFoundError: the file does not exist.
     """
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def complaint(error: Mapping[str, Any], model: type[BaseModel], where: str) -> str:
-    """What pydantic found, in a sentence.
+    """A pydantic error as a sentence.
 
     Args:
         where: what stands before the name of the setting: the file's name and a colon, or dashes.
@@ -158,7 +158,7 @@ def _checked(model: type[Settings], given: dict[str, Any], said: dict[str, Any],
 
 
 def _current(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The arguments with each flag in the spelling of today; refuses a flag that is unknown."""
+    """The arguments with each flag in its current spelling; refuses unknown flags."""
     words = []
     for word in arguments:
         name, equals, value = word.partition("=")

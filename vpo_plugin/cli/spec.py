@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
 
 
 class List(Command):
-    """The specifications that are known by name."""
+    """List the specifications that are known by name."""
 
 
 class Check(Command):
@@ -43,7 +43,7 @@ class Check(Command):
 
 
 class New(Command):
-    """Write a small specification that works, to be changed into your own."""
+    """Write a small working specification to start your own from."""
 
     name: CliPositionalArg[str] = Field(description="Name of the specification, of its folder and its module.")
     folder: Path = Field(Path(), description="Where the new folder goes.")
@@ -54,7 +54,7 @@ class Schema(Command):
 
 
 def show_all(arguments: list[str]) -> int:
-    """the specifications that are known by name"""
+    """list the specifications that are known by name"""
     read(List, arguments, "vpo spec list")
     from vpo_plugin.rewards.files import SpecError, load_spec, spec_files
 
@@ -125,7 +125,7 @@ def check(arguments: list[str]) -> int:
 
 
 def new(arguments: list[str]) -> int:
-    """write a small specification that works, to be changed into your own"""
+    """write a small working specification to start your own from"""
     settings = read(New, arguments, "vpo spec new")
     from vpo_plugin.rewards.files import spec_home
     from vpo_plugin.rewards.skeleton import new_spec

@@ -53,7 +53,7 @@ Outcome = tuple[Literal["ok", "lacks", "fails"], str]
 
 
 def check_training() -> Iterator[Outcome]:
-    """Train, stop, resume, and look at what came of it: state and sentence of each finding."""
+    """Train, stop, resume, and check the results: state and sentence of each finding."""
     from vpo_plugin.models import TINY, resolve_policy
     from vpo_plugin.openrlhf import cpu
     from vpo_plugin.openrlhf.log import read_steps
@@ -152,7 +152,7 @@ def judge_advantages(log: Path, steps: int) -> Outcome:
 
 
 def judge_resume(steps: Sequence[int], output: str, seconds: float) -> Outcome:
-    """Whether the second run went on where the first one had ended."""
+    """Whether the second run continued where the first one ended."""
     if f"Resuming after step {STEPS}" not in output or list(steps) != list(range(1, 2 * STEPS + 1)):
         return "fails", f"it did not resume after step {STEPS}: the log has the steps {list(steps)}"
     return "ok", f"it resumed from the checkpoint of step {STEPS} and continued training ({seconds:.0f} s)"

@@ -5,6 +5,6 @@ from vpo_plugin.search.warm_start import WarmStartSettings, warm_start
 
 
 def main(arguments: list[str]) -> int:
-    """Teach the format, and print the share of candidates that can be read before and after."""
+    """Teach the format, and print the share of readable candidates before and after."""
     print(warm_start(read(WarmStartSettings, arguments, "vpo warm_start")))
     return 0

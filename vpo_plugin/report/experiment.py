@@ -1,4 +1,4 @@
-"""What an experiment leaves: results.json with every raw pool, summary.md, and the plots."""
+"""The output of an experiment: results.json with every raw pool, summary.md, and the plots."""
 
 import json
 from collections.abc import Mapping

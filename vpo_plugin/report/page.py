@@ -1,4 +1,4 @@
-"""What report.html shows, prepared from the results dictionary of `write.py`: plain lists for the template, the numbers
+"""The content of report.html, from the results dictionary of `write.py`: plain lists for the template, numbers
 for the charts of report.js, and a block of packed data for each prompt. Nothing here is markup.
 """
 
@@ -56,9 +56,9 @@ def value_of(rewards: list[float | None], weights: list[float]) -> float:
 
 
 def bars(results: Results) -> list[dict[str, Any]]:
-    """The numbers that matter first: one panel a measure, a bar with interval for each policy, the ceiling.
+    """The most important numbers: one panel per measure, a bar with interval for each policy, the ceiling.
 
-    All panels of rewards share one scale, so that bars of one length mean one value; pass@k runs from 0 to 1.
+    All panels of rewards share one scale, so bars of equal length mean equal values; pass@k runs from 0 to 1.
     """
     ks, ceiling = results["ks"], results["ceiling"] or {}
     chosen: list[tuple[str, str, str, int | None, str]] = [
@@ -148,7 +148,7 @@ def _whole(value: float | None) -> str:
 
 
 def table_rows(count: int) -> list[int]:
-    """Which of `count` rows a table shows: all, or the first and then ever fewer."""
+    """Which of `count` rows a table shows: all, or the first ones and then fewer and fewer."""
     if count <= MAX_TABLE_ROWS:
         return list(range(count))
     return sorted({round(count ** (i / (MAX_TABLE_ROWS - 1))) - 1 for i in range(MAX_TABLE_ROWS)})
@@ -228,7 +228,7 @@ def _record(prompt: dict[str, Any], results: Results) -> tuple[dict[str, Any], d
 
 
 def _cut(value: Any, limit: int) -> Any:
-    """The same with every text cut to so many characters, and a note of how many are missing."""
+    """The same with every text cut to a maximum length, and a note on the number of missing characters."""
     if isinstance(value, str) and len(value) > limit:
         return f"{value[:limit]} … ({len(value) - limit:,} more characters are in the pool)"
     if isinstance(value, dict):
@@ -319,7 +319,7 @@ def chart_data(results: Results, lines: Sequence[dict[str, Any]] = ()) -> dict[s
 
 
 def tokens_per_k(results: Results) -> float | None:
-    """What one k stands for, where policies are matched by tokens and not by candidates."""
+    """What one unit of k means, if policies are matched by tokens and not by candidates."""
     return (results.get("matched") or {}).get("tokens_per_k")
 
 

@@ -105,7 +105,7 @@ def running_mean(values: ArrayLike) -> np.ndarray:
 
 
 def sets(figure: Figure, vectors: Mapping[str, np.ndarray], objectives: Sequence[str]) -> None:
-    """Where each policy's candidates, (n, objectives), lie in the plane of the two objectives that agree least.
+    """Each policy's candidates, (n, objectives), in the plane of the two objectives that correlate least.
 
     The area of a mark is the share of the candidates.
     """
