@@ -36,6 +36,9 @@ LONGEST = (
 )
 """The files that take longest, most of which start engines: they begin first, and so the workers end together."""
 
+# vLLM compiles parts of its sampling and layers at each start, which takes ten seconds and gains nothing here.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
 # What a shell starts in the background is deaf to Ctrl-C, and so are its children: the tests send it to theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
