@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vpo_plugin import files
 from vpo_plugin.cli import main
 from vpo_plugin.cli.report import named
 from vpo_plugin.rewards import load_spec
@@ -115,12 +116,16 @@ def test_vpo_report_of_pools_and_searches(tmp_path: Path, capsys: pytest.Capture
         store_search(tmp_path / f"found_{name}", "evolution", ROWS[2:4], after)
     flags = ["--pools", f"few={few}", f"many={many}", "--output", str(tmp_path / "report")]
     searches = ["--searches", *(f"{name}={tmp_path / f'found_{name}'}" for name in ("few", "many"))]
-    assert main(["report", *flags, *searches, "--match", "tokens"]) == 0
+    step = dict.fromkeys(("step", "time", "reward", "set_reward", "group_diversity", "candidates_parsed"), 1.0)
+    for name in ("vpo", "vpo.0123456789abcdef"):  # the second was set aside, for other settings
+        files.write(tmp_path / "run" / "train" / name / "policy" / "vpo" / "metrics.jsonl", f"{json.dumps(step)}\n")
+    assert main(["report", *flags, *searches, "--match", "tokens", "--run", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert "2 prompts are not in all pools" in said and "solved@8" in said
     results = json.loads((tmp_path / "report" / "report.json").read_text())
     assert results["left_out"] == 2 and results["prompts"] == 3 and results["matched"]["by"] == "tokens"
     assert results["command"].startswith("vpo report --pools few=")
+    assert [training["name"] for training in results["training"]] == ["vpo"]
     assert [(curve["policy"], curve["solved"]["mean"][-1]) for curve in results["search"]] == [
         ("few", 0.5),
         ("many", 1),

@@ -10,6 +10,7 @@ from pydantic_settings import CliVariadicArg
 from vpo_plugin.cli.settings import Command, read
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import provenance
+from vpo_plugin.report.rollouts import find_trainings
 from vpo_plugin.report.tables import format_searches, format_table
 from vpo_plugin.report.write import write_report
 from vpo_plugin.rewards import load_spec
@@ -80,7 +81,7 @@ def named(parts: list[str]) -> dict[str, Path]:
 
 
 def _training(run: Path) -> list[dict[str, Any]]:
-    logs = {place.parent.parent.name: place for place in sorted(run.glob("train/*/policy/vpo"))}
+    logs = find_trainings(run)
     if not logs:
         raise FileNotFoundError(f"{run} is not a run of the pipeline: it has no train/*/policy/vpo.")
-    return [{"name": name, "steps": training_curve(place)} for name, place in logs.items()]
+    return [{"name": name, "steps": training_curve(log)} for name, log in sorted(logs.items())]
