@@ -233,7 +233,7 @@ def test_matrix_that_is_none(agent: Callable[..., Any], tmp_path: Path, label: s
 
 
 def test_agent_that_gives_no_rewards_to_a_spec_without_scorer(agent: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match=r"gave no extra_logs\['reward_matrix'\], and the spec 'words' has no scorer"):
+    with pytest.raises(ValueError, match=r"gave no extra_logs\['reward_matrix'\], but the spec 'words' has no scorer"):
         agent(Engine("", ""), "null", scorer=False)
 
 
@@ -278,7 +278,7 @@ def test_own_reward_function(reward: Callable[..., Any], label: str, expected: l
 
 @pytest.mark.parametrize(
     ("label", "message"),
-    [("number", "names 2 objectives"), ("nothing", "and not"), ("?", r"KeyError|Request error for 5 times")],
+    [("number", "names 2 objectives"), ("nothing", "instead of"), ("?", r"KeyError|Request error for 5 times")],
 )
 def test_own_reward_function_that_fails(reward: Callable[..., Any], tmp_path: Path, label: str, message: str) -> None:
     """The host swallows it and trains on nothing; here it stops the run, or counts as zero, and is saved."""
