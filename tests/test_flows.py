@@ -222,7 +222,7 @@ def test_pipeline_with_a_scorer_of_groups_that_fails(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "small" / "report.json").read_text())
     failed = [policy["scorer_failures"] for policy in report["policies"]]
-    assert all(0 < failures < 36 for failures in failed)
+    assert 0 < failed[0] < 36  # of the base policy, whose pool is the same in every run; the other's may be spared
     assert f"{failed[0]} responses of base scored zero because the scorer failed." in done.stdout
     (step,) = read_steps(tmp_path / "small" / "train" / "vpo" / "policy" / "vpo")
     assert 0 <= step["scorer_errors"] <= 1  # of four prompts
