@@ -1,7 +1,8 @@
-"""How fast responses are scored: python -m benchmarks.scoring
+"""How fast responses are scored: python -m benchmarks.scoring [--before DIR]
 
 On one core of this process, and by the scoring service, as every command scores, in one process and in one for each
 core (which the service's own side shares). Each task's responses hold three candidates, with a few words before them.
+With --before, a checkout from before the scoring service scores the same responses in turns with this one.
 Programs: python -m benchmarks.sandbox.
 """
 
@@ -9,8 +10,11 @@ import argparse
 import itertools
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from vpo_plugin.rewards.files import load_spec
@@ -20,20 +24,39 @@ from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.spec import RewardSpec
 from vpo_plugin.rewards.task import known_answers, read_rows
 
-BEFORE = "Let me look at this first.\n"
+FIRST = "Let me look at this first.\n"
+OLD = """
+import json, sys, time
+from vpo_plugin.rewards.files import load_spec
+name, pairs, seconds = json.load(sys.stdin)
+spec = load_spec(name)
+started, scored = time.process_time(), 0
+while time.process_time() - started < seconds:
+    for response, label in pairs:
+        spec.score_response(response, label, 3)
+    scored += len(pairs)
+print(scored / (time.process_time() - started))
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each task is scored, five times over")
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--before", type=Path, help="a checkout such as that of commit 0b216c6")
+    args = parser.parse_args()
+    seconds = args.seconds
     cores = len(os.sched_getaffinity(0))
     for name, responses in RESPONSES.items():
         spec = load_spec(name)
         pairs = list(responses(spec))
-        alone = max(on_one_core(spec, pairs, seconds) for _ in range(5))
+        alone = before = 0.0
+        for _ in range(5):
+            alone = max(alone, on_one_core(spec, pairs, seconds))
+            before = max(before, on_one_core_of(args.before, name, pairs, seconds)) if args.before else 0.0
         served = [f"{by_the_service(spec, pairs, 5 * seconds, n):7.0f}/s in {n}" for n in sorted({1, cores})]
         print(f"{name:8} {alone:7.0f} responses/s, {1e6 / alone:4.0f} µs each; the service {', '.join(served)}")
+        if args.before:
+            print(f"  before {before:7.0f} responses/s, {1e6 / before:4.0f} µs each; now / before {before / alone:.2f}")
 
 
 def on_one_core(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) -> float:
@@ -45,6 +68,13 @@ def on_one_core(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) 
             score(response, label, 3)
         scored += len(pairs)
     return scored / (time.process_time() - started)
+
+
+def on_one_core_of(checkout: Path, name: str, pairs: list[tuple[str, Any]], seconds: float) -> float:
+    """The same of another checkout."""
+    command, given = [sys.executable, "-c", OLD], json.dumps([name, pairs, seconds])  # finds the packages beside it
+    done = subprocess.run(command, input=given, cwd=checkout, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout)
 
 
 def by_the_service(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float, processes: int) -> float:
@@ -65,7 +95,7 @@ def mazes(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
         routes = itertools.cycle(route.split() for route, _ in known_answers(spec, row["label"]))
         for route in itertools.islice(routes, 8):
             texts = [" ".join(part) for part in (route, route[:-1], route[:-2])]
-            yield BEFORE + write_response(spec, texts), row["label"]
+            yield FIRST + write_response(spec, texts), row["label"]
 
 
 def questions(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
@@ -73,7 +103,7 @@ def questions(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
     for number in range(32):
         answers = ["The Eiffel Tower", f"the tower of Eiffel in Paris {number}", "Notre Dame"]
         texts = [f"<support>{number}, 11</support> <answer>{answer}</answer>" for answer in answers]
-        yield BEFORE + write_response(spec, texts), label
+        yield FIRST + write_response(spec, texts), label
 
 
 def chains(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
@@ -81,7 +111,7 @@ def chains(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
     for number in range(32):
         sets = (names, [*names[:3], f"Oscar {number}", "Rio de Janeiro"], names[::-1])
         texts = [" ".join(f"<entity_{x}>{name}</entity_{x}>" for x, name in zip("ABCDE", s, strict=True)) for s in sets]
-        yield BEFORE + write_response(spec, texts), {"entities": names}
+        yield FIRST + write_response(spec, texts), {"entities": names}
 
 
 def turns(spec: RewardSpec) -> Iterator[tuple[str, Any]]:

@@ -92,7 +92,8 @@ def first_comment(file: Path) -> str:
     return line.removeprefix("#").strip() if line.startswith("#") else ""
 
 
-TOGGLES = ("__dry_run", "__warm_start")  # flags that take no value
+TOGGLES = {"dry_run", *(name for m in SETTINGS.values() for name, f in m.model_fields.items() if f.annotation is bool)}
+"""Settings whose flag takes no value."""
 
 
 def load_config(what: str, words: list[str]) -> tuple[str, BaseModel, bool]:
@@ -130,7 +131,8 @@ def as_flags(words: list[str]) -> list[str]:
     """The words with each `KEY=VALUE` as a flag; lists and mappings of YAML become JSON, which flags take."""
     flags = []
     for before, word in pairwise(["", *words]):
-        is_value = before.startswith("--") and "=" not in before and before.replace("-", "_") not in TOGGLES
+        flag = before.removeprefix("--").replace("-", "_")
+        is_value = before.startswith("--") and "=" not in before and flag not in TOGGLES
         if word.startswith("-") or is_value:
             flags.append(word)
             continue

@@ -55,9 +55,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",  # no idle workers: start-up is bound by imports
 }
-if (
-    shutil.which(os.environ.get("CXX", "g++")) is None
-):  # torch compiles parts of vLLM with it (torch/_inductor/config.py)
+# torch compiles parts of vLLM with this compiler (torch/_inductor/config.py), and fails where there is none.
+if shutil.which(os.environ.get("CXX", "g++")) is None:
     ENVIRONMENT["TORCHDYNAMO_DISABLE"] = "1"
 
 # What keeps a run with a Ray of its own off the network: what such a Ray is sent, it runs as this user.
