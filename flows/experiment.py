@@ -172,7 +172,7 @@ def compare(
         "title": f"{settings.name}: {', '.join(settings.methods)} on {spec.name}",
         **provenance(shlex.join(["vpo", "experiment", *flags(settings)])),
         "spec": spec.name,
-        "objectives": list(spec.objective_keys),
+        "objectives": compared[first].objectives,
         "prompts": len(rows),
         "seeds": settings.seeds,
         "settings": settings.model_dump(mode="json"),
@@ -198,18 +198,12 @@ def main(settings: ExperimentSettings) -> int:
 
 
 def check_experiment(settings: ExperimentSettings) -> None:
-    """Refuse, before anything is spent, bad settings (`check_settings`), unknown methods and ragged objectives.
+    """Refuse, before anything is spent, bad settings (`check_settings`) and unknown methods.
 
     Raises:
         ValueError: as said.
         OSError: see `check_settings`.
     """
-    spec = load_spec(settings.spec)
-    if spec.ragged:
-        raise ValueError(
-            f"The objectives of spec {spec.name!r} differ in number from prompt to prompt: an experiment compares "
-            "fixed objectives. Use the pipeline, whose report takes them."
-        )
     for method in settings.methods:
         get_advantage_estimator(parse_method(method)[0])
-    check_settings(settings, spec)
+    check_settings(settings, load_spec(settings.spec))

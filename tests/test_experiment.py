@@ -15,6 +15,7 @@ from flows.experiment import cell_settings, single_rollouts
 from flows.settings import ExperimentSettings
 from vpo_plugin.report.experiment import write_experiment
 from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.experiment import analyse, at_their_best, pack_array, unpack_array, verdict
 from vpo_plugin.search.pool import Pool, random_goals
@@ -228,6 +229,31 @@ def test_matched_candidates_and_matched_tokens_in_training() -> None:
     assert single_rollouts(settings.model_copy(update={"match": "tokens"}), 3, bases) == 20  # 8 · 25 / 10
 
 
+def test_objectives_may_differ_in_number_from_prompt_to_prompt(tmp_path: Path) -> None:
+    """An objective that a prompt does not have is nan: it counts in no measure and is in no plot."""
+    ragged = load_spec("instructions")
+    rows = [{**row, "label": json.dumps(row["label"])} for row in read_rows(ragged, "test", 6, 0)]
+    numbers = [len(json.loads(row["label"])["instructions"]) for row in rows]
+    assert len(set(numbers)) > 1
+    generator = np.random.default_rng(0)
+    pools = {}
+    for name, share in (("base", 0.4), ("vpo_at_k:1", 0.8)):
+        matrices = (generator.random((6, 4, 1, max(numbers))) < share).astype(np.float32)
+        for of_prompt, number in zip(matrices, numbers, strict=True):
+            of_prompt[..., number:] = np.nan
+        response = {"candidates": ["a"], "tokens": 5, "parsed": 1, "unique": 1, "response": "a"}
+        responses = [{**response, "prompt": prompt} for prompt in range(6) for _ in range(4)]
+        pools[name, 0] = Pool(matrices, responses, {})
+    compared = Comparison(pools, ragged, rows)
+    head = {"title": "t", "command": "c", "machine": "m", "versions": {"a": "1"}, "commit": "0", "prompts": 6}
+    results = head | {"objectives": compared.objectives, "seeds": [0]} | analyse(compared, candidates=1)
+    assert compared.objectives == [f"instruction_{i + 1}" for i in range(max(numbers))]
+    by_hand = np.mean([np.nanmean(of_prompt[:, 0], -1).max() for of_prompt in pools["vpo_at_k:1", 0].reward_matrices])
+    assert results["methods"][1]["best_at_k"]["mean"][-1] == pytest.approx(by_hand)
+    write_experiment(results, {1.0: pools}, tmp_path)
+    assert (tmp_path / "sets.png").stat().st_size > 5000
+
+
 def test_a_seed_shares_the_settings_and_the_folder_of_its_experiment(tmp_path: Path) -> None:
     settings = ExperimentSettings(name="e", runs=tmp_path, steps=7, seeds=[4])
     of_seed = cell_settings(settings, 4)
@@ -251,7 +277,7 @@ def test_every_rollout_of_a_search_is_told_weights_of_its_own() -> None:
         (["--methods", "vpo,vpo_at_k:7"], "responses of 7 candidates do not fill"),
         (["--seeds", "1,1"], "--seeds: names something twice"),
         (["--steps", "many"], "--steps is many: it must be a valid integer"),
-        (["--spec", "code"], "differ in number from prompt to prompt"),
+        (["--spec", "code", "--methods", "goal_conditioned"], "differ in number from prompt to prompt"),
         (["--eval_candidates", "31"], "a multiple of 3"),
         (["--eval_temperatures", "0.7,0"], "--eval_temperatures.1 is 0: it must be greater than 0"),
         (["--eval_temperatures", "0.7,0.7"], "names something twice"),

@@ -107,14 +107,15 @@ def running_mean(values: ArrayLike) -> np.ndarray:
 def sets(figure: Figure, vectors: Mapping[str, np.ndarray], objectives: Sequence[str]) -> None:
     """Each policy's candidates, (n, objectives), in the plane of the two objectives that correlate least.
 
-    The area of a mark is the share of the candidates.
+    The area of a mark is the share of the candidates. An objective that a prompt does not have is nan.
     """
     x, y = trade_off(np.concatenate(list(vectors.values())))
     columns = min(5, len(vectors))
     panels = figure.subplots(-(-len(vectors) // columns), columns, sharex=True, sharey=True, squeeze=False)
     styles = lines(list(vectors))
     for axes, (name, of_policy) in zip(panels.flat, vectors.items(), strict=False):
-        points, counts = np.unique(of_policy[:, [x, y]].round(3), axis=0, return_counts=True)
+        shown = of_policy[:, [x, y]].round(3)
+        points, counts = np.unique(shown[np.isfinite(shown).all(1)], axis=0, return_counts=True)
         axes.scatter(*points.T, s=1500 * counts / counts.sum(), color=styles[name]["color"], alpha=0.6, linewidth=0)
         axes.set_title(short(name), fontsize=10)
         axes.margins(0.15)
@@ -126,10 +127,11 @@ def sets(figure: Figure, vectors: Mapping[str, np.ndarray], objectives: Sequence
 
 def trade_off(vectors: np.ndarray) -> tuple[int, int]:
     """The two objectives whose rewards correlate least, of those that vary; the first one twice if only one does."""
-    varying = np.flatnonzero(vectors.std(0) > 0)
+    known = np.ma.masked_invalid(vectors)
+    varying = np.flatnonzero(known.std(0).filled(0) > 0)
     if len(varying) < 2:
         return (int(varying[0]),) * 2 if len(varying) else (0, 0)
-    correlation = np.corrcoef(vectors[:, varying].T)
+    correlation = np.ma.corrcoef(known[:, varying], rowvar=False).filled(np.inf)
     np.fill_diagonal(correlation, np.inf)
     first, second = np.unravel_index(correlation.argmin(), correlation.shape)
     return int(varying[first]), int(varying[second])
