@@ -1,7 +1,8 @@
 """How fast responses are scored: python -m benchmarks.scoring [--before DIR]
 
-On one core of this process, and by the scoring service, as every command scores, in one process and in one for each
-core (which the service's own side shares). Each task's responses hold three candidates, with a few words before them.
+On one core of this process, and by the scoring service, as every command scores, on one core and on all of them: one
+process a core, and its own side, which hands over and collects, on the same cores. Each task's responses hold three
+candidates, with a few words before them.
 With --before, a checkout from before the scoring service scores the same responses in turns with this one.
 Programs: python -m benchmarks.sandbox.
 """
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="a checkout such as that of commit 0b216c6")
     args = parser.parse_args()
     seconds = args.seconds
-    cores = len(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0))
     for name, responses in RESPONSES.items():
         spec = load_spec(name)
         pairs = list(responses(spec))
@@ -53,8 +54,11 @@ def main() -> None:
         for _ in range(5):
             alone = max(alone, on_one_core(spec, pairs, seconds))
             before = max(before, on_one_core_of(args.before, name, pairs, seconds)) if args.before else 0.0
-        served = [f"{by_the_service(spec, pairs, 5 * seconds, n):7.0f}/s in {n}" for n in sorted({1, cores})]
-        print(f"{name:8} {alone:7.0f} responses/s, {1e6 / alone:4.0f} µs each; the service {', '.join(served)}")
+        one, every = (by_the_service(spec, pairs, 5 * seconds, on) for on in (cores[:1], cores))
+        print(f"{name:8} {alone:7.0f} responses/s, {1e6 / alone:4.0f} µs each")
+        print(
+            f"  the service {one:7.0f}/s on one core, {every:7.0f}/s on {len(cores)}, {every / one:.2f} times as many"
+        )
         if args.before:
             print(f"  before {before:7.0f} responses/s, {1e6 / before:4.0f} µs each; now / before {before / alone:.2f}")
 
@@ -77,16 +81,21 @@ def on_one_core_of(checkout: Path, name: str, pairs: list[tuple[str, Any]], seco
     return float(done.stdout)
 
 
-def by_the_service(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float, processes: int) -> float:
-    """Responses in a second, with the processes started before."""
+def by_the_service(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float, cores: list[int]) -> float:
+    """Responses in a second on some cores, with the processes started before."""
     items = [Item(response, label, 3, "") for response, label in pairs]
-    with Scoring(spec, processes=processes) as scoring:
-        for _ in scoring.score(items * 4):
-            pass
-        started, scored = time.perf_counter(), 0
-        while time.perf_counter() - started < seconds:
-            scored += sum(1 for _ in scoring.score(items * 16))
-        return scored / (time.perf_counter() - started)
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # the scoring processes inherit it
+    try:
+        with Scoring(spec, processes=len(cores)) as scoring:
+            for _ in scoring.score(items * 4):
+                pass
+            started, scored = time.perf_counter(), 0
+            while time.perf_counter() - started < seconds:
+                scored += sum(1 for _ in scoring.score(items * 16))
+            return scored / (time.perf_counter() - started)
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def mazes(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
