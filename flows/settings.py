@@ -81,7 +81,7 @@ class RunSettings(BaseModel):
 class DataSettings(RunSettings):
     """Settings of the prompts of one run."""
 
-    steps: int = Field(100, ge=1, description="Training steps of each method.")
+    steps: int = Field(25, ge=1, description="Training steps of each method.")
     prompts_per_step: int = Field(16, ge=1, description="Prompts in one step's batch.")
 
     @property
@@ -136,7 +136,7 @@ class PipelineSettings(TrainSettings):
     """Settings of one run, from prompts to report. The defaults are the demo's."""
 
     methods: list[Method] = Field(
-        ["grpo", "vpo"],
+        ["grpo", "vpo", "vpo_at_k:1"],
         min_length=1,
         description="Advantage estimators to train with, one policy each. The last is compared with the others.",
     )
