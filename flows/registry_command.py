@@ -11,6 +11,9 @@ from pydantic_settings import CliPositionalArg
 from flows.registry import HEADER, champion, history, overview, read_version, repair, rollback
 from vpo_plugin.cli.settings import Command, choose, columns, read
 
+SERVER = ("python", "-m", "vllm.entrypoints.openai.api_server")
+"""`vllm serve`, which vLLM's CPU build does not have."""
+
 
 class Registry(Command):
     """List the versions of a registry and mark the champion."""
@@ -51,7 +54,7 @@ def show(arguments: list[str]) -> int:
         raise ValueError(f"The registry {folder} has no champion yet.")
     shown = version.model_dump() | {"prompts": len(version.prompts)}
     changes = [change for change in history(folder) if version.version in (change.champion, change.previous)]
-    shown["serve"] = shlex.join(["vllm", "serve", version.policy, "--served-model-name", "champion"])
+    shown["serve"] = shlex.join([*SERVER, "--model", version.policy, "--served-model-name", "champion"])
     shown["history"] = [change.model_dump() for change in changes]
     print(json.dumps(shown, indent=2))
     return 0

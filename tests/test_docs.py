@@ -6,19 +6,23 @@ import re
 import shlex
 import subprocess
 import sys
-from contextlib import redirect_stdout, suppress
 from functools import cache
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks import imports
-from vpo_plugin.cli import main as vpo
+from flows.settings import SETTINGS
+from vpo_plugin.cli import UsageError, settings
+from vpo_plugin.cli import dispatch as vpo
 
 ROOT = Path(__file__).parent.parent
 DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+FOLDERS = "benchmarks|cluster|docs|examples|flows|requirements|reward_specs|tests|vpo_plugin"
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 
@@ -61,47 +65,122 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert dead == []
 
 
-def commands() -> list[tuple[str, str]]:
-    """(page, command) for each command in a bash block of the documentation; continued lines are one."""
-    found = []
+def commands() -> list[tuple[str, str, bool]]:
+    """(page, command, whether it stands in running text); continued lines are one, what a variable holds is put in."""
+    found = set()
     for page in pages():
-        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        name, text = str(page.relative_to(ROOT)), page.read_text()
+        for block in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            held: dict[str, str] = {}
             for line in block.replace("\\\n", " ").splitlines():
-                if command := line.split(" #")[0].strip().removesuffix("&").strip():
-                    found.append((str(page.relative_to(ROOT)), command))
-    return found
+                command = line.split(" #")[0].strip().removesuffix("&").strip()
+                if holds := re.fullmatch(r'(\w+)="(vpo .*)"', command):
+                    held[f"${holds[1]}"] = holds[2]
+                elif command:
+                    found.add((name, re.sub(r"\$\w+", lambda m, held=held: held.get(m[0], m[0]), command), False))
+        if name != "CHANGELOG.md":  # which speaks of earlier versions
+            prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+            spans = re.findall(r"`((?:vpo|python|prefect|make|bash|git|ssh) [^`]*)`", prose)
+            found |= {(name, command, True) for span in spans for command in " ".join(span.split()).split("; ")}
+    return sorted(found)
+
+
+class Read(BaseException):
+    """A command line has been read, and is right; the command does not run."""
+
+
+@pytest.fixture
+def only_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `vpo` read its settings in the repository's folder and stop there."""
+    checked = settings._checked
+
+    def stop(*given: Any) -> None:
+        raise Read(checked(*given))
+
+    monkeypatch.setattr(settings, "_checked", stop)
+    monkeypatch.chdir(ROOT)
+
+
+def source(module: str) -> Path:
+    """The file of a module, which is not imported."""
+    package = find_spec(module.split(".")[0])
+    assert package and package.origin, module
+    return Path(package.origin).parents[1] / f"{module.replace('.', '/')}.py"
 
 
 @cache
-def help_of(*words: str) -> str:
-    """What `vpo … --help` prints."""
-    with redirect_stdout(StringIO()) as out, suppress(SystemExit):
-        vpo([*words, "--help"])
-    return out.getvalue()
+def flags_of(module: str) -> set[str]:
+    """The flags in the source of a program; a training has the host's and the plugin's."""
+    modules = [module]
+    if module == "vpo_plugin.train_ppo_ray":
+        modules = ["openrlhf.cli.train_ppo_ray", "vpo_plugin.openrlhf.flags"]
+    elif module.endswith("_policy"):
+        modules = ["benchmarks.tiny_policy"]
+    return {"--help"}.union(*(re.findall(r'"(--[\w.]+)"', source(one).read_text()) for one in modules))
 
 
-@pytest.mark.parametrize(("page", "command"), commands())
-def test_a_command_names_what_is_there(page: str, command: str) -> None:
-    """Programs, flags, modules, targets and files of the repository."""
-    if re.match(r'\w+="vpo ', command):  # a shell variable that holds the start of other commands
-        command = command.split("=", 1)[1].strip('"')
-    words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=.*", word)]
-    if words[0] == "vpo":
-        several = re.search(r"\{(\S+)\}", help_of(words[1])) if not words[2:] or words[2].startswith("-") else None
-        named = words[1:3] if words[1] in ("spec", "registry") and not several else words[1:2]
-        text = help_of(*named)
-        assert text, f"{page}: there is no `vpo {' '.join(named)}`"
-        flags = {word.split("=")[0] for word in words if word.startswith("--")}
-        assert {flag for flag in flags if flag not in text} == set(), f"{page}: {command}"
-    elif words[:2] == ["python", "-m"]:
-        assert find_spec(words[2]), f"{page}: {command}"
-    elif words[0] == "make":
-        targets = [word for word in words[1:] if "=" not in word]
+@pytest.mark.parametrize(("page", "command", "in_text"), commands())
+@pytest.mark.usefixtures("only_read")
+def test_a_command_is_right_as_written(page: str, command: str, in_text: bool) -> None:
+    """Programs, flags and their values, modules, targets, deployments, and files of the repository.
+
+    A command in running text may leave out what it needs. A letter stands for a number.
+    """
+    command = re.sub(r"(?<!\S)(…|\[\w+\])(?!\S)", "", command)
+    words = [re.sub(r"^[NnmT]$", "1", word) for word in shlex.split(command)]
+    programs = [i for i, word in enumerate(words) if word in ("vpo", "python", "prefect", "make")]
+    program, *rest = words[programs[0] :] if programs else words
+    if program == "vpo":
+        try:
+            vpo([word.split("|")[0] for word in rest])
+        except UsageError as error:
+            if not (in_text and re.search("missing|expected|required|needs one of|name what to run", str(error))):
+                raise
+        except (Read, SystemExit):
+            pass
+        else:
+            pytest.fail(f"{command} does not read its settings")
+    elif program == "python" and rest[0] == "-m":
+        module = rest[1]
+        if module == "flows.pipeline":
+            SETTINGS["pipeline"].model_validate_json(rest[2] if len(rest) > 2 else "{}")
+        else:
+            assert source(module).is_file()
+            flags = {word.split("=")[0] for word in rest if word.startswith("--")}
+            assert not module.startswith(("benchmarks.", "vpo_plugin.")) or flags <= flags_of(module)
+    elif program == "prefect":
+        for flow, name in (word.split("/") for word in rest if word.split("/")[0] in SETTINGS):
+            parameters = dict(deployments()[flow, name])
+            parameters |= dict(word.split("=", 1) for word in rest if re.match(r"\w+=", word))
+            SETTINGS[flow].model_validate(parameters)
+    elif program == "make":
+        targets = [word for word in rest if "=" not in word]
         makefile = (ROOT / "Makefile").read_text()
-        assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets), f"{page}: {command}"
-    ours = tuple(
-        f"{folder}/" for folder in ("benchmarks", "cluster", "docs", "examples", "flows", "requirements", "tests")
-    )
+        assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     for word in words:
-        if word.startswith((*ours, "reward_specs/")) and "$" not in word:
+        if re.match(rf"({FOLDERS})/", word) and "$" not in word:
             assert (ROOT / word).exists(), f"{page}: {command}"
+
+
+def deployments() -> dict[tuple[str, str], dict[str, Any]]:
+    """The parameters of the deployments of prefect.yaml, by the names of flow and deployment."""
+    listed = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    flows = [one["entrypoint"].split(":")[1].removesuffix("_flow").replace("_", "-") for one in listed]
+    return {(flow, one["name"]): one["parameters"] for flow, one in zip(flows, listed, strict=True)}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_what_is_there(page: Path) -> None:
+    """Flags of a training, files and folders in its text, and what its Python imports from the project."""
+    text = page.read_text()
+    if page.name != "CHANGELOG.md":
+        assert set(re.findall(r"(?<![\w-])--[a-z]+\.[\w.]*\w", text)) <= flags_of("vpo_plugin.train_ppo_ray")
+        files = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", text)
+        assert [file for file in files if not (ROOT / file).exists()] == []
+    for block in re.findall(r"^ *```python\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
+        imports = [node for node in ast.walk(ast.parse(dedent(block))) if isinstance(node, ast.ImportFrom)]
+        for node in imports:
+            place = ROOT / (node.module or "").replace(".", "/")
+            if place.parts[len(ROOT.parts)] in FOLDERS.split("|"):
+                file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+                assert all(re.search(rf"\b{name.name}\b", file.read_text()) for name in node.names), node.module
