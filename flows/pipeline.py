@@ -253,7 +253,7 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
     for method in settings.methods:
         if tells_weights(method) and spec.ragged:
             raise ValueError(
-                f"{method} names the objectives in the prompt, and those of spec {spec.name!r} differ in number from "
+                f"{method} names the objectives in the prompt, but in spec {spec.name!r} their number differs from "
                 "prompt to prompt."
             )
     m = settings.candidates or spec.candidates

@@ -370,7 +370,7 @@ def test_goal_conditioned_refuses_objectives_that_differ_in_number(
     spec |= {"objectives": {"ragged": ragged}, "weights": {}, "name": "ragged"}
     monkeypatch.setattr(launcher, "load_spec", lambda name: type(load_spec("maze_small"))(**copy.deepcopy(spec)))
     sentence = refusal("--advantage", "goal_conditioned", "--vpo.candidates", "1")
-    assert "names the objectives in the prompt, and those of spec 'ragged' differ in number" in sentence
+    assert "names the objectives in the prompt, but in spec 'ragged' their number differs" in sentence
 
 
 def test_single_candidate_estimators_have_one_by_default(host: None, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_other_columns_and_rows_that_cannot_be_used(spec: Any, tmp_path: Path) -
     task = spec(tmp_path / "x")
     Dataset.from_list([{"question": "q", "answer": "1"}]).to_parquet(tmp_path / "gsm.parquet")
     assert load_prompts(task, tmp_path / "gsm.parquet", None, ("question", "answer")) == [{"input": "q", "label": "1"}]
-    with pytest.raises(ValueError, match="has no column 'input' \\(it has question, answer\\): name the prompt's"):
+    with pytest.raises(ValueError, match="has no column 'input' \\(it has question, answer\\): name the columns"):
         load_prompts(task, tmp_path / "gsm.parquet")
     assert "it has no column 'input' (it has question, answer)" in trained_on(task, tmp_path / "gsm.parquet")
     (tmp_path / "t.tsv").write_text('input\tlabel\n"a, b"\t1\n')

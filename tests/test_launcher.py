@@ -208,9 +208,9 @@ def test_unknown_estimator(refusal: Callable[..., str], flag: str) -> None:
             ["--vpo.candidates", "4", "--rollout.max_new_tokens", "64"],
             "4 candidates of spec 'maze_small' take up to 80",
         ),
-        (["--train.agent_func_path", "no_agent.py"], "--train.agent_func_path no_agent.py is not there"),
+        (["--train.agent_func_path", "no_agent.py"], "--train.agent_func_path no_agent.py does not exist"),
         (["--train.agent_func_path", "agent"], "--train.agent_func_path agent is not a Python file"),
-        (["--reward.remote_url", "no_reward.py"], "--reward.remote_url no_reward.py is not there"),
+        (["--reward.remote_url", "no_reward.py"], "--reward.remote_url no_reward.py does not exist"),
         (["--reward.remote_url", "http://localhost", "--train.agent_func_path", __file__], "drop --reward.remote_url"),
         (["--actor.model_name_or_path", ""], "--actor.model_name_or_path is missing"),
         (["--actor.model_name_or_path", "/no/such/policy"], "/no/such/policy is not a folder"),
@@ -259,7 +259,7 @@ def test_all_mistakes_at_once(training: Training, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--train.batch_size", "64"], "and a step has 16 rollouts"),
+        (["--train.batch_size", "64"], "but a step has 16 rollouts"),
         (["--train.batch_size", "64"], "Sizes that fit 16 rollouts: 16, 8."),
         (["--train.batch_size", "12"], "--train.batch_size is 12, not a multiple of 8"),
         (["--train.batch_size", "4"], "--train.batch_size is 4, not a multiple of 8"),
@@ -466,7 +466,7 @@ def test_folder_of_something_else(refusal: Callable[..., str], training: Trainin
     notes = training.output / "vpo" / "notes.txt"
     notes.parent.mkdir(parents=True)
     notes.write_text("mine")
-    assert "that is not of such a run" in refusal()
+    assert "that is not from a run" in refusal()
     assert notes.read_text() == "mine"
 
 

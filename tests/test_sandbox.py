@@ -154,7 +154,7 @@ def test_code_tests_may_expect_an_exception() -> None:
             expects.format("'odd'", "ValueError", "'object' in str(error)"),
             expects.format(1, "ValueError", "True"),
             expects.format(-1, "KeyError", "True"),
-            # What could end a test without a word does not get into it.
+            # Exceptions that could silently end the test do not reach it.
             expects.format("'stop'", "StopIteration", "True"),
             "for answer in map(f, [1, 'stop', 2]): assert answer == 1",
             "f('exit')",
@@ -256,7 +256,7 @@ def test_what_json_can_hold_comes_back(value: object) -> None:
 
 @pytest.mark.parametrize("value", [{"set": [1]}, {"int": 3}, {"int": "x"}, {"dict": [1]}, {}, {"dict": {}, "int": "1"}])
 def test_what_no_call_returned_is_refused(value: object) -> None:
-    with pytest.raises(ValueError, match=r"no value that a call returned|invalid literal"):
+    with pytest.raises(ValueError, match=r"not an encoded value|invalid literal"):
         decode_json(value)
 
 
@@ -269,7 +269,7 @@ def test_reading_what_a_program_returned_takes_linear_time() -> None:
     """
     tests = [CallTest("same_hash", [300]), CallTest("keys", [300]), CallTest("long", [100_000])]
     one, other, long = run_program(textwrap.dedent(program), tests, limits=Limits())
-    assert one.status == other.status == "error"  # nothing that JSON can hold: it does not leave the box
+    assert one.status == other.status == "error"  # does not fit in JSON: it does not leave the box
     assert returned(long) == 10**100_000
 
 

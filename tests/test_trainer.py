@@ -184,8 +184,8 @@ def test_candidates_that_cannot_be_read(run: Settings, capsys: pytest.CaptureFix
             said.append(step)
             file = run.log_dir / f"unreadable_step_{step:06d}.txt"
             assert remark == (
-                f"0 of 6 candidates of step {step} could be read, so nothing was learnt: {file} has a "
-                "prompt and a response to it."
+                f"0 of 6 candidates of step {step} could be read, so nothing was learnt: {file} has "
+                "an example prompt and response."
             )
             assert file.read_text() == "# prompt\nFind a way.\n\n# response\nno route\n"
     assert said == [1, 3, 6, 10]

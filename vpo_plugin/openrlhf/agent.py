@@ -1,9 +1,9 @@
-"""The host's agent executor for a run with a specification: what writes a response, and what rewards it.
+"""The agent executor of a run with a specification: generates a response and gets its rewards.
 
-The host loads this file by path (`--train.agent_func_path`) in every rollout actor. The writer is the host's own
-single turn, or the user's unchanged agent (`--train.agent_func_path` of the command). The rewards come from the agent
-itself (`extra_logs["reward_matrix"]`), from the user's function (`--reward.remote_url`), or from the spec, which scores
-the text of the last turn, without the environment's messages. The matrix travels to the trainer in `extra_logs`.
+The host loads this file by path (`--train.agent_func_path`) in every rollout actor. The writer is the host's
+single-turn executor or the user's unchanged agent (`--train.agent_func_path` of the command). Rewards come from the
+agent (`extra_logs["reward_matrix"]`), from the user's function (`--reward.remote_url`), or from the spec, which scores
+the text of the last turn without the environment's messages. `extra_logs` carries the matrix to the trainer.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from vpo_plugin.rewards.scoring import Item
 
 
 class Listener:
-    """The engine for a writer; it keeps the text of each generation by its tokens."""
+    """Wraps the engine for a writer; keeps the text of each generation under its tokens."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -41,21 +41,21 @@ class Listener:
         """The text of a rollout's last turn, as the engine wrote it."""
         start, end = output["action_ranges"][-1] if output["action_ranges"] else (0, 0)
         tokens = output["observation_tokens"][start:end]
-        text = self.texts.get(tuple(tokens))  # None if an agent has changed what it took from the engine
+        text = self.texts.get(tuple(tokens))  # None if the agent changed the engine's output
         return tokenizer.decode(tokens, skip_special_tokens=True) if text is None else text
 
 
 class Group:
-    """The rollouts of one prompt, which a scorer compares; they are scored when the last one is written."""
+    """The rollouts of one prompt, for a scorer that compares them; scored when the last rollout is complete."""
 
     def __init__(self, call: Any) -> None:
-        self.call = call  # kept, so that no other object has its identity
+        self.call = call  # kept, so that its id stays unique
         self.size = 0
         self.items: list[Item] = []
         self.scored: asyncio.Future[list[ScoredResponse]] = asyncio.get_running_loop().create_future()
 
     def hand_out(self, submitted: "asyncio.Future[list[ScoredResponse]]") -> None:
-        """Give each rollout the outcome of its group."""
+        """Pass the outcome of the group to its rollouts."""
         if (error := submitted.exception()) is not None:
             self.scored.set_exception(error)
         else:
@@ -63,14 +63,14 @@ class Group:
 
 
 def load_agent(file: str) -> AgentExecutorBase:
-    """The user's executor, as the host loads it."""
-    from openrlhf.trainer.ray.vllm_engine import _load_agent_executor  # imports vLLM, which a rollout actor has
+    """Load the user's executor as the host does."""
+    from openrlhf.trainer.ray.vllm_engine import _load_agent_executor  # imports vLLM, present in a rollout actor
 
     return _load_agent_executor(file)
 
 
 class AgentExecutor(AgentExecutorBase):
-    """Let the writer write one rollout, and tell the host its scalar reward and its reward matrix."""
+    """Let the writer generate one rollout; return it to the host with its scalar reward and reward matrix."""
 
     def __init__(self) -> None:
         self.run = run = current_settings()
@@ -81,7 +81,7 @@ class AgentExecutor(AgentExecutorBase):
         self.groups: dict[int, Group] = {}
 
     async def execute(self, prompt: str, label: Any, hf_tokenizer: Any, llm_engine: Any, **more: Any) -> dict[str, Any]:
-        """The host passes everything by name; `more` is for the writer."""
+        """Run one rollout. The host passes everything by name; `more` is for the writer."""
         engine = Listener(llm_engine)
         group = self.group_of(more.get("sampling_params")) if self.spec.group_scorer else None
         output = await self.writer.execute(
@@ -104,14 +104,14 @@ class AgentExecutor(AgentExecutorBase):
         return {**output, **given_rewards.told(self.spec, matrix, logs)}
 
     def group_of(self, call: Any) -> "Group":
-        """The rollouts of one prompt. The host starts them all at once, in one actor, with one object of sampling
-        parameters (vllm_engine.py, `generate_responses`), so each has joined before the first one is written."""
+        """Join the group of a prompt. The host starts all rollouts of a prompt at once, in one actor, with one sampling
+        parameters object (vllm_engine.py, `generate_responses`), so all have joined before the first is complete."""
         group = self.groups.setdefault(id(call), Group(call))
         group.size += 1
         return group
 
     async def score(self, prompt: str, response: str, label: Any, group: "Group | None" = None) -> dict[str, Any]:
-        """What the host gets for a response that the spec scores."""
+        """Score a response with the spec; return the fields for the host. Raises ValueError without a scorer."""
         if self.scoring is None:
             raise ValueError(
                 f"The agent {self.run.own_agent} gave no extra_logs[{INFO_KEY!r}], but the spec {self.spec.name!r} has "

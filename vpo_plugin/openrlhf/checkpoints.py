@@ -1,7 +1,7 @@
-"""The checkpoint from which a run resumes: the newest complete one. None is ever removed here.
+"""Find the checkpoint from which a run resumes: the newest complete one.
 
-The host keeps `<--ckpt.path>/_actor/global_step<N>/` (and `_critic`), DeepSpeed's files. It loads the one that the
-file `latest` beside them names, even if it is damaged. DeepSpeed writes `latest` after the other files, and then the
+The host keeps DeepSpeed's files in `<--ckpt.path>/_actor/global_step<N>/` (and `_critic`). It loads the checkpoint that
+the file `latest` beside them names, even if it is damaged. DeepSpeed writes `latest` after the other files; then the
 host (`DeepspeedStrategy.save_ckpt`, OpenRLHF 0.9.9 and later) adds `metric.json`.
 """
 
@@ -22,11 +22,11 @@ MODELS = ("_actor", "_critic")
 LAST_FILE = "metric.json"
 UNFINISHED = "it was not finished"
 WRITE_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "iostream error")
-"""What torch's RuntimeError says where a file could not be written (torch 2.13, caffe2/serialize/inline_container)."""
+"""Texts in torch's RuntimeError when a file cannot be written (torch 2.13, caffe2/serialize/inline_container)."""
 
 
 READ_THROUGH = 256 * 2**30
-"""Size in bytes of a checkpoint's files above which their checksums are not compared: minutes of reading."""
+"""Checksums are compared up to this size of a checkpoint in bytes; reading more takes minutes."""
 
 
 def rewind(path: Path) -> tuple[int, list[str]]:
@@ -35,7 +35,7 @@ def rewind(path: Path) -> tuple[int, list[str]]:
     Newer unfinished or damaged checkpoints are set aside as `<path>/unusable_…`.
 
     Returns:
-        The step of that checkpoint, 0 if there is none, and sentences for the user: which checkpoints were set aside,
+        The step of that checkpoint (0 if there is none), and sentences for the user: which checkpoints were set aside,
         and whether checksums were skipped.
     Raises:
         OSError: the folder cannot be read or written.
@@ -66,20 +66,20 @@ def rewind(path: Path) -> tuple[int, list[str]]:
 
 
 def _step(tag: str) -> int:
-    """The step of a checkpoint's name, 0 for another name."""
+    """The step in a checkpoint's name, 0 for any other name."""
     match = re.fullmatch(r"(?:best_)?global_step(\d+)", tag)
     return int(match[1]) if match else 0
 
 
 def _set_aside(folder: Path, path: Path) -> Path:
-    """Move one model's checkpoint to a place where the host does not look."""
+    """Move one model's checkpoint out of the host's sight."""
     name = f"unusable{folder.parent.name}_{folder.name}"
     number = sum(1 for other in path.iterdir() if re.fullmatch(rf"{name}(_\d+)?", other.name))
     return folder.rename(path / (f"{name}_{number + 1}" if number else name))
 
 
 def patch_strategy(module: Any) -> None:
-    """Wrap `save_ckpt` of the host's `DeepspeedStrategy`, which fails without a word on what to do."""
+    """Wrap `save_ckpt` of the host's `DeepspeedStrategy`, whose errors do not say what to do."""
     original = module.DeepspeedStrategy.save_ckpt
 
     def save_ckpt(self: Any, model: Any, save_dir: str, tag: str | None = None, *rest: Any, **more: Any) -> None:
@@ -94,7 +94,7 @@ def patch_strategy(module: Any) -> None:
 
 
 def why_not_saved(error: OSError | RuntimeError, tag: str | None, folder: str) -> str | None:
-    """A sentence on a checkpoint that could not be written, with advice; None for an error of another kind."""
+    """Why a checkpoint could not be written and what to do, in a sentence; None for other errors."""
     lost = isinstance(error, RuntimeError) and any(words in str(error) for words in WRITE_FAILED)
     if not (lost or isinstance(error, OSError)):
         return None
@@ -108,7 +108,7 @@ def why_not_saved(error: OSError | RuntimeError, tag: str | None, folder: str) -
 
 
 def remove_checkpoints(path: Path) -> None:
-    """Remove the checkpoints of a finished run, except its best ones."""
+    """Remove the checkpoints of a finished run; keep the best ones."""
     for step, tag in _tags([path / name for name in MODELS]):
         for name in MODELS:
             if tag == f"global_step{step}":
@@ -122,18 +122,18 @@ def _tags(models: list[Path]) -> list[tuple[int, str]]:
 
 
 def _damage(folders: Sequence[Path], read_through: bool) -> str | None:
-    """What is wrong with the files of a checkpoint, None if they are complete."""
+    """What is wrong with the files of a checkpoint; None if they are complete."""
     for folder in folders:
         try:
             json.loads((folder / LAST_FILE).read_text())
         except FileNotFoundError:
-            pass  # a host that does not write it, or one that was killed before
+            pass  # the host does not write it or was killed before
         except ValueError:
             return UNFINISHED
         if not any(folder.rglob("*.pt")):
             return "its files are missing"
     files = sorted(file for folder in folders for file in folder.rglob("*.pt"))
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # checksums are computed without Python's lock
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # computing checksums releases Python's lock
         return next((found for found in pool.map(lambda file: _damage_of(file, read_through), files) if found), None)
 
 

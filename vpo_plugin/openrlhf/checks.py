@@ -45,7 +45,7 @@ def find_mistakes(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> list[s
 
 
 def plugin_estimator(given: Flags) -> AdvantageEstimator | None:
-    """The plugin's estimator that the command names, None for one of the host."""
+    """The plugin's estimator that the command names; None for an estimator of the host."""
     name = given[ESTIMATOR]
     return get_advantage_estimator(name) if name in advantage_estimator_names() else None
 
@@ -57,16 +57,16 @@ def check_cuda(given: Flags) -> Iterator[str]:
 
 
 def check_rewards(given: Flags) -> Iterator[str]:
-    """An agent or a reward function of the user's own."""
+    """Check the user's own agent or reward function."""
     agent, reward = given["train.agent_func_path"], given["reward.remote_url"]
     if agent and reward:
-        yield "An agent gives its own rewards, or the spec scores its answer: drop --reward.remote_url."
+        yield "The rewards of an agent come from the agent or the spec: drop --reward.remote_url."
     if agent and not agent.endswith(".py"):
         yield f"--train.agent_func_path {agent} is not a Python file."
     for flag, places in (("train.agent_func_path", [agent]), ("reward.remote_url", (reward or "").split(","))):
         for place in places:
             if place and place.endswith(".py") and not Path(place).is_file():
-                yield f"--{flag} {place} is not there."
+                yield f"--{flag} {place} does not exist."
 
 
 def check_scorer(given: Flags, spec: RewardSpec) -> Iterator[str]:
@@ -87,7 +87,7 @@ def check_numbers(given: Flags) -> Iterator[str]:
 
 
 def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
-    """Flags that do not fit the plugin's estimator."""
+    """Check for flags that do not fit the plugin's estimator."""
     estimator = plugin_estimator(given)
     if estimator is None:
         return
@@ -99,8 +99,8 @@ def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
         )
     if estimator.candidates == "one" and given["vpo.candidates"] > 1:
         yield (
-            f"--vpo.candidates is {given['vpo.candidates']}: {name} rewards one candidate per response. Set it to 1, "
-            "with as many times the rollouts for the same number of candidates."
+            f"--vpo.candidates is {given['vpo.candidates']}: {name} rewards one candidate per response. Set it to 1 "
+            "and multiply the rollouts by the old value to keep the number of candidates."
         )
     if estimator.takes_k and rollouts >= 2:
         try:
@@ -109,19 +109,19 @@ def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
             yield f"--vpo.k {given['vpo.k']} and --rollout.n_samples_per_prompt {rollouts} do not fit: {error}"
     if estimator.weights_in_prompt and spec.ragged:
         yield (
-            f"--advantage {name} names the objectives in the prompt, and those of spec {spec.name!r} differ in number "
+            f"--advantage {name} names the objectives in the prompt, but in spec {spec.name!r} their number differs "
             "from prompt to prompt."
         )
     if estimator.relative and given["reward.stop_properly_penalty_coef"] is not None:
         yield (
-            f"--reward.stop_properly_penalty_coef scales or replaces rewards from 0 up, and {name} normalises each "
-            "objective in the group before: a scaled reward below 0 would rise. Use --reward.overlong_buffer_len."
+            f"--reward.stop_properly_penalty_coef scales or replaces rewards from 0 up, but {name} normalises each "
+            "objective in the group first: scaling would raise a negative reward. Use --reward.overlong_buffer_len."
         )
 
 
 def check_budget(given: Flags, spec: RewardSpec) -> Iterator[str]:
-    """Whether the candidates fit in a response."""
-    if given["train.agent_func_path"]:  # its turns share --data.max_len as it likes
+    """Check that the candidates fit in a response."""
+    if given["train.agent_func_path"]:  # an agent divides --data.max_len among its turns
         return
     candidates, each = given["vpo.candidates"], spec.limits.tokens_per_candidate
     budget = min(given["rollout.max_new_tokens"] or given["data.max_len"], given["data.max_len"])
@@ -161,7 +161,7 @@ def batch_sizes(given: Flags) -> list[int]:
 
 
 def check_updates(given: Flags) -> Iterator[str]:
-    """Whether each step updates the policy: the host accumulates gradients until `--train.batch_size` is full."""
+    """Check that each step updates the policy: the host accumulates gradients until `--train.batch_size` is full."""
     if given["train.dynamic_batch_enable"]:
         return
     rollouts, batch, micro = rollouts_per_step(given), given["train.batch_size"], given["train.micro_batch_size"]
@@ -174,7 +174,7 @@ def check_updates(given: Flags) -> Iterator[str]:
     )
     if batch > rollouts:
         yield (
-            f"--train.batch_size is {batch}, and a step has {rollouts} rollouts (--rollout.batch_size by "
+            f"--train.batch_size is {batch}, but a step has {rollouts} rollouts (--rollout.batch_size times "
             f"--rollout.n_samples_per_prompt): most steps would update nothing. {hint}"
         )
     elif batch < least or batch % least:
@@ -185,7 +185,7 @@ def check_updates(given: Flags) -> Iterator[str]:
 
 
 def find_remarks(given: Flags) -> Iterator[str]:
-    """Warnings: one sentence for each thing that is allowed, but that the user should know."""
+    """Warnings: one sentence for each thing that is allowed but that the user should know."""
     if given["algo.dynamic_filtering_enable"] and tuple(given["algo.dynamic_filtering_range"]) != (0, 1):
         yield (
             "--algo.dynamic_filtering_range is not used: with --vpo.spec a prompt is dropped if its rollouts all get "
@@ -198,7 +198,7 @@ def find_remarks(given: Flags) -> Iterator[str]:
         sizes = ", ".join(map(str, batch_sizes(given)[:4]))
         yield (
             f"--train.batch_size {batch} does not divide the {rollouts} rollouts of a step: the gradients of the last "
-            f"{rollouts % batch} go into the next step's update. These fit: {sizes or 'none'}."
+            f"{rollouts % batch} go into the next step's update. Sizes that fit: {sizes or 'none'}."
         )
     parts, size = read_parts(given, "data.prompt_dataset", "data.prompt_split"), given["rollout.batch_size"]
     prompts = sum(len(rows) for _, rows in parts)
@@ -212,14 +212,14 @@ def find_remarks(given: Flags) -> Iterator[str]:
 
 
 def check_lora(given: Flags) -> Iterator[str]:
-    """LoRA only if its weights can be merged, see `lora`."""
+    """Check that LoRA weights can be merged (see `lora`)."""
     if not given["ds.lora.rank"]:
         return
     for flag, most in (("ds.zero_stage", 2), ("ds.tensor_parallel_size", 1), ("ds.load_in_4bit", False)):
         if given[flag] > most:
             yield (
-                f"--{flag} {given[flag]} with --ds.lora.rank: the engines are handed merged weights, which a rank must "
-                f"hold whole. Leave --{flag} out, or set it to {most:d}."
+                f"--{flag} {given[flag]} with --ds.lora.rank: the engines get merged weights, so a rank must hold "
+                f"whole weights. Leave --{flag} out, or set it to {most:d}."
             )
 
 
@@ -242,12 +242,12 @@ def _read_parts(names: str, split: str, most: int, use_ms: bool) -> list[tuple[s
 
 
 def read_parts(given: Flags, flag: str, split: str) -> list[tuple[str, Any]]:
-    """The datasets of a flag, by their names, as the trainer reads them."""
+    """The names and rows of a flag's datasets, as the trainer reads them."""
     return _read_parts(given[flag], given[split], given["data.max_samples"], given["use_ms"])
 
 
 def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterator[str]:
-    """The first row of a dataset whose prompt cannot be used, or whose label lacks what the scorer needs."""
+    """Find the first row whose prompt cannot be used or whose label lacks what the scorer needs."""
     try:
         parts = read_parts(given, flag, split)
     except (OSError, ValueError) as error:
@@ -260,12 +260,12 @@ def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterato
 
 
 def _bad_row(given: Flags, spec: RewardSpec, rows: Any) -> str | None:
-    """What is wrong with a dataset, in a sentence that names the row."""
+    """What is wrong with a dataset, in a sentence that names the row; None if nothing is."""
     keys = [given["data.input_key"], *([] if spec.label == "none" else [given["data.label_key"]])]
     if missing := [key for key in keys if key not in rows.column_names]:
         return (
-            f"it has no column {missing[0]!r} (it has {', '.join(rows.column_names)}): name the prompt's and the "
-            "label's with --data.input_key and --data.label_key."
+            f"it has no column {missing[0]!r} (it has {', '.join(rows.column_names)}): name the columns of prompt and "
+            "label with --data.input_key and --data.label_key."
         )
     labels = rows[keys[1]] if keys[1:] else [None] * len(rows)
     for number, (prompt, label) in enumerate(zip(rows[keys[0]], labels, strict=True), start=1):
@@ -281,14 +281,14 @@ def _bad_row(given: Flags, spec: RewardSpec, rows: Any) -> str | None:
 
 
 def check_template(given: Flags) -> Iterator[str]:
-    """Whether the model has the chat template that the run applies."""
+    """Check that the model has the chat template that the run applies."""
     if not given["data.apply_chat_template"] or not Path(str(given["actor.model_name_or_path"])).is_dir():
         return
     from transformers import AutoTokenizer
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(given["actor.model_name_or_path"])
-    except Exception:  # what tokenizers raises; another check says it, or the host
+    except Exception:  # any error of tokenizers; another check or the host reports it
         return
     if not tokenizer.chat_template:
         yield f"--data.apply_chat_template: the model {given['actor.model_name_or_path']} has no chat template."
@@ -302,7 +302,7 @@ FLAG_CHECKS: tuple[Callable[[Flags], Iterator[str]], ...] = (
     check_model,
     check_template,
 )
-"""The checks of a run with a specification, in the order in which their sentences are said: first these."""
+"""The checks of a run with a specification, in the order of their sentences; these come first."""
 SPEC_CHECKS: tuple[Callable[[Flags, RewardSpec], Iterator[str]], ...] = (
     check_scorer,
     check_estimator,
@@ -310,4 +310,4 @@ SPEC_CHECKS: tuple[Callable[[Flags, RewardSpec], Iterator[str]], ...] = (
     check_data,
     check_output,
 )
-"""Those that need the specification itself."""
+"""Checks that need the specification itself."""

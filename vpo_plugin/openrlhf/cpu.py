@@ -1,8 +1,8 @@
 """Run OpenRLHF 0.11 on a machine without CUDA, in every process of a run, with no file of the host edited.
 
-The host calls CUDA directly in a few places. `install` replaces those, and only those, in the process that calls it;
-each replacement takes effect right after the host imports the module concerned. On a machine with CUDA none of this
-is used. Symbols touched (OpenRLHF 0.11.1 and 0.11.2, torch 2.13):
+The host calls CUDA directly in a few places. `install` replaces only those, in the process that calls it; each
+replacement takes effect right after the host imports the module concerned. Machines with CUDA use none of this.
+Symbols touched (OpenRLHF 0.11.1 and 0.11.2, torch 2.13):
 
 =================================================== ==================================================================
 symbol                                              why
@@ -10,15 +10,15 @@ symbol                                              why
 `flash_attn.bert_padding`, `.utils.distributed` imported by `openrlhf.models.ring_attn_utils`, used only by
                                                     packed samples, which need the CUDA package
 `torch.cuda` (five functions)                       called unconditionally around every forward and backward pass
-`openrlhf...deepspeed.init_device_mesh`             the mesh is asked for on "cuda"
+`openrlhf...deepspeed.init_device_mesh`             requests the mesh on "cuda"
 `DeepspeedStrategy.get_ds_train_config`             DeepSpeed's own Adam and its shared-memory all-reduce
-`deepspeed.comm.torch.build_shm_op`                 (DeepSpeed 0.19) are compiled at first use: torch's serve instead
-`torch.distributed.rendezvous.TCPStore`             listens on every interface: on loopback alone where that is its host
+`deepspeed.comm.torch.build_shm_op`                 (DeepSpeed 0.19) are compiled at first use: torch's replace them
+`torch.distributed.rendezvous.TCPStore`             listens on every interface: now only on loopback if that is its host
 `NaiveReplayBuffer.__init__`                        builds a `cuda:…` device
-`ActorPPOTrainer._init_vllm_sync_group`             weight sync over NCCL: replaced by one hand-over of the weights
-`ActorPPOTrainer.broadcast_to_vllm`                 through Ray's object store
-`RolloutRayActor`                                   gains `load_state`, which receives them
-`cpu_speed`                                         two more, that only save time, with a table of their own
+`ActorPPOTrainer._init_vllm_sync_group`             sync weights over NCCL: replaced by one transfer through Ray's
+`ActorPPOTrainer.broadcast_to_vllm`                 object store
+`RolloutRayActor`                                   gains `load_state`, which receives the weights
+`cpu_speed`                                         patches that only save time (see the table there)
 =================================================== ==================================================================
 """
 
@@ -45,8 +45,8 @@ LOOPBACK = "127.0.0.1"
 # What the engines, Ray and the tokenizers read at start-up; a value that the user set wins.
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
-    "OMP_NUM_THREADS": str(cpu_speed.idle_cores()),  # all for whoever's turn it is: generation, training
-    "OMP_WAIT_POLICY": "passive",  # a thread that waits leaves its core to others
+    "OMP_NUM_THREADS": str(cpu_speed.idle_cores()),  # generation and training take turns, each with all cores
+    "OMP_WAIT_POLICY": "passive",  # waiting threads leave their core to others
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -55,14 +55,14 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",  # no idle workers: start-up is bound by imports
 }
-# torch compiles parts of vLLM with this compiler (torch/_inductor/config.py), and fails where there is none.
+# torch compiles parts of vLLM with this compiler (torch/_inductor/config.py) and fails without it.
 if shutil.which(os.environ.get("CXX", "g++")) is None:
     ENVIRONMENT["TORCHDYNAMO_DISABLE"] = "1"
 
-# What keeps a run with a Ray of its own off the network: what such a Ray is sent, it runs as this user.
+# Keeps a run with a private Ray off the network: Ray runs what it is sent, as this user.
 PRIVATE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for binding to loopback (ray/_private/ray_constants.py)
-    "RAY_AUTH_MODE": "token",  # other users of this machine are kept out as well
+    "RAY_AUTH_MODE": "token",  # keeps out other users of this machine
     "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
     "VLLM_HOST_IP": LOOPBACK,
 }
@@ -80,7 +80,7 @@ HOST_DEFAULTS = {
     "ds.attn_implementation": "sdpa",
 }
 
-# Flags of the host that go no further without CUDA: the most that they may be, and why.
+# Flags of the host that are limited without CUDA: the highest value, and why.
 HOST_LIMITS = {
     "ds.packing_samples": (False, "packed samples need flash-attn"),
     "train.dynamic_batch_enable": (False, "dynamic batches are packed samples, which need flash-attn"),
@@ -88,13 +88,13 @@ HOST_LIMITS = {
     "ds.zero_stage": (2, "the engines need whole weights, but ZeRO 3 shards them"),
 }
 
-# The host's actors each ask Ray for GPUs; without any, these stand in for scheduling.
+# The host's actors each ask Ray for GPUs; without GPUs, Ray schedules with this number.
 PRETEND_GPUS = 16
 
 CONNECT_SECONDS = 2.0
 
 ray_folder: str | None = None
-"""The private Ray's folder, once there is one."""
+"""The private Ray's folder, None before it starts."""
 
 
 def cuda_available() -> bool:
@@ -113,8 +113,8 @@ def cuda_available() -> bool:
 def joined_cluster() -> str | None:
     """The Ray cluster that `ray.init()` joins, None if it starts one.
 
-    It is the one that `RAY_ADDRESS` names (`local`: none), or one that `ray start` started on this machine, if it
-    answers.
+    `RAY_ADDRESS` names it (`local` means none). Otherwise it is a cluster that `ray start` started on this machine, if
+    it answers.
     """
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -133,7 +133,7 @@ def joined_cluster() -> str | None:
 
 
 def install() -> None:
-    """Make the host importable and runnable without CUDA in this process. Call it before the host is imported."""
+    """Let this process import and run the host without CUDA. Call it before the host is imported."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _provide_flash_attn()
@@ -153,7 +153,7 @@ def install() -> None:
 
 def _needs_cuda(*args: Any, **kwargs: Any) -> NoReturn:
     raise RuntimeError(
-        "Packed samples need flash-attn, which needs CUDA: on a machine without it, leave out --ds.packing_samples, "
+        "Packed samples need flash-attn, which needs CUDA: without CUDA, leave out --ds.packing_samples, "
         "--train.dynamic_batch_enable and --ds.ring_attn_size."
     )
 
@@ -233,7 +233,7 @@ def _patch_replay_buffer(module: Any) -> None:
 
 
 def _patch_weight_sender(module: Any) -> None:
-    """The actor's rank 0 puts its weights into Ray's object store once, and every engine loads them from there."""
+    """Rank 0 of the actor puts its weights into Ray's object store once; every engine loads them from there."""
 
     def _init_vllm_sync_group(self: Any, backend: str) -> None:
         self._model_update_group = None
@@ -270,7 +270,7 @@ def _patch_weight_receiver(module: Any) -> None:
 def reload_weights(worker: Any, state: bytes) -> None:
     """Load saved weights into a vLLM worker.
 
-    `reload_weights` and not `load_weights`: vLLM's CPU kernels repack the weights after loading, so new ones must
+    Uses `reload_weights`, not `load_weights`: vLLM's CPU kernels repack weights after loading, so new weights must
     take the whole loading path again (`vllm.v1.worker.gpu_model_runner`).
     """
     import torch
@@ -281,7 +281,7 @@ def reload_weights(worker: Any, state: bytes) -> None:
 def start_private_ray(runtime_env: dict[str, Any]) -> None:
     """Start a private Ray with free ports and its own folder, so that runs can share a machine.
 
-    It listens on loopback only, and accepts only processes that know its token, which are those that it starts. Orphans
+    It listens on loopback only and accepts only processes that know its token, which are those that it starts. Orphans
     of the run (an engine whose Ray worker was killed) become children of this process, so that `stop_private_ray` finds
     them.
     """

@@ -1,12 +1,12 @@
-"""Less work for the same training step on a machine without CUDA. Used by `cpu.install`; nothing here changes a loss.
+"""Save work in a training step on a machine without CUDA. Used by `cpu.install`; nothing here changes a loss.
 
 ===================================== ================================================================================
 symbol (OpenRLHF 0.11.1 and 0.11.2)   why
 ===================================== ================================================================================
-`Actor.forward`                     computes logits, a float for each word of the vocabulary, for the prompt as well,
-                                      whose log-probabilities are multiplied by zero: only the response's are computed
-`models.actor.log_probs_from_logits` makes several copies of the logits: torch's cross entropy makes one
-`ppo_actor.DataLoader`              mixes long and short rollouts in a micro-batch, and each is padded to its longest
+`Actor.forward`                       also computes logits of the prompt, whose log-probabilities are multiplied by
+                                      zero: now computes only those of the response
+`models.actor.log_probs_from_logits`  makes several copies of the logits: torch's cross entropy makes one
+`ppo_actor.DataLoader`                mixes long and short rollouts in a micro-batch, padded to the longest
 ===================================== ================================================================================
 """
 
@@ -17,17 +17,17 @@ from typing import Any
 
 
 def idle_cores() -> int:
-    """The number of cores that are idle when this process starts, at least half of all.
+    """The number of cores that are idle when this process starts, at least half of all cores.
 
-    With more threads than idle cores, each operation waits until all threads have had a turn. On 2 cores with a load of
-    12, a step of a tiny policy then took five times as long.
+    With more threads than idle cores, each operation waits until all threads have had a turn: on 2 cores with a load of
+    12, a step of a tiny policy took five times as long.
     """
     cores = os.cpu_count() or 1
     return max(1, cores // 2, min(cores, cores - round(os.getloadavg()[0])))
 
 
 def patch_actor(module: Any) -> None:
-    """For `openrlhf.models.actor`: logits of the response alone, and one pass over them."""
+    """Patch `openrlhf.models.actor`: compute only the response's logits, with one pass over them."""
     if module.log_probs_from_logits is log_probs_from_logits:  # patched already
         return
     forward = module.Actor.forward
@@ -49,7 +49,7 @@ def patch_actor(module: Any) -> None:
 
 
 def log_probs_from_logits(logits: Any, labels: Any, temperature: float = 1.0) -> Any:
-    """The log-probability of each label, shape (batch, tokens); of the last tokens where only their logits are there.
+    """Log-probabilities of the labels of the last `kept` tokens, shape (batch, kept).
 
     Args:
         logits: shape (batch, kept, words); divided by the temperature in place, as the host does.
@@ -66,15 +66,15 @@ def log_probs_from_logits(logits: Any, labels: Any, temperature: float = 1.0) ->
 
 
 def _keeps_logits(model: Any) -> bool:
-    """Whether the model can be asked for the logits of the last tokens alone, as those of transformers can."""
-    model = getattr(model, "module", model)  # within DeepSpeed's engine
-    if hasattr(model, "get_base_model"):  # within peft's
+    """Whether the model can compute only the last tokens' logits, as transformers' models can."""
+    model = getattr(model, "module", model)  # inside DeepSpeed's engine
+    if hasattr(model, "get_base_model"):  # inside a peft model
         model = model.get_base_model()
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def patch_loader(module: Any) -> None:
-    """For `openrlhf.trainer.ray.ppo_actor`: micro-batches of like lengths, where one step takes all rollouts."""
+    """Patch `openrlhf.trainer.ray.ppo_actor`: micro-batches of similar lengths if one step takes all rollouts."""
     loader = module.DataLoader
 
     def like_lengths(dataset: Any, *, batch_size: int, shuffle: bool, drop_last: bool, **more: Any) -> Any:
@@ -93,7 +93,7 @@ def patch_loader(module: Any) -> None:
 
 
 class LikeLengths:
-    """The indices of micro-batches: rollouts sorted by length. The sum over a step does not mind the order."""
+    """Indices of micro-batches, with rollouts sorted by length. The order does not change the sum over a step."""
 
     def __init__(self, rollouts: Any, batch_size: int) -> None:
         self.batch_size = batch_size

@@ -1,8 +1,8 @@
-"""The host's dynamic filtering (`--algo.dynamic_filtering_enable`) by the advantages of the run's estimator.
+"""Dynamic filtering (`--algo.dynamic_filtering_enable`) by the advantages of the run's estimator.
 
-The host drops a prompt whose mean scalar reward is not inside a range, and draws another one. This means little if the
-estimator does not use the scalar reward. Here a prompt is dropped if all its rollouts get the same advantage, whatever
-the range of its rewards. Groups stay whole.
+The host drops a prompt whose mean scalar reward is outside a range, and draws another one. This means little if the
+estimator does not use the scalar reward. The plugin drops a prompt if all its rollouts get the same advantage, whatever
+its rewards. Groups stay whole.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ from vpo_plugin.openrlhf.settings import current_settings
 def patch_generator(module: Any) -> None:
     """Wrap the host's `SamplesGenerator`, which compares the mean of a group's `scores` with the range.
 
-    While it generates, the scores are a number inside the range for a group that is kept and one above it for a group
-    that is dropped; the kept ones get their own back from `info["score"]`.
+    During generation, the scores of a group to keep are a number inside the range, those of a group to drop a number
+    above it. Kept groups then get their own scores back from `info["score"]`.
     """
     generator = module.SamplesGenerator
     original_generate = generator._generate_vllm
@@ -35,7 +35,7 @@ def patch_generator(module: Any) -> None:
     def _process_response_into_experience(self: Any, response: Any, **more: Any) -> Any:
         experience = original_process(self, response, **more)
         group = self.filtered_group
-        if group is not None:  # the host takes all responses of a prompt in a row
+        if group is not None:  # the host processes all responses of a prompt in a row
             group.append(experience)
             if len(group) == self.args.rollout.n_samples_per_prompt:
                 low, high = self.args.algo.dynamic_filtering_range

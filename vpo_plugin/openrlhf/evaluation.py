@@ -1,7 +1,7 @@
-"""Evaluation during training (`--eval.*`): search measures of the pools of the held-out prompts.
+"""Evaluation during training (`--eval.*`): search metrics of the held-out prompts' pools.
 
 The host logs the mean and the best scalar reward of a prompt's responses. For a policy that writes sets, the mean says
-little: it can fall while the best of the set rises. Names and definitions are those of the search evaluation.
+little: it can fall while the best of the set rises. Names and definitions match the search evaluation.
 """
 
 import json
@@ -30,7 +30,7 @@ def patch_evaluation(module: Any) -> None:
             for prompt, source in zip(prompts, names, strict=True)
         }
         samples: dict[str, list[Any]] = {}
-        for sample in samples_list:  # the responses of a prompt in a row
+        for sample in samples_list:  # a prompt's responses are consecutive
             samples.setdefault(sources.get(sample.prompts[0], "unknown"), []).append(sample)
         for source, of_source in samples.items():
             logs |= {f"eval_{source}_{key}": v for key, v in pool_metrics(of_source, n_samples_per_prompt).items()}
@@ -40,7 +40,7 @@ def patch_evaluation(module: Any) -> None:
 
 
 def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
-    """Measures of the pools, each with all candidates of a prompt's responses; means over prompts.
+    """Metrics of the pools, means over prompts; a pool holds all candidates of a prompt's responses.
 
     `best_at_<k>` and `pass_at_<k>` for k = 1, 2, 4, … and all candidates, `expected_set_reward` and
     `pairwise_l1` of the whole pool.
@@ -50,7 +50,7 @@ def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
     matrices, _ = stack_groups([unpack(sample.info[INFO_KEY][0]) for sample in samples], responses)
     pools = matrices.flatten(1, 2).double().numpy()
     labels = [sample.labels[0] for sample in samples[::responses]]
-    if run.own_reward or run.own_agent:  # a label is what that code makes of it
+    if run.own_reward or run.own_agent:  # the user's code defines what a label means
         spec = spec.model_copy(update={"front": None})
         labels = labels if spec.ragged else [None] * len(labels)
     targets = read_targets(spec, [{"label": json.dumps(read_label(spec, label))} for label in labels])

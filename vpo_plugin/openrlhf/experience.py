@@ -1,8 +1,8 @@
-"""From reward matrices to advantages, inside the host's trainer.
+"""Turn reward matrices into advantages inside the host's trainer.
 
-Wraps `RemoteExperienceMaker.compute_advantages_and_returns` (OpenRLHF 0.11, experience_maker.py): the matrices that
-the agent executor sent along are taken out of the experiences, and the estimator turns them into one advantage per
-rollout. The host, without a baseline of its own, puts them on the tokens with its own KL, clipping and returns.
+Wraps `RemoteExperienceMaker.compute_advantages_and_returns` (OpenRLHF 0.11, experience_maker.py): takes the agent
+executor's matrices out of the experiences; the estimator turns them into one advantage per rollout. The host puts the
+advantages on the tokens with its own KL, clipping and returns, but without its baseline.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ from vpo_plugin.rewards.formats import parse
 
 load_once = cache(load_spec)
 NO_SPREAD = 1e-6
-"""Size of the advantages below which a group's rollouts count as equal."""
+"""A group's rollouts count as equal if all advantages are smaller than this."""
 
 
 def patch_experience_maker(module: Any) -> None:
@@ -52,8 +52,8 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
         host: the wrapped method.
 
     Returns:
-        The experiences, with `advantages` and `returns` of shape (rows, tokens). After this the host reads
-        only `info["reward"]`; `rewards` hold what it got, the advantages of an estimator of the plugin.
+        The experiences, with `advantages` and `returns` of shape (rows, tokens). With an estimator of the plugin,
+        `rewards` hold its advantages; after this, the host reads only `info["reward"]`.
     """
     args, run = maker.args, current_settings()
     spec = load_once(str(run.spec))
@@ -69,7 +69,7 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
         return host(maker, experiences)
 
     estimator = get_advantage_estimator(name)
-    # The host's length penalties act on the scalar reward that it logs, and on what a rollout is worth here.
+    # The host's length penalties apply to the scalar reward that it logs and to the estimator's values.
     scalars = batch.penalized(batch.gather([experience.rewards.float() for experience in experiences]), args)
     if estimator.normalize is None:
         worth = scalars
@@ -125,7 +125,7 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
 
 
 def candidates_of(spec: RewardSpec, response: str, rows: int) -> list[str | None]:
-    """The candidates of a response, one a row of its reward matrix; null where the user's own code gave the rewards."""
+    """The candidates of a response, one per row of its reward matrix; None where the user's code gave the rewards."""
     run = current_settings()
     return [None] * rows if run.own_agent or run.own_reward else parse(spec, response, rows)
 
@@ -139,13 +139,13 @@ def reward_batch(
     *,
     step: int,
 ) -> RewardBatch:
-    """The estimator's input: the matrices with the weights of the run, or with those that each prompt states.
+    """The estimator's input: the matrices with the weights of the run, or with the weights that each prompt states.
 
     Args:
         args: the host's arguments.
         spec: the specification of the run.
         matrices: the rewards.
-        mask: which of them are present; None for all.
+        mask: which rewards are present; None for all.
         labels: one per group.
         step: selects the random weightings (0-based).
     """
@@ -176,17 +176,17 @@ class Batch:
         self.sizes = [len(experience.index) for experience in experiences]
 
     def in_order(self, values: Sequence[Any]) -> list[Any]:
-        """Values, one a row of the micro-batches, in prompt order."""
+        """Values, one per row of the micro-batches, in prompt order."""
         return [values[i] for i in self.order.argsort().tolist()]
 
     def of_prompts(self, field: str) -> list[Any]:
-        """A list that the experiences have, one value a prompt."""
+        """A list field of the experiences, one value per prompt."""
         return self.in_order([one for experience in self.experiences for one in getattr(experience, field)])[
             :: self.rollouts
         ]
 
     def texts(self, tokenizer: Any, prompts: int) -> list[tuple[str, str]]:
-        """Prompt and response of each rollout of the first few prompts, in prompt order: what the policy wrote."""
+        """Prompt and response of each rollout of the first few prompts, in prompt order."""
         rows = [
             (prompt, tokens[1:][mask.bool()])
             for experience in self.experiences
@@ -195,13 +195,13 @@ class Batch:
             )
         ]
         chosen = self.in_order(rows)[: prompts * self.rollouts]
-        end = getattr(getattr(tokenizer, "tokenizer", tokenizer), "eos_token", None) or ""  # of a processor, its own
+        end = getattr(getattr(tokenizer, "tokenizer", tokenizer), "eos_token", None) or ""  # or a processor's
         return [
             (prompt, tokenizer.decode(tokens, skip_special_tokens=False).removesuffix(end)) for prompt, tokens in chosen
         ]
 
     def gather(self, parts: Sequence[Float[Tensor, "rows *more"]]) -> Float[Tensor, "groups rollouts *more"]:
-        """One tensor in prompt order of the micro-batches' own."""
+        """Join the tensors of the micro-batches into one in prompt order."""
         return torch.cat(list(parts))[self.order.argsort()].unflatten(0, (-1, self.rollouts))
 
     def split(self, values: Float[Tensor, "groups rollouts *more"]) -> list[Float[Tensor, "rows *more"]]:
@@ -211,7 +211,7 @@ class Batch:
     def penalized(
         self, values: Float[Tensor, "groups rollouts *more"], args: Any
     ) -> Float[Tensor, "groups rollouts *more"]:
-        """The values after the host's length penalties, which raise, scale or replace all values of a rollout alike."""
+        """The values after the host's length penalties, which shift, scale or replace all values of a rollout alike."""
         rows = [
             SimpleNamespace(rewards=part, info={}, response_length=one.response_length, truncated=one.truncated)
             for one, part in zip(self.experiences, self.split(values), strict=True)
@@ -239,11 +239,11 @@ def set_metrics(
     matrices: Float[Tensor, "groups rollouts candidates objectives"],
     mask: Bool[Tensor, "groups rollouts candidates objectives"] | None,
 ) -> dict[str, Float[Tensor, "groups rollouts"]]:
-    """Metrics of the sets for people.
+    """Metrics of the candidate sets, for the log.
 
-    `reward_best`: the best candidate under the deployment weights. `set_diversity`, `group_diversity`: L1
-    distance of two candidates of a rollout, and of a prompt. `objective/<key>`: mean over the set, and over all of a
-    prompt's objectives where they are ragged.
+    `reward_best`: reward of the best candidate under the deployment weights. `set_diversity`, `group_diversity`: mean
+    L1 distance between two candidates of a rollout, or of a prompt. `objective/<key>`: mean over the set, and over all
+    objectives of a prompt if they are ragged.
     """
     present = torch.ones_like(matrices, dtype=torch.bool) if mask is None else mask
     counts = present.any(2).any(1).sum(-1)[:, None]  # objectives of each group, (groups, 1)
@@ -264,19 +264,19 @@ def set_metrics(
 
 
 def mean_distance(vectors: Float[Tensor, "*batch vectors objectives"]) -> Float[Tensor, "*batch"]:
-    """Mean L1 distance of two reward vectors, summed over the objectives as in a pool; 0 for one vector."""
+    """Mean L1 distance between two reward vectors, summed over the objectives as in a pool; 0 for one vector."""
     n = vectors.shape[-2]
-    pairs_won_minus_lost = 2.0 * torch.arange(n) - (n - 1)  # by the i-th smallest value, against the others
+    pairs_won_minus_lost = 2.0 * torch.arange(n) - (n - 1)  # of the i-th smallest value against the others
     distances = (vectors.sort(-2).values * pairs_won_minus_lost[:, None]).sum((-2, -1))
     return distances / max(n * (n - 1) / 2, 1)
 
 
 @contextmanager
 def host_passes_through(maker: Any) -> Iterator[None]:
-    """Let the host carry the rewards that are there to the tokens as they are: no penalty, no baseline of its own.
+    """Let the host put the rewards on the tokens unchanged, without its penalties and baseline.
 
-    The host reads the estimator's name twice. In its arguments it picks the baseline, and stays: for a name that the
-    host does not know there is none. In the maker it picks the way to the tokens, the same for all without a critic.
+    The host reads the estimator's name twice. The one in its arguments selects the baseline: it stays, as the host has
+    none for an unknown name. The one in the maker selects how rewards reach the tokens, the same without a critic.
     """
     reward = maker.args.reward
     saved = maker.advantage_estimator, reward.overlong_buffer_len, reward.stop_properly_penalty_coef

@@ -1,4 +1,4 @@
-"""The plugin's flags on the host's parser, and a reader of the command line that returns a sentence per mistake."""
+"""Add the plugin's flags to the host's parser, and read a command line with a sentence for each mistake."""
 
 import argparse
 import difflib
@@ -43,12 +43,12 @@ RENAMED = {
     "use_wandb": "logger.wandb.key",
     "vllm_is_truncated_threshold": "algo.advantage.is_correction_threshold",
 }
-"""Flags of the host's versions 0.8 to 0.10 whose new names cannot be found by shared words."""
+"""Flags of host versions 0.8 to 0.10 whose new names cannot be found by shared words."""
 
 
 def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
     """Add the plugin's flags to the host's parser, and defaults that fit a machine without CUDA."""
-    # argparse has no public way to read or extend the choices of a flag that is there, nor to put a group first.
+    # argparse has no public way to read or extend the choices of an existing flag, or to put a group first.
     estimator = next((a for a in parser._actions if a.dest == ESTIMATOR), None)
     if estimator is None or estimator.choices is None:
         raise RuntimeError(f"The host has no --{ESTIMATOR} with choices: this version of the host is not supported.")
@@ -71,19 +71,19 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
         "--vpo.candidates",
         type=int,
         metavar="M",
-        help="candidates in one response (default: the specification's, or 1 for an estimator of single candidates)",
+        help="candidates in one response (default: that of the specification, or 1 if the estimator needs 1)",
     )
     group.add_argument("--vpo.alpha", type=float, default=1.0, help="Dirichlet parameter of the random weightings")
     group.add_argument(
         "--vpo.num_weights",
         type=int,
-        help="random weightings (default: 1,024, or 3,200 above 8 objectives; half of it for vpo_at_k)",
+        help="number of random weightings (default: 1,024, or 3,200 above 8 objectives; half of that for vpo_at_k)",
     )
     group.add_argument(
         "--vpo.k",
         type=int,
         metavar="K",
-        help="vpo_at_k, max_at_k: number of rollouts of which the best counts (default: half of N, at least 2)",
+        help="vpo_at_k, max_at_k: the best of K rollouts counts (default: half of N, at least 2)",
     )
     group.add_argument("--vpo.seed", type=int, default=0, help="seed of the random weightings")
     group.add_argument(
@@ -97,21 +97,21 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
         type=int,
         default=4,
         metavar="N",
-        help="number of prompts of each step whose responses are kept as text (vpo show); -1 for all",
+        help="number of prompts per step whose responses are kept as text (vpo show); -1 for all",
     )
     group.add_argument(
         "--vpo.chat_template_kwargs",
         type=json_object,
         default={},
         metavar="JSON",
-        help="""options of the chat template, such as '{"enable_thinking": false}' for Qwen3""",
+        help="""options for the chat template, such as '{"enable_thinking": false}' for Qwen3""",
     )
     if on_cpu:
         parser.set_defaults(**cpu.HOST_DEFAULTS)
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The value of a flag that is a JSON object."""
+    """Parse the value of a flag as a JSON object."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -138,7 +138,7 @@ def read_flags(parser: argparse.ArgumentParser, command: Sequence[str]) -> tuple
 
     parser.exit_on_error = False
     estimator = next(action for action in parser._actions if action.dest == ESTIMATOR)
-    default, estimator.default = estimator.default, None  # to tell one that is given from one that is not
+    default, estimator.default = estimator.default, None  # to tell whether it is given
     while True:
         try:
             args, stray = parser.parse_known_args(words)
@@ -187,7 +187,7 @@ def new_name(old: str, names: list[str]) -> str | None:
     parts = set(old.split("_"))
     words = {name: set(re.split(r"[._]", name.removeprefix("--"))) for name in names if not name.startswith("--vpo.")}
     same = [name for name in words if words[name] == parts]
-    # Of several that end so, the rollout's or the actor's: what the old flag was about.
+    # If several end with the old name, prefer the actor's or the rollout's, which the old flag set.
     ends = [name for name in words if name.endswith(f".{old}")]
     ends.sort(key=lambda name: not name.startswith(("--actor.", "--rollout.")))
     more = [name for name in words if words[name] > parts and len(parts) > 1]

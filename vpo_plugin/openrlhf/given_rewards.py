@@ -1,8 +1,8 @@
-"""Rewards from a user's own code, and the fields that the host gets for a rollout's rewards.
+"""Read rewards from a user's own code, and build the host's reward fields of a rollout.
 
-A reward function, `reward_func(queries, prompts, labels)` in a Python file or an HTTP server, is called as the host
-calls it, with one query at a time. Its `rewards` have one entry per query: a vector or a matrix instead of a number.
-Values are read like a scorer's: the specification defines their ranges, and which are better when lower.
+The plugin calls a reward function, `reward_func(queries, prompts, labels)` in a Python file or an HTTP server, as the
+host does, with one query at a time. Its `rewards` hold one entry per query: a vector or a matrix instead of a number.
+Values are read like a scorer's: the specification defines their ranges, and which objectives are better when lower.
 """
 
 import traceback
@@ -21,15 +21,15 @@ from vpo_plugin.rewards.scoring import keep_failure
 
 
 class RewardFunction:
-    """The function, or the servers, that `--reward.remote_url` names."""
+    """The function or the servers that `--reward.remote_url` names."""
 
     def __init__(self, places: Sequence[str]) -> None:
-        # The host's executor swallows what goes wrong in a reward function: its methods are called past it.
+        # The host's executor swallows errors of a reward function, so its inner methods are called directly.
         host = SingleTurnAgentExecutor(list(places))
         self.fetch = host._fetch_rewards_via_func if host.reward_func else host._fetch_rewards_via_http
 
     async def __call__(self, query: str, prompt: str, label: Any) -> tuple[Any, dict[str, Any]]:
-        """The raw rewards of one query, and the logs beside them.
+        """The raw rewards of one query and its extra logs.
 
         Raises ValueError if the function returned no rewards; errors of the function propagate.
         """
@@ -44,14 +44,14 @@ class RewardFunction:
 
 
 def read_matrix(spec: RewardSpec, given: Any, label: Any) -> np.ndarray:
-    """The reward matrix (m, k), float32, of a vector (k,) or a matrix (m, k): tensor, array or list.
+    """Convert a vector (k,) or matrix (m, k), as tensor, array or list, to a reward matrix (m, k), float32.
 
     Args:
-        spec: names the objectives, in the order of the columns, their ranges and directions.
+        spec: names the objectives in column order, with their ranges and directions.
         given: what the user's code returned.
-        label: the prompt's label; for ragged objectives, it determines their number.
+        label: the prompt's label, which determines the number of ragged objectives.
     Raises:
-        ValueError: a wrong shape, or values that are not finite or out of range.
+        ValueError: the shape is wrong, or values are not finite or out of range.
     """
     columns = columns_of(spec, _label(spec, label))
     try:
@@ -61,13 +61,13 @@ def read_matrix(spec: RewardSpec, given: Any, label: Any) -> np.ndarray:
     if values.ndim != 2 or values.shape[1] != len(columns) or not len(values):
         raise ValueError(
             f"the rewards have the shape {np.shape(given)}. Spec {spec.name!r} names {len(columns)} objectives: give a "
-            f"vector of {len(columns)} values, or a row of as many for each candidate"
+            f"vector of {len(columns)} values, or such a row for each candidate"
         )
     return np.array([read_rewards(row, columns) for row in values.tolist()], dtype=np.float32)
 
 
 def failed(run: Settings, spec: RewardSpec, query: str, label: Any, who: str, error: Exception) -> np.ndarray:
-    """The matrix of a rollout whose rewards failed: the floor, with `--vpo.on_scorer_error zero`.
+    """With `--vpo.on_scorer_error zero`, the matrix of floor values for a rollout whose rewards failed.
 
     Otherwise raises RuntimeError, which names the file with prompt, response and traceback.
     """
@@ -78,24 +78,24 @@ def failed(run: Settings, spec: RewardSpec, query: str, label: Any, who: str, er
     where = f" Prompt, response and traceback are in {kept}." if kept else ""
     raise RuntimeError(
         f"{who} failed on a response ({type(error).__name__}: {str(error).rstrip('.')}).{where} Fix it, or pass "
-        "--vpo.on_scorer_error zero to score such responses zero and count them."
+        "--vpo.on_scorer_error zero to score such responses as zero and count them."
     ) from error
 
 
 def _label(spec: RewardSpec, label: Any) -> object:
-    """The label for `columns_of`. Without ragged objectives, the user's code may use any label."""
+    """The label for `columns_of`, None without ragged objectives: the user's code may then use any label."""
     return read_label(spec, label) if spec.ragged else None
 
 
 def told(spec: RewardSpec, matrix: np.ndarray, logs: Mapping[str, Any], failed: bool = False) -> dict[str, Any]:
-    """The reward fields of the host's executors, for a matrix and logs from the user's code."""
+    """The host's reward fields for a matrix and logs from the user's code."""
     reward = float((matrix.astype(np.float64) @ spec.weights_of(matrix.shape[1])).mean())
     said = fields(matrix, reward, 0 if failed else len(matrix), 0 if failed else len(matrix), failed)
     return said | {"extra_logs": {**logs, **said["extra_logs"]}}
 
 
 def fields(matrix: np.ndarray, reward: float, parsed: int, unique: int, failed: bool) -> dict[str, Any]:
-    """The scalar reward for the host's log, and the matrix in a place where the host does not average it."""
+    """The host's reward fields: the scalar reward for its log, and the matrix where the host does not average it."""
     return {
         "reward": reward,
         "scores": reward,

@@ -1,9 +1,9 @@
-"""The host's training command with the plugin's flags.
+"""Run the host's training command with the plugin's flags.
 
 The host builds its parser and calls `train` under `if __name__ == "__main__"` (openrlhf/cli/train_ppo_ray.py). So the
-launcher runs the unchanged module and wraps one thing, the parser's `parse_args`. When the host calls it, the launcher
-adds the plugin's flags (`flags`), checks the arguments (`checks`), claims the output folder (`output`), and starts Ray
-with the plugin in every worker. The host then finds Ray initialized and continues as usual.
+launcher runs the unchanged module and wraps only the parser's `parse_args`. When the host calls it, the launcher adds
+the plugin's flags (`flags`), checks the arguments (`checks`), claims the output folder (`output`), and starts Ray with
+the plugin in every worker. The host then finds Ray initialized and continues as usual.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from vpo_plugin.rewards.files import spec_file
 HOST_MODULE = "openrlhf.cli.train_ppo_ray"
 TESTED_HOSTS = ("0.11.1", "0.11.2")
 HOST_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "true", "NCCL_DEBUG": "WARN", "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1"}
-"""What the host passes to its workers when it starts Ray itself (openrlhf/cli/train_ppo_ray.py, train)."""
+"""Variables that the host passes to its workers when it starts Ray itself (openrlhf/cli/train_ppo_ray.py, train)."""
 
 
 def main() -> None:
-    """Run the host's command on `sys.argv`. Bad arguments print all mistakes and end with exit code 2."""
+    """Run the host's command on `sys.argv`. If arguments are bad, print all mistakes and exit with code 2."""
     check_host_version()
     on_cpu = not cpu.cuda_available()
     if on_cpu:
@@ -83,15 +83,15 @@ def check_host_version() -> None:
 def check_arguments(
     parser: argparse.ArgumentParser, command: Sequence[str], on_cpu: bool
 ) -> tuple[argparse.Namespace, RewardSpec | None]:
-    """Refuse what cannot work before anything is started, with a sentence for each mistake and exit code 2.
+    """Check the arguments before anything starts; print a sentence for each mistake and exit with code 2.
 
     Args:
-        parser: the host's, with the plugin's flags.
+        parser: the host's parser with the plugin's flags.
         command: the flags and their values.
         on_cpu: whether the run's machines have no CUDA.
     Returns:
-        The arguments, with the defaults that depend on other flags filled in, and the specification of the run, None
-        if the run uses only the host.
+        The arguments, with defaults that depend on other flags filled in, and the specification of the run (None if
+        the run uses only the host).
     """
     args, mistakes = read_flags(parser, command)
     given = vars(args)
@@ -108,7 +108,7 @@ def check_arguments(
     if spec is not None and given["vpo.candidates"] is None:
         defaults["vpo.candidates"] = 1 if estimator and estimator.candidates == "one" else spec.candidates
     if estimator is not None and given["reward.clip_range"] == parser.get_default("reward.clip_range"):
-        # The host clips what it lays on the last token: here advantages, for which its default is not meant.
+        # The host clips what it puts on the last token. Its default is not meant for advantages, which go there.
         defaults["reward.clip_range"] = (-math.inf, math.inf)
     args = argparse.Namespace(**given | defaults)
 
@@ -123,7 +123,7 @@ def check_arguments(
 def start(
     parser: argparse.ArgumentParser, args: argparse.Namespace, spec: RewardSpec | None, on_cpu: bool
 ) -> argparse.Namespace:
-    """Claim the output folder, find the checkpoint, start Ray; returns the arguments for the host."""
+    """Claim the output folder, find the checkpoint and start Ray; return the arguments for the host."""
     given = vars(args)
     changes: dict[str, Any] = {}
     if spec is not None:
@@ -140,7 +140,7 @@ def start(
 
 
 def run_settings(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> Settings:
-    """What the workers of the run must know."""
+    """The settings for the run's workers."""
     estimator = plugin_estimator(given)
     tells_weights = estimator is not None and estimator.weights_in_prompt
     return Settings(
@@ -160,17 +160,17 @@ def run_settings(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> Setting
 
 
 def runtime_environment(settings: Settings) -> dict[str, Any]:
-    """What Ray does in every worker of a run: its variables, and the hook. The keys of a Ray job's own are left out."""
+    """Ray's runtime environment for a run's workers: the setup hook and variables, without those a Ray job sets."""
     names = [*HOST_ENVIRONMENT, *(cpu.ENVIRONMENT if settings.on_cpu else ())]
     variables = {name: os.environ.get(name, HOST_ENVIRONMENT.get(name, "")) for name in names}
-    # Ray merges the two, and refuses a key that both have, of equal values too (ray/_private/runtime_env, 2.55).
+    # Ray merges both and refuses a key that both have, even with equal values (ray/_private/runtime_env, 2.55).
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
     variables = {name: value for name, value in variables.items() if name not in job}
     return {"worker_process_setup_hook": SETUP, "env_vars": variables | {VARIABLE: settings.dump()}}
 
 
 def absolute(url: str) -> str:
-    """The place of a reward function as workers in other folders find it: an address, or a Python file."""
+    """The address of a reward function, or the absolute path of its Python file, for workers in other folders."""
     return str(Path(url).resolve()) if url.endswith(".py") else url
 
 
@@ -179,7 +179,7 @@ def start_ray(settings: Settings) -> None:
     import ray
 
     runtime_env = runtime_environment(settings)
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)  # what Ray has started by then is stopped, see stop_ray
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)  # so that stop_ray stops what Ray has started by then
     cluster = cpu.joined_cluster()
     if settings.on_cpu and cluster is None:
         cpu.start_private_ray(runtime_env)
@@ -195,7 +195,7 @@ def _exit_on_sigterm(signum: int, frame: Any) -> NoReturn:
 
 
 def stop_ray() -> None:
-    """Stop a private Ray and all its processes, or leave a cluster that was joined.
+    """Stop a private Ray and all its processes, or leave the joined cluster.
 
     Remaining output of the workers is printed before this returns, so that the run's own last message comes last.
     """
@@ -210,15 +210,15 @@ def stop_ray() -> None:
 
 
 def part_died(error: Exception) -> bool:
-    """Whether an actor, its node or an engine is gone; an actor that failed to start does not count."""
+    """Whether an actor, its node or an engine died; an actor that failed to start does not count."""
     from ray.exceptions import LocalRayletDiedError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 
     lost = (LocalRayletDiedError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError)
     cause: BaseException | None = error
-    while cause is not None:  # what an actor raised, or the one that it had asked
+    while cause is not None:  # also the error of an actor that the actor called
         if isinstance(cause, lost):
             return not getattr(cause, "actor_init_failed", False)
-        # vLLM's error, and what a rank gets that was talking to one that is gone (with gloo a plain RuntimeError).
+        # vLLM's error, and the error of a rank whose peer died (with gloo, a plain RuntimeError).
         names = {cls.__name__ for cls in type(cause).__mro__}
         if names & {"EngineDeadError", "DistBackendError"} or "third_party/gloo" in str(cause):
             return True

@@ -19,26 +19,26 @@ from vpo_plugin import files
 METRICS = "metrics.jsonl"
 OWNER = "owner"
 DRAWN = ("kl", "response_length")
-"""Metrics of the host, and ours, that a report draws as they are, beside each objective's mean."""
+"""Logged metrics that a report draws unchanged, beside each objective's mean."""
 MOST_WORDS = 30
-"""Lines of an error that a message repeats."""
+"""A message repeats at most this many lines of an error."""
 ERROR = re.compile(r"\S+( \S+)?: error: |[\w.]*(Error|Exception|Interrupt|Died|Exit)\b")
-"""How a line begins with which a program says why it ends."""
+"""Matches the start of a line in which a program says why it ends."""
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 REMARK = "vpo: "
-"""What a line of a run's output starts with that a person should see."""
+"""Prefix of the output lines of a run that a person should see."""
 
 
 def own(log_dir: Path, run: str) -> None:
-    """Claim the folder for one start of a training; an earlier one that still runs stops before its next step."""
+    """Claim the folder for one start of a training; an earlier start that still runs stops before its next step."""
     files.write(log_dir / OWNER, run)
 
 
 def check_owner(log_dir: Path, run: str) -> None:
-    """Refuse to continue in a folder that a later start of the training has taken over.
+    """Check that this start of the training still owns the folder.
 
     Raises:
-        RuntimeError: it has.
+        RuntimeError: a later start has taken it over.
     """
     owner = log_dir / OWNER
     if owner.exists() and owner.read_text() != run:
@@ -46,7 +46,7 @@ def check_owner(log_dir: Path, run: str) -> None:
 
 
 def log_step(log_dir: Path, step: int, status: dict[str, Any]) -> None:
-    """Append a line to `metrics.jsonl`: what is known of a finished step (1-based), or of an evaluation after it."""
+    """Append a line to `metrics.jsonl`: the metrics of a finished step (1-based), or of an evaluation after it."""
     numbers = {key: value for key, value in status.items() if isinstance(value, int | float)}
     log_dir.mkdir(parents=True, exist_ok=True)
     with (log_dir / METRICS).open("a") as file:
@@ -66,13 +66,13 @@ def read_steps(log_dir: Path) -> list[dict[str, float]]:
 
 
 def remark_of(line: str) -> str | None:
-    """The message for people in a line of a run's output, None for other lines; Ray puts the process before it."""
+    """The message for people in a line of a run's output, None for other lines. Ray may prefix the process."""
     match = re.fullmatch(rf"(?:(?:\x1b\[\d+m)*\(\w+ pid=[^)]*\)(?:\x1b\[\d+m)* )?{REMARK}(.*)", line)
     return match and match[1]
 
 
 def last_words(log: Path) -> str:
-    """Why a program ended, in its own words (its last error with what follows, or its last line), and its log file."""
+    """Why a program ended: its last error with what follows, or its last line, and the name of its log file."""
     own = own_lines(log)
     starts = [number for number, line in enumerate(own) if ERROR.match(line)]
     said = (own[starts[-1] :] if starts else own[-1:])[:MOST_WORDS] or ["it printed nothing."]
@@ -80,7 +80,7 @@ def last_words(log: Path) -> str:
 
 
 def end_of(log: Path, most: int = 60) -> str:
-    """The end of a program's log: from its last traceback on, else from its last error on, else its last lines."""
+    """The last `most` lines of a program's log, from its last traceback (or else its last error) on."""
     own = own_lines(log)
     traces = [number for number, line in enumerate(own) if line.startswith("Traceback (most recent call last)")]
     starts = traces or [number for number, line in enumerate(own) if ERROR.match(line)]
@@ -88,13 +88,13 @@ def end_of(log: Path, most: int = 60) -> str:
 
 
 def own_lines(log: Path) -> list[str]:
-    """What a program itself wrote, not its Ray workers, without empty lines and colours."""
+    """The lines that a program itself wrote, not its Ray workers, without empty lines and colours."""
     lines = [COLOUR.sub("", line).rstrip() for line in log.read_text(errors="replace").splitlines()]
     return [line for line in lines if line and not re.match(r"\(\w+ (pid|ip)=", line)]
 
 
 def forget_steps_after(log_dir: Path, step: int) -> None:
-    """Remove what later steps (1-based) logged: a run that resumes from a checkpoint repeats them."""
+    """Remove the logs of later steps (1-based): a run that resumes from a checkpoint repeats them."""
     path = log_dir / METRICS
     if path.exists():
         kept = "".join(json.dumps(line) + "\n" for line in read_steps(log_dir) if line["step"] <= step)
@@ -125,8 +125,8 @@ def training_curve(log_dir: Path) -> list[dict[str, float]]:
 def log_texts(log_dir: Path, step: int, rows: Sequence[dict[str, Any]]) -> None:
     """Save the responses of one step (1-based) as a table with one row per rollout.
 
-    It has a reward vector for each candidate, the host's scalar reward, and the estimator's value of the rollout.
-    A candidate is null if it could not be read, or if the user's own code gave the rewards.
+    A row holds each candidate with its reward vector, the host's scalar reward, and the estimator's value of the
+    rollout. A candidate is null if it could not be read, or if the user's own code gave the rewards.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -140,7 +140,7 @@ def log_texts(log_dir: Path, step: int, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_texts(log_dir: Path, step: int) -> list[dict[str, Any]]:
-    """The rows that `log_texts` saved of a step.
+    """The rows that `log_texts` saved for a step.
 
     Raises:
         FileNotFoundError: there are none; the message names the steps that have rows.
@@ -156,7 +156,7 @@ def read_texts(log_dir: Path, step: int) -> list[dict[str, Any]]:
 
 
 def log_rollouts(log_dir: Path, step: int, **arrays: np.ndarray) -> None:
-    """Save the arrays of one step (1-based): reward matrices, advantages, tokens' advantages, prompts' fingerprints."""
+    """Save the arrays of one step (1-based): reward matrices, advantages, token advantages, prompt fingerprints."""
     path = log_dir / "rollouts" / f"step_{step:06d}.npz"
     with files.replacing(path) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

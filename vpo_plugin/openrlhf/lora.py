@@ -1,7 +1,7 @@
-"""LoRA (`--ds.lora.rank`): the engines and the saved model get complete weights with the adapter merged in.
+"""LoRA (`--ds.lora.rank`): merge the adapter into the weights of the engines and of the saved model.
 
 The host would send the engines the parameters of PEFT's wrapped model under names that no engine knows. The wrapped
-model's weights stay unchanged, because adding an adapter and removing it again would round them at each step.
+model's weights stay unchanged, because adding and removing an adapter would round them at each step.
 """
 
 import os
@@ -15,8 +15,8 @@ PREFIX = "base_model.model."
 
 
 class MergedWeight:
-    """A weight of the base model merged with its adapter, with the parts of a parameter that the host's weight sync
-    reads. It is computed when it is read, so that only one at a time takes memory.
+    """A base model's weight merged with its adapter, with the parameter attributes that the host's weight sync reads.
+    Merged on access, so that only one merged weight at a time takes memory.
     """
 
     def __init__(self, parameter: Tensor, layer: Any) -> None:
@@ -55,7 +55,7 @@ def merged_parameters(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def patch_actor(module: Any) -> None:
-    """Wrap `broadcast_to_vllm` of the host's `ActorPPOTrainer`, which sends what `named_parameters` gives."""
+    """Wrap `broadcast_to_vllm` of the host's `ActorPPOTrainer`, which sends the model's `named_parameters`."""
     original = module.ActorPPOTrainer.broadcast_to_vllm
 
     def broadcast_to_vllm(self: Any) -> None:
@@ -73,7 +73,7 @@ def patch_actor(module: Any) -> None:
 
 
 def patch_strategy(module: Any) -> None:
-    """Wrap `save_model` of the host's `DeepspeedStrategy`: the adapter, all that it saves, goes to `adapter/`."""
+    """Wrap `save_model` of the host's `DeepspeedStrategy`: save its adapter to `adapter/`, and merged weights."""
     original = module.DeepspeedStrategy.save_model
 
     def save_model(self: Any, model: Any, tokenizer: Any, output_dir: str, **more: Any) -> None:

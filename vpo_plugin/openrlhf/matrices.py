@@ -1,4 +1,4 @@
-"""Reward matrices on their way from the agent executor to the experience hook.
+"""Carry reward matrices from the agent executor to the experience hook.
 
 The host turns a list in `extra_logs` into one tensor row and pads rows of different lengths with zeros
 (`Experience._merge_item`). So a matrix travels as a flat list after its own shape.
@@ -17,7 +17,7 @@ def pack(matrix: np.ndarray) -> list[float]:
 
 
 def unpack(row: Tensor) -> Tensor:
-    """The reward matrix (m, k) of one packed row, padded or not."""
+    """The reward matrix (m, k) of one packed row, with or without padding."""
     candidates, objectives = int(row[0]), int(row[1])
     return row[2 : 2 + candidates * objectives].view(candidates, objectives)
 
@@ -26,7 +26,7 @@ def stack_groups(matrices: list[Tensor], group_size: int) -> tuple[Tensor, Tenso
     """Stack matrices (m_i, k_i) in prompt order into (groups, rollouts, candidates, objectives).
 
     Returns:
-        The stacked matrices, and a mask of what is present, or None if nothing is ragged.
+        The stacked matrices, and a mask of the values present, or None if all are.
     Raises:
         ValueError: the matrices do not fill whole groups.
     """

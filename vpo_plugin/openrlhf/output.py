@@ -1,4 +1,4 @@
-"""A run's output folder: its marker file, and the checkpoint from which the run resumes."""
+"""Claim a run's output folder with a marker file, and find the checkpoint from which the run resumes."""
 
 import argparse
 import json
@@ -14,17 +14,17 @@ from vpo_plugin.rewards import RewardSpec
 
 
 def log_dir(output_dir: str) -> Path:
-    """Where a run that saves its model to `output_dir` keeps its metrics and matrices."""
+    """The folder for metrics and matrices of a run that saves its model to `output_dir`."""
     return Path(output_dir).resolve() / "vpo"
 
 
 def run_marker(given: Mapping[str, Any], spec: RewardSpec) -> dict[str, Any]:
-    """What `run.json` says of a run: two runs that differ in it may not share a folder."""
+    """The content of a run's `run.json`: runs that differ in it may not share a folder."""
     return {"spec": spec.name, "candidates": given["vpo.candidates"]}
 
 
 def check_output(given: Mapping[str, Any], spec: RewardSpec) -> Iterator[str]:
-    """A sentence for a folder that holds a run of another specification, or something else."""
+    """Yield a sentence if the folder holds a run of another specification, or something else."""
     output = given["ckpt.output_dir"]
     folder = log_dir(output)
     marker = folder / "run.json"
@@ -34,12 +34,12 @@ def check_output(given: Mapping[str, Any], spec: RewardSpec) -> Iterator[str]:
             if earlier not in (None, run):
                 yield (
                     f"--ckpt.output_dir {output} holds a run of spec {earlier['spec']!r} with {earlier['candidates']} "
-                    f"candidates, and this run is of {spec.name!r} with {run['candidates']}: name another folder, or "
+                    f"candidates, but this run has {spec.name!r} with {run['candidates']}: name another folder, or "
                     "delete that one."
                 )
         elif folder.is_dir() and any(folder.iterdir()):
             yield (
-                f"--ckpt.output_dir {output} holds a folder {folder.name!r} that is not of such a run, and this run "
+                f"--ckpt.output_dir {output} holds a folder {folder.name!r} that is not from a run, but this run "
                 "would write there: name another folder."
             )
     except OSError as error:
@@ -47,7 +47,7 @@ def check_output(given: Mapping[str, Any], spec: RewardSpec) -> Iterator[str]:
 
 
 def claim_output(parser: argparse.ArgumentParser, given: Mapping[str, Any], spec: RewardSpec) -> None:
-    """Mark the output folder as this run's, and remove the logs of an earlier run unless this one resumes it.
+    """Mark the output folder as this run's; remove the logs of an earlier run unless this run resumes it.
 
     If the folder cannot be written, the command ends with a sentence and exit code 2.
     """
@@ -61,9 +61,9 @@ def claim_output(parser: argparse.ArgumentParser, given: Mapping[str, Any], spec
 
 
 def find_checkpoint(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> bool:
-    """With `--ckpt.load_enable`, whether there is a whole checkpoint; the newest is made the one to resume from.
+    """With `--ckpt.load_enable`, make the newest complete checkpoint the one to resume from; False if there is none.
 
-    Says which one it is, and why newer ones were passed over. A folder that cannot be used ends the command.
+    Prints its step, and why newer checkpoints were passed over. A folder that cannot be used ends the command.
     """
     if not given["ckpt.load_enable"]:
         return False
@@ -79,7 +79,7 @@ def find_checkpoint(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -
 
 
 def how_to_resume(given: Mapping[str, Any]) -> str:
-    """A sentence on what is left of a run that was cut short."""
+    """A sentence on how to resume an interrupted run."""
     if any(Path(given["ckpt.path"]).glob("_actor/*global_step*")):
         return f"The same command with --ckpt.load_enable resumes from the last checkpoint in {given['ckpt.path']}."
-    return f"It had saved no checkpoint in {given['ckpt.path']} yet (--ckpt.save_steps): it starts from the beginning."
+    return f"The run saved no checkpoint in {given['ckpt.path']} yet (--ckpt.save_steps): it starts from the beginning."

@@ -1,4 +1,4 @@
-"""The prompts of a run as the policy reads them: with the instruction for m candidates, in the chat template."""
+"""Render a run's prompts for the policy: with the instruction for m candidates, in the chat template."""
 
 import math
 from functools import partial
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def open_parts(names: str, split: str | None, most: float = math.inf) -> "list[tuple[str, Dataset]]":
-    """The datasets that a flag names, at most so many rows of each; `NAME@FOLDER` is a folder of one on the hub.
+    """The datasets that a flag names, at most `most` rows of each; `NAME@FOLDER` is a folder of a hub dataset.
 
     Raises DatasetError or ValueError, as `open_dataset` does.
     """
@@ -30,7 +30,7 @@ def open_parts(names: str, split: str | None, most: float = math.inf) -> "list[t
 
 
 def patch_datasets(module: Any) -> None:
-    """Wrap `blending_datasets` of the host's `openrlhf.trainer.ppo_trainer`: datasets are read as they are checked."""
+    """Wrap `blending_datasets` of the host's `openrlhf.trainer.ppo_trainer`: read datasets as the checks do."""
     original = module.blending_datasets
 
     def blending_datasets(
@@ -69,7 +69,7 @@ def patch_prompts(module: Any) -> None:
         apply_chat_template: Any = None,
     ) -> Any:
         label = "" if label_key is None else data[label_key]
-        if spec.functions and not (run.own_agent or run.own_reward):  # they are given the prompt as it was
+        if spec.functions and not (run.own_agent or run.own_reward):  # they get the original prompt
             label = pack_label(read_label(spec, label), pack_prompt(data[input_key]))
 
         def render(text: str) -> str:

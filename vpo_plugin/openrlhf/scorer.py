@@ -1,4 +1,4 @@
-"""The scoring service of a rollout engine: its processes run beside the engine, on the engine's node."""
+"""Start the scoring service of a rollout engine; its processes run on the engine's node."""
 
 import os
 
@@ -8,8 +8,8 @@ from vpo_plugin.rewards.scoring import Scoring
 
 
 def start_scoring(settings: Settings) -> Scoring:
-    """The scoring of a run's responses in an engine's process; what it starts ends with that process."""
-    devices = engine_devices()  # a reward model in a scorer has the engine's GPU
+    """Start scoring for an engine's process; the scoring processes end with that process."""
+    devices = engine_devices()  # a reward model in a scorer uses the engine's GPU
     return Scoring(
         load_checked(str(settings.spec), settings.spec_data),
         processes=max(1, len(os.sched_getaffinity(0)) // settings.engines),
@@ -21,10 +21,10 @@ def start_scoring(settings: Settings) -> Scoring:
 
 
 def engine_devices() -> str | None:
-    """`CUDA_VISIBLE_DEVICES` of this process's engine, None where the machine has no such variable.
+    """`CUDA_VISIBLE_DEVICES` of this process's engine, None if the variable is not set.
 
-    With tensor parallel sizes above 1 the host drops the variable (vllm_engine.py, `_configure_device_env`) and names
-    the bundles of the placement group that hold the engine's GPUs: the first one's is the scorer's.
+    With a tensor parallel size above 1, the host drops the variable (vllm_engine.py, `_configure_device_env`) and names
+    the placement group bundles that hold the engine's GPUs. The scorer then uses the GPU of the first bundle.
     """
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

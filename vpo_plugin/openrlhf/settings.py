@@ -1,7 +1,7 @@
-"""What each process of a run must know and the host's arguments do not tell it.
+"""Settings of a run that its processes need, but that the host's arguments do not carry.
 
-The launcher writes the settings into an environment variable of the run's Ray workers. Their children inherit it, so
-that a vLLM process that joins Ray by itself, and the actors that it starts, know them too.
+The launcher writes the settings into an environment variable of the run's Ray workers. Their children inherit it: so
+does a vLLM process that joins Ray by itself, and the actors that it starts.
 """
 
 import dataclasses
@@ -22,27 +22,27 @@ class Settings:
     spec: str | None
     """Path of the reward specification; None leaves prompts and rewards to the host."""
     candidates: int
-    """Candidates that one response holds (m)."""
+    """Candidates in one response (m)."""
     on_scorer_error: Literal["raise", "zero"]
-    """What happens to a response whose scorer raises."""
+    """What to do with a response whose scorer raises."""
     log_dir: Path
     """Folder of `metrics.jsonl`, the reward matrices of each step, and scorer errors."""
     on_cpu: bool
     """Whether the run's machines have no CUDA."""
     run: str = ""
-    """What this start of a training writes into its log folder, so that one that a later start replaced can tell."""
+    """Identifier of this start, kept in the log folder, so that a start can tell when a later one replaced it."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """What the chat template is told beside the messages."""
+    """Options for the chat template."""
     own_agent: str | None = None
     """File of the user's own agent executor."""
     own_reward: tuple[str, ...] = ()
-    """File, or addresses of servers, of the user's own reward function."""
+    """File or server addresses of the user's own reward function."""
     spec_data: dict[str, Any] | None = None
-    """What the specification says, for processes that must not import what it names."""
+    """Content of the specification, for processes that must not import what it names."""
     engines: int = 1
-    """Rollout engines, which share a machine's cores for scoring."""
+    """Number of rollout engines, which share a machine's cores for scoring."""
     goal: tuple[float, int] | None = None
-    """Dirichlet parameter and seed of the objective weights that each prompt is told; None tells none."""
+    """Dirichlet parameter and seed of the objective weights that each prompt states; None states none."""
 
     def dump(self) -> str:
         """The settings as JSON, the value of `VARIABLE`."""
@@ -66,6 +66,6 @@ def current_settings() -> Settings:
     if VARIABLE not in os.environ:
         raise RuntimeError(
             "This process has no run settings: start training with `python -m vpo_plugin.train_ppo_ray`, "
-            "which hands them to every Ray worker."
+            "which passes them to every Ray worker."
         )
     return load_settings(os.environ[VARIABLE])

@@ -1,7 +1,7 @@
-"""The log of a run: what the host's trainers do more at each step, in a run with a specification.
+"""Patches of the host's trainers that write the log of a run with a specification.
 
-Both trainers' actor classes, made in the unpatched driver, name the methods of their base class by reference:
-unpickled in a worker, they have the ones below.
+The unpatched driver makes the actor classes of both trainers. They pickle their base class by reference, so in a
+worker they inherit the methods below.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from vpo_plugin.openrlhf.log import REMARK, check_owner, forget_steps_after, log
 from vpo_plugin.openrlhf.settings import current_settings
 
 UNREAD_STEPS = 3
-"""Steps in a row without a candidate that can be read, after which the warning is repeated."""
+"""The warning is repeated after this many consecutive steps without a readable candidate."""
 
 
 def patch_trainer(module: Any) -> None:
@@ -28,7 +28,7 @@ def patch_trainer(module: Any) -> None:
         self.unread = count_unread(self, rollout_samples, global_step + 1)
         status, next_step = original_step(self, rollout_samples, global_step)
         status["groups"] = len(rollout_samples) // self.args.rollout.n_samples_per_prompt
-        if self.experience_maker.groups_used is not None:  # by an estimator of the plugin
+        if self.experience_maker.groups_used is not None:  # set only by an estimator of the plugin
             status["groups_used"] = self.experience_maker.groups_used
         return status, next_step
 
@@ -54,7 +54,7 @@ def patch_trainer(module: Any) -> None:
 
 
 def patch_actor(module: Any) -> None:
-    """Wrap the training of the host's `ActorPPOTrainer`: its status says how many optimizer steps were taken."""
+    """Wrap `ppo_train` of the host's `ActorPPOTrainer`: add the number of optimizer steps to its status."""
     original = module.ActorPPOTrainer.ppo_train
 
     def ppo_train(self: Any, kl_ctl: float) -> dict[str, Any]:
@@ -67,12 +67,12 @@ def patch_actor(module: Any) -> None:
 
 
 def count_unread(trainer: Any, samples: Sequence[Any], step: int) -> int:
-    """For how many steps in a row no candidate could be read; says so at the first step, and at every third.
+    """Count consecutive steps without a readable candidate; warn at the first and at every third such step.
 
     Args:
-        trainer: the host's, which holds the count as `unread`.
+        trainer: the host's trainer, which holds the count as `unread`.
         samples: the rollouts of the step, each an experience of one row.
-        step: its number (1-based).
+        step: the number of the step (1-based).
     """
     if any(float(sample.info["candidates_parsed"]) for sample in samples):
         return 0
@@ -85,7 +85,7 @@ def count_unread(trainer: Any, samples: Sequence[Any], step: int) -> int:
     file.write_text(f"# prompt\n{sample.prompts[0]}\n\n# response\n{response}\n", errors="backslashreplace")
     print(
         f"{REMARK}0 of {len(samples) * run.candidates} candidates of step {step} could be read, so nothing was learnt: "
-        f"{file} has a prompt and a response to it.",
+        f"{file} has an example prompt and response.",
         flush=True,
     )
     return unread

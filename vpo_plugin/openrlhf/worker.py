@@ -1,9 +1,9 @@
-"""What every Ray worker process of a run does before the host's code runs in it.
+"""Set up each Ray worker process of a run before the host's code runs in it.
 
-`SETUP` is the run's `worker_process_setup_hook`: a name, since Ray refuses a hook that is a function where vLLM joins
-it from within a worker (`ray/_private/runtime_env/setup_hook.py`, Ray 2.55). It imports neither torch nor the host,
-so it costs a worker nothing; each patch takes effect right after the host imports the module concerned. Symbols of
-OpenRLHF 0.11 touched here, on every machine:
+`SETUP` is the run's `worker_process_setup_hook`. It is a name because Ray refuses a function as hook if vLLM joins Ray
+from within a worker (`ray/_private/runtime_env/setup_hook.py`, Ray 2.55). It imports neither torch nor the host, so it
+costs a worker nothing; each patch takes effect right after the host imports the module concerned. Symbols of OpenRLHF
+0.11 touched here, on every machine:
 
 ======================================================= ==============================================================
 symbol                                                  why
@@ -16,9 +16,9 @@ symbol                                                  why
 `ppo_trainer.blending_datasets`                         reads fewer kinds of datasets than the plugin
 `ppo_trainer.compute_eval_metrics`                      knows only means of a set's rewards
 `ActorPPOTrainer.ppo_train`                             does not say how many optimizer steps it took
-`ActorPPOTrainer.broadcast_to_vllm`,                    send and save LoRA's own parameters: here the merged weights
+`ActorPPOTrainer.broadcast_to_vllm`,                    send and save LoRA's own parameters: now the merged weights
 `DeepspeedStrategy.save_model`
-`SamplesGenerator._generate_vllm`,                      filter prompts by their mean reward: here by whether the
+`SamplesGenerator._generate_vllm`,                      filter prompts by their mean reward: now by whether the
 `._process_response_into_experience`                    estimator tells their rollouts apart
 `DeepspeedStrategy.save_ckpt`                           fails with a DeepSpeed error that does not say what to do
 `prompts_dataset.preprocess_data`                       asks each prompt for m candidates before the chat template, and
@@ -47,7 +47,7 @@ OF_A_SPEC = (
     ("openrlhf.trainer.ppo_trainer", "prompts:patch_datasets"),
     ("openrlhf.trainer.ppo_utils.samples_generator", "dynamic_filter:patch_generator"),
 )
-"""Those of a run with a specification."""
+"""The same for a run with a specification."""
 
 
 def setup() -> None:

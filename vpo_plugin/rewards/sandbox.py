@@ -1,25 +1,25 @@
-"""Run programs that a model wrote, behind a boundary made by bubblewrap.
+"""Run model-written programs in a bubblewrap sandbox.
 
-A box is a process tree in its own user, PID, network, IPC, UTS, cgroup and mount namespaces, with an empty environment
-and a read-only file system that holds a Python, its standard library, the C libraries and four devices: no `/proc`, no
-`/etc`, no shell, nothing of the host's own files. In it, `sandbox_worker.py` keeps a Python ready. Each program gets
-from it PID and mount namespaces of its own, an empty `/tmp` in memory and no capabilities, and all that ends with it.
-Each test runs in a child of its own that may make threads but no processes, execute nothing, open no socket and trace
-nobody (seccomp), within limits of CPU time, wall clock, memory, open files, file size and output.
+A box is a process tree in its own user, PID, network, IPC, UTS, cgroup and mount namespaces. Its environment is empty.
+Its read-only file system holds a Python, the standard library, the C libraries and four devices: no `/proc`, no `/etc`,
+no shell and no other host files. Inside, `sandbox_worker.py` keeps a Python ready. Each program gets its own PID and
+mount namespaces, an empty in-memory `/tmp` and no capabilities; these end with the program. Each test runs in a child
+process that may start threads. It may not fork, exec, open sockets or trace other processes (seccomp). It has limits on
+CPU time, wall clock, memory, open files, file size and output.
 
-**A verdict cannot be forged from inside.** Printed output and returned values are compared outside the box, and what is
-expected never enters it. A test that is code of its own (`CodeTest`) runs in the box, but in another process than the
-program, which only sees the arguments of each call and answers with plain values.
+**A program cannot forge a verdict.** Printed output and returned values are compared outside the box, and expected
+values never enter it. Test code (`CodeTest`) runs in the box, but not in the program's process: the program only sees
+the arguments of each call and answers with plain values.
 
-**A verdict does not depend on the load of the machine**, as far as programs are deterministic: the limit that slow
-programs meet is CPU time; the wall clock is there for those that wait, and is generous. Hash seeds and the seed of
-`random` are fixed. Reading what a program returned takes linear time; a box that is late is killed as a whole.
+**A verdict does not depend on machine load** if the program is deterministic: slow programs hit the CPU limit first.
+The wall-clock limit is generous and stops programs that wait. Hash seeds and the seed of `random` are fixed. Returned
+values are read in linear time; a box that answers too late is killed as a whole.
 
-What it does not do: the kernel is shared, so a hole in it is a hole in the box. One test of a program may leave files
-in `/tmp` for the next test of the same program. Where the scorer is root, boxes run as nobody if nobody may read this
-Python; if not (a Python under `/root`), and on Linux before 5.14, no limit counts threads: CPU time and address space
-alone bound them. Processes cannot be made in any case. Where a box may not make namespaces (AppArmor's profile for
-bubblewrap), it serves one program and a new one is started for the next, which is slower.
+Limitations: the box shares the host's kernel and its bugs. A test may leave files in `/tmp` for the next test of the
+same program. If the scorer runs as root, boxes run as the user nobody if that user can read this Python. If not (a
+Python under `/root`), and on Linux before 5.14, only CPU time and address space bound the number of threads. Starting
+processes is never possible. A box that may not create namespaces (AppArmor's profile for bubblewrap) serves only one
+program, and the next program needs a new box, which is slower.
 """
 
 import contextlib
@@ -55,34 +55,34 @@ _HOW = (
 
 
 class SandboxError(RuntimeError):
-    """The boundary cannot be had here; the message says why and how to get it."""
+    """The sandbox does not work here; the message says why and how to fix it."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use; the first four hold for each of its tests."""
+    """Resource limits of a program; the first four apply to each test."""
 
     cpu_seconds: int = 6
     wall_seconds: float = 60.0
-    """For programs that wait; running out of it ends all of the program's tests."""
+    """For programs that wait; a test that exceeds it ends all tests of the program."""
     memory_bytes: int = 1 << 30
     """Address space of each process."""
     output_bytes: int = 4 << 20
     program_cpu_seconds: float = 30.0
     program_wall_seconds: float = 180.0
-    """Once a program's tests have used one of these, its remaining tests are not run."""
+    """Once a program's tests have used up either limit, its remaining tests are skipped."""
 
 
 @dataclass(frozen=True)
 class StdinTest:
-    """The program runs as a script with this input; its output is what it prints."""
+    """Run the program as a script with this input; the output is what it prints."""
 
     stdin: str
 
 
 @dataclass(frozen=True)
 class CallTest:
-    """A function of the program, or a method of its class `Solution`, is called with JSON values."""
+    """Call a function of the program, or a method of its class `Solution`, with JSON values."""
 
     function: str
     arguments: list[Any]
@@ -90,7 +90,7 @@ class CallTest:
 
 @dataclass(frozen=True)
 class CodeTest:
-    """Code that calls `candidate`, or the function by its name, and raises if an answer is wrong."""
+    """Test code that calls `candidate`, or the function by its name, and raises on a wrong answer."""
 
     function: str
     code: str
@@ -104,9 +104,9 @@ _KINDS = {StdinTest: "stdin", CallTest: "call", CodeTest: "code"}
 class Outcome:
     """How a test of a program ended.
 
-    `status`: `ok`, `error` (an exception, a signal, a nonzero exit status, a test whose code raised), `time` (of the
-    CPU), `wall`, `output` (more than the limit, or too many files) or `skipped` (see `Limits`). `output`: what was
-    printed for a `StdinTest`, the value as JSON for a `CallTest` (`returned` reads it).
+    `status`: `ok`, `error` (an exception, a signal, a nonzero exit status, or test code that raised), `time` (CPU),
+    `wall`, `output` (too much output or too many files) or `skipped` (see `Limits`). `output`: the printed text of a
+    `StdinTest`, or the returned value of a `CallTest` as JSON (read it with `returned`).
     """
 
     status: str
@@ -115,7 +115,7 @@ class Outcome:
 
 
 def returned(outcome: Outcome) -> Any:
-    """The value that a `CallTest` returned, as JSON has it, with lists for tuples. ValueError if it returned none."""
+    """The JSON value that a `CallTest` returned; tuples become lists. Raises ValueError if it returned none."""
     if outcome.status != "ok":
         raise ValueError(f"The call returned nothing: {outcome.status}.")
     try:
@@ -127,16 +127,16 @@ def returned(outcome: Outcome) -> Any:
 def run_program(
     program: str, tests: Sequence[Test], *, preamble: str = "", limits: Limits | None = None
 ) -> list[Outcome]:
-    """Run a program on its tests, each in a fresh process of one box; one outcome for each test, in order.
+    """Run a program on its tests, each in a fresh process of one box; return one outcome per test, in order.
 
     `preamble` is source that runs before the program (imports, given helpers) and before the code of a `CodeTest`.
-    Thread-safe; as many programs run at once as there are cores. Raises SandboxError where there is no boundary.
+    Thread-safe; runs one program per core at a time. Raises SandboxError where the sandbox does not work.
     """
     limits = limits or Limits()
     with _starting:
         boxes = _boxes(os.getpid(), os.environ.get(UNSAFE) == "1")
     outcomes: list[Outcome] = []
-    for _ in range(2):  # a box that vanishes may be the machine's fault, twice it is the program's
+    for _ in range(2):  # blame the machine if a box dies once, the program if it dies twice
         outcomes = []
         with boxes.slots:
             box = boxes.take()
@@ -153,7 +153,7 @@ def run_program(
 
 
 def require_sandbox() -> None:
-    """Raises SandboxError, saying why and what to do, unless programs can be run here."""
+    """Raises SandboxError, which says why and what to do, unless programs can run here."""
     if run_program("print(1)", [StdinTest("")])[0].output != b"1\n":
         raise SandboxError(f"A box started but did not run a program. {_HOW}")
 
@@ -162,14 +162,14 @@ def require_sandbox() -> None:
 
 
 class _Closed(Exception):
-    """The box is gone, or silent beyond its time."""
+    """The box has ended or did not answer in time."""
 
 
 class _Box:
     """A started box: frames go in and come out, until it is killed."""
 
     once = False
-    """It serves one program."""
+    """True if the box serves only one program."""
 
     def __init__(self, command: list[str], user: int | None = None) -> None:
         self.process = subprocess.Popen(
@@ -178,7 +178,7 @@ class _Box:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            env={"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"},  # all of it
+            env={"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"},  # the whole environment
             cwd="/",
             start_new_session=True,
             user=user,
@@ -212,8 +212,8 @@ class _Box:
         return bytes(content)
 
     def kill(self) -> str:
-        """Ends the whole tree: bubblewrap's other process dies with this one, and the PID namespace with that. Returns
-        what was written to the error output before the box was ready.
+        """Kill the whole tree: bubblewrap's other process and the PID namespace die with this process. Returns the end
+        of what the box wrote to stderr.
         """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -224,7 +224,7 @@ class _Box:
 def _run_in(
     box: _Box, program: str, tests: Sequence[Test], preamble: str, limits: Limits, outcomes: list[Outcome]
 ) -> None:
-    """Adds the outcome of each test that is run to `outcomes`. Raises _Closed if the box is gone before the last."""
+    """Append the outcome of each test that ran to `outcomes`. Raises _Closed if the box ends before the last test."""
     cpu_left, deadline = limits.program_cpu_seconds, time.monotonic() + limits.program_wall_seconds
     box.send(json.dumps({"program": program, "preamble": preamble, "limits": asdict(limits)}).encode())
     for test in tests:
@@ -245,9 +245,9 @@ def _run_in(
 
 
 class _Boxes:
-    """The boxes of a process: as many as programs run at once, started when they are needed.
+    """The boxes of a process: one per program that runs at once, started on demand.
 
-    One thread starts them, which lives as long as this process: a box dies with the thread that started it.
+    A box dies with the thread that started it, so one thread that lives as long as this process starts them all.
     """
 
     def __init__(self, unsafe: bool) -> None:
@@ -258,7 +258,7 @@ class _Boxes:
         self._ready: list[_Box] = []
 
     def take(self) -> _Box:
-        """A box that waits for a program. Raises SandboxError if boxes cannot be started."""
+        """An idle box. Raises SandboxError if boxes cannot be started."""
         with contextlib.suppress(IndexError):
             while True:
                 box = self._ready.pop()
@@ -291,7 +291,7 @@ _starting = threading.Lock()
 
 @functools.cache
 def _boxes(pid: int, unsafe: bool) -> _Boxes:
-    """The boxes of this process; a forked one starts its own."""
+    """The boxes of this process; a forked process starts its own."""
     if unsafe:
         warnings.warn(
             f"{UNSAFE} is set: programs run WITHOUT a sandbox, with all your user's rights.",
@@ -302,7 +302,7 @@ def _boxes(pid: int, unsafe: bool) -> _Boxes:
 
 
 def _user(command: list[str]) -> int | None:
-    """The user that boxes run as: nobody if this process is root and nobody can start them, else this process's own."""
+    """The user id that boxes run as: NOBODY if this process is root and that user can start a box, else None (same)."""
     if os.geteuid() != 0:
         return None
     try:
@@ -322,7 +322,7 @@ def _unsafe_command() -> list[str]:
 
 
 def _command() -> list[str]:
-    """The command that starts a box. Raises SandboxError where it cannot be had."""
+    """The command that starts a box. Raises SandboxError on other platforms or without bubblewrap."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in ("x86_64", "aarch64"):
         raise SandboxError(
@@ -335,7 +335,7 @@ def _command() -> list[str]:
         bwrap,
         *("--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
         *("--unshare-cgroup-try", "--hostname", "sandbox", "--uid", "1000", "--gid", "1000"),
-        *("--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"),  # for the namespaces of programs, which have none
+        *("--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"),  # to create namespaces; programs lose it
         *("--die-with-parent", "--new-session", "--as-pid-1", "--clearenv"),
         *("--setenv", "LD_LIBRARY_PATH", "/python/lib"),
         *("--setenv", "PYTHONHASHSEED", "0", "--setenv", "PYTHONUTF8", "1"),
@@ -346,7 +346,7 @@ def _command() -> list[str]:
 
 
 def _file_system() -> list[str]:
-    """This interpreter with its standard library as /python, the system's C libraries, and four devices."""
+    """Mounts of this interpreter and its standard library as /python, the system's C libraries, and four devices."""
     home = Path(sys.base_prefix)
     library = f"python{sys.version_info.major}.{sys.version_info.minor}"
     executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))

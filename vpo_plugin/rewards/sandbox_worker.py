@@ -1,16 +1,16 @@
-"""What runs inside the box: process 1 of its PID namespace, which keeps Python and its modules ready for programs.
+"""The worker inside a box: process 1 of its PID namespace, which keeps Python and its modules ready for programs.
 
-`sandbox.py` starts this file in a box and talks to it in frames (four bytes of length, then bytes). For each program a
-process is forked into PID and mount namespaces of its own, with an empty `/tmp`, and gives up its capabilities. It runs
-the program's tests, each in children forked from it, which are confined before anything untrusted is read: resource
-limits, no new processes, no `exec`, no sockets. Three kinds of test:
+`sandbox.py` starts this file in a box and talks to it in frames (four bytes of length, then bytes). For each program,
+the worker forks a process into its own PID and mount namespaces with an empty `/tmp`; the process drops its
+capabilities and forks children to run the tests. Children are confined before they read anything untrusted: resource
+limits, no new processes, no `exec`, no sockets. There are three kinds of test:
 
-- `stdin`: the program runs as a script; what it prints goes back.
-- `call`: the program is loaded, one of its functions is called; the value it returns goes back as JSON.
-- `code`: the test's own code runs in a process of its own, where `candidate(…)` is a call into the program's process.
-  Only values cross between the two, so the program cannot reach the assertion that judges it.
+- `stdin`: runs the program as a script and sends back what it prints.
+- `call`: loads the program, calls one of its functions and sends the returned value back as JSON.
+- `code`: runs the test code in a separate process, where `candidate(…)` calls into the program's process. Only values
+  cross between the two, so the program cannot reach the assertion that judges it.
 
-What a test expects is never in a process that the program runs in, nor in one that such a process is forked from.
+Expected values are never in a process that the program runs in, nor in a parent of one.
 """
 
 import atexit
@@ -50,21 +50,21 @@ try:
     print(*map(int, input().split()), f"{0.5:.2f}", end="")
 except EOFError:
     print(Counter("aab").most_common(1), {n: str(n) for n in Solution().twice([*range(9)])}, flush=True)
-"""  # what nearly every program uses is made ready once, not in each child
+"""  # warms up once what nearly every program uses, instead of in each child
 THREADS = 64
 OPEN_FILES = 64
 FILE_BYTES = 32 << 20
-FILES = 10_000  # in /tmp: they take the kernel's memory, even if empty
+FILES = 10_000  # in /tmp: even empty files take kernel memory
 STACK_BYTES = 64 << 20
 TMP_BYTES = 64 << 20
-REQUESTS, REPLIES, NOTHING = 10, 11, 12  # files of process 1; its children keep none of them unless told
+REQUESTS, REPLIES, NOTHING = 10, 11, 12  # file descriptors of process 1; children close those they are not given
 
 # ------------------------------------------------------------------------------------------------ system calls
 
 X86_64, AARCH64 = 0xC000003E, 0xC00000B7  # AUDIT_ARCH_* of linux/audit.h
 _CLONE = {X86_64: 56, AARCH64: 220}
 _CLONE3, _CLONE_THREAD = 435, 0x10000
-# Refused with EPERM, by the numbers of the kernel's system call tables. From 424 on all architectures share theirs.
+# Refused with EPERM; numbers from the kernel's system call tables. All architectures share the numbers from 424 on.
 _REFUSED = {
     X86_64: [
         *(57, 58, 59, 322),  # fork, vfork, execve, execveat
@@ -78,7 +78,7 @@ _REFUSED = {
         *(172, 173, 154, 135),  # iopl, ioperm, modify_ldt, personality
         *(278, 256, 279),  # vmsplice, migrate_pages, move_pages
     ],
-    AARCH64: [  # the same, as far as they exist
+    AARCH64: [  # the same calls, where they exist
         *(221, 281),
         *(198, 194, 190, 186, 180, 279),
         *(117, 270, 271, 272),
@@ -97,9 +97,9 @@ _REFUSED_EVERYWHERE = [*range(425, 435), 438, 440, 442, 443, 447]
 
 @functools.cache
 def system_call_filter(architecture: int) -> bytes:
-    """A classic BPF program for seccomp(2): threads may be made, processes may not; the calls listed above fail.
+    """A classic BPF program for seccomp(2): allows threads, refuses processes and the calls listed above.
 
-    It looks a call up by bisection: the kernel tries every number when a process takes the filter on.
+    It finds a call by bisection, because the kernel tries every number when a filter is installed.
     """
     load, jump_equal, jump_at_least, jump_set, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, kill, refuse, absent = 0x7FFF0000, 0x80000000, 0x00050000 | 1, 0x00050000 | 38  # EPERM, ENOSYS
@@ -108,10 +108,10 @@ def system_call_filter(architecture: int) -> bytes:
 
     thread_or_refuse: Lines = [(load, 0, 0, first_argument), (jump_set, 0, 1, _CLONE_THREAD), (give, 0, 0, allow)]
     actions: dict[int, Lines] = {call: [(give, 0, 0, refuse)] for call in _REFUSED[architecture] + _REFUSED_EVERYWHERE}
-    actions[_CLONE3] = [(give, 0, 0, absent)]  # glibc then falls back to clone, whose flags show
+    actions[_CLONE3] = [(give, 0, 0, absent)]  # glibc then falls back to clone, whose flags are readable
     actions[_CLONE[architecture]] = [*thread_or_refuse, (give, 0, 0, refuse)]
     allowed: Lines = [(give, 0, 0, allow)]
-    ranges: list[tuple[int, Lines]] = [(0, allowed)]  # from each number on
+    ranges: list[tuple[int, Lines]] = [(0, allowed)]  # each from its number on
     for call in sorted(actions):
         for start, lines in ((call, actions[call]), (call + 1, allowed)):
             ranges = [one for one in ranges if one[0] != start]
@@ -139,8 +139,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _prctl = _libc.prctl
 _prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 _new_process = ctypes.PyDLL(None).fork
-"""Without Python's own preparations of a child, which take most of its time: they are for other threads, and for a
-`random` that differs from child to child. There are no other threads here, and `random` is not to differ."""
+"""Fork without Python's slow fork hooks. They handle other threads and reseed `random` in each child: this process has
+no other threads, and `random` must not differ between children."""
 
 
 def _system_call(name: str, *arguments: object) -> None:
@@ -155,14 +155,14 @@ def _filter() -> _Filter:
 
 
 def _install(program: _Filter) -> None:
-    """Put this process under a system call filter, for good."""
+    """Put this process under a system call filter, irrevocably."""
     no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
     if _prctl(no_new_privileges, 1, 0, 0, 0) or _prctl(set_seccomp, filter_mode, ctypes.addressof(program), 0, 0):
         raise OSError(ctypes.get_errno(), "The system call filter could not be installed")
 
 
 def _isolate() -> None:
-    """Namespaces of its own for the next child of this process, an empty /tmp, and no capabilities from here on."""
+    """Give the next child of this process new namespaces, mount an empty /tmp, and drop all capabilities."""
     no_suid, no_devices = 2, 4
     _system_call("unshare", NEW_MOUNTS | NEW_PIDS)
     options = f"size={TMP_BYTES},mode=0755".encode()
@@ -172,9 +172,8 @@ def _isolate() -> None:
 
 
 def _protect_devices() -> None:
-    """Read-only mounts, which let a device be written to: where the host's user is root, the program owns the devices.
-
-    Raises OSError if they could still be changed.
+    """Remount devices read-only, which still lets programs write to them: if the host's user is root, the program owns
+    the devices. Raises OSError if a device's mode can still be changed.
     """
     remount, bind, read_only, kept = 32, 4096, 1, 2 | 4 | 8
     with contextlib.suppress(OSError):
@@ -185,7 +184,7 @@ def _protect_devices() -> None:
             flags = ctypes.c_ulong(remount | bind | read_only | os.statvfs(device).f_flag & kept)
             _system_call("mount", b"none", device.encode(), None, flags, None)
         try:
-            os.chmod(device, os.stat(device).st_mode & 0o7777)  # as it is
+            os.chmod(device, os.stat(device).st_mode & 0o7777)  # its own mode
         except OSError:
             continue
         raise OSError(f"A program could change {device}: let the scorer run as another user than root")
@@ -206,12 +205,12 @@ def _release() -> tuple[int, ...]:
 
 
 def _at_most(value: int, hard: int) -> int:
-    """A limit that may be set where this hard one is in force."""
+    """The value, lowered to the hard limit."""
     return value if hard == resource.RLIM_INFINITY else min(value, hard)
 
 
 def _confine(limits: dict[str, Any], files: list[int]) -> None:
-    """Keep these files as 0, 1, 2, … and no others, and take on the limits and the filter."""
+    """Keep only these files, as descriptors 0, 1, 2, …, and apply the limits and the filter."""
     copies = [os.dup(file) for file in files]
     for number, copy in enumerate(copies):
         os.dup2(copy, number)
@@ -222,7 +221,7 @@ def _confine(limits: dict[str, Any], files: list[int]) -> None:
         resource.RLIMIT_FSIZE: FILE_BYTES,
         resource.RLIMIT_CORE: 0,
     }
-    if _release() >= (5, 14):  # before, processes outside the box counted too
+    if _release() >= (5, 14):  # older kernels also count processes outside the box
         most[resource.RLIMIT_NPROC] = THREADS
     for limit, value in most.items():
         value = _at_most(value, resource.getrlimit(limit)[1])
@@ -233,11 +232,11 @@ def _confine(limits: dict[str, Any], files: list[int]) -> None:
 # ------------------------------------------------------------------------------------------------ values and frames
 
 
-LONG = 1 << 63  # larger integers travel in hexadecimal: decimal digits take quadratic time, and Python limits them
+LONG = 1 << 63  # larger integers are sent as hex: decimal conversion takes quadratic time, and Python limits it
 
 
 def encode(value: object) -> Any:
-    """Plain values as JSON can hold them; TypeError for anything else. `decode` gives them back."""
+    """Encode a plain value for JSON; `decode` reverses it. Raises TypeError for any other value."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
@@ -283,9 +282,9 @@ _KINDS: dict[str, Callable[[Any], object]] = {
 
 
 def decode(value: Any) -> Any:
-    """What `encode` was given. Raises ValueError, TypeError, KeyError or RecursionError on what it did not write.
+    """Reverse `encode`. Raises ValueError, TypeError, KeyError or RecursionError on other input.
 
-    For the box alone: what a program writes, such as a set of integers with one hash, may take quadratic time.
+    Use it inside the box only: hostile input, such as a set of integers with equal hashes, may take quadratic time.
     """
     if isinstance(value, list):
         return [decode(item) for item in value]
@@ -296,18 +295,18 @@ def decode(value: Any) -> Any:
 
 
 def encode_json(value: object) -> Any:
-    """What a call returned as JSON has it: tuples, deques and ranges as lists. TypeError for what JSON cannot hold."""
+    """Encode a returned value: tuples, deques and ranges become lists. Raises TypeError if JSON cannot hold it."""
     if value is None or isinstance(value, bool | str | float | int):
         return encode(value)
     if isinstance(value, list | tuple | deque | range):
         return [encode_json(item) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: encode_json(item) for key, item in value.items()}}
-    raise TypeError(f"A value of the type {type(value).__name__} is nothing that JSON can hold.")
+    raise TypeError(f"A value of the type {type(value).__name__} does not fit in JSON.")
 
 
 def decode_json(value: Any) -> Any:
-    """What `encode_json` was given, in linear time. ValueError or RecursionError on what it did not write."""
+    """Reverse `encode_json` in linear time. Raises ValueError or RecursionError on other input."""
     if isinstance(value, list):
         return [decode_json(item) for item in value]
     if not isinstance(value, dict):
@@ -317,7 +316,7 @@ def decode_json(value: Any) -> Any:
             return int(digits, 16)
         case [("dict", dict(items))]:
             return {key: decode_json(item) for key, item in items.items()}
-    raise ValueError("This is no value that a call returned.")
+    raise ValueError("This is not an encoded value.")
 
 
 def _read_exactly(file: int, length: int) -> bytes:
@@ -332,7 +331,7 @@ def _read_exactly(file: int, length: int) -> bytes:
 
 
 def read_frame(file: int) -> bytes:
-    """The next frame; EOFError if there is none."""
+    """Read the next frame. Raises EOFError if there is none."""
     return _read_exactly(file, int.from_bytes(_read_exactly(file, 4), "big"))
 
 
@@ -350,7 +349,7 @@ def _write_all(file: int, content: bytes) -> None:
 
 
 def _load(job: dict[str, Any], name: str) -> dict[str, Any]:
-    """Run the program in a module of its own."""
+    """Run the program in a new module; return its namespace."""
     module = sys.modules[name] = types.ModuleType(name)
     exec(compile(job["preamble"], "<preamble>", "exec"), module.__dict__)
     exec(compile(job["program"].removeprefix("\ufeff"), "<program>", "exec"), module.__dict__)
@@ -358,7 +357,7 @@ def _load(job: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _function(namespace: dict[str, Any], name: str) -> Callable[..., Any]:
-    """The program's function, or the method of its class `Solution`, as LeetCode asks for it."""
+    """The program's function, or the method of its class `Solution` (LeetCode's convention)."""
     if "Solution" in namespace and hasattr(namespace["Solution"], name):
         return getattr(namespace["Solution"](), name)
     return namespace[name]
@@ -381,7 +380,7 @@ def _call(job: dict[str, Any], test: dict[str, Any]) -> None:
 
 
 def _serve_calls(job: dict[str, Any], test: dict[str, Any]) -> None:
-    """The program's side of a `code` test: requests come on file 3, answers leave on file 4."""
+    """The program's side of a `code` test: reads requests from file 3 and writes answers to file 4."""
     function = _function(_load(job, "program"), test["function"])
     while True:
         request = read_frame(3)
@@ -398,7 +397,7 @@ def _serve_calls(job: dict[str, Any], test: dict[str, Any]) -> None:
 
 
 def _plain(value: object) -> bytes | None:
-    """A value as it crosses, or None if it cannot."""
+    """The value as encoded bytes, or None if it cannot be encoded."""
     try:
         return json.dumps(encode(value)).encode()
     except (TypeError, ValueError, RecursionError):
@@ -406,7 +405,7 @@ def _plain(value: object) -> bytes | None:
 
 
 def _run_test_code(job: dict[str, Any], test: dict[str, Any]) -> None:
-    """The test's side: requests leave on file 3, answers come on file 4. An exception means that the test failed."""
+    """The test's side: writes requests to file 3 and reads answers from file 4. An exception fails the test."""
     code = read_frame(5)
     os.close(5)
 
@@ -429,7 +428,7 @@ def _run_test_code(job: dict[str, Any], test: dict[str, Any]) -> None:
 
 
 def _change(old: Any, new: Any) -> Any:
-    """Make a value what the program made of it, in place where it is of a kind that can be changed."""
+    """Apply to an argument the change that the program made, in place if its type is mutable."""
     kinds = (dict, set, bytearray, list, deque, tuple)
     kind = next((kind for kind in kinds if isinstance(old, kind) and isinstance(new, kind)), None)
     if kind is None:
@@ -446,8 +445,8 @@ def _change(old: Any, new: Any) -> Any:
 
 
 def _raise(names: list[str], arguments: list[object]) -> NoReturn:
-    """Raise what the program did, by the first name that an exception of Python's has. Those that could end a test or a
-    loop without a word are not let through."""
+    """Raise the program's exception as the first builtin exception among its classes. StopIteration and the like are
+    left out: they could silently end a loop in the test."""
     for name in names:
         kind = vars(builtins).get(name)
         if isinstance(kind, type) and issubclass(kind, Exception) and kind not in (StopIteration, StopAsyncIteration):
@@ -460,7 +459,7 @@ def _raise(names: list[str], arguments: list[object]) -> NoReturn:
 
 
 def _fork(limits: dict[str, Any], files: list[int], work: Callable[[], object]) -> int:
-    """A confined child that does this work and exits with 0, or with 1 after an exception."""
+    """Fork a confined child that does this work and exits with 0, or with 1 after an exception; return its PID."""
     pid = _new_process()
     if pid:
         return pid
@@ -503,7 +502,7 @@ def run(job: dict[str, Any], test: dict[str, Any]) -> None:
     status, cpu_seconds, killed = _reap(child, stopped)
     if program is not None:
         if killed and not stopped:
-            sys.exit(1)  # the test was killed, perhaps before it read its code: the requests are out of step
+            sys.exit(1)  # killed, perhaps before it read its code: requests are out of step
         used = _reap(program, "done")[1]
         status = "time" if status == "error" and _used_up(used, limits) else status
         cpu_seconds += used
@@ -514,11 +513,11 @@ def run(job: dict[str, Any], test: dict[str, Any]) -> None:
 
 
 def _used_up(cpu_seconds: float, limits: dict[str, Any]) -> bool:
-    return cpu_seconds >= 0.9 * limits["cpu_seconds"]  # the kernel enforces by ticks: a little early, or late
+    return cpu_seconds >= 0.9 * limits["cpu_seconds"]  # the kernel counts ticks: may stop a little early or late
 
 
 def _fork_pair(job: dict[str, Any], test: dict[str, Any], done: int) -> tuple[int, int]:
-    """The program's process, then the test's, which reads its code itself so that it is in no other process."""
+    """Fork the program's process, then the test's. Only the test's process reads the test code."""
     limits = job["limits"]
     calls, to_calls = os.pipe()
     values, to_values = os.pipe()
@@ -532,7 +531,7 @@ def _fork_pair(job: dict[str, Any], test: dict[str, Any], done: int) -> tuple[in
 
 
 def _collect(answers: int, child: int, limits: dict[str, Any]) -> tuple[bytes, str]:
-    """What the child writes until it has ended, and what stopped it before: '', 'wall' or 'output'."""
+    """What the child wrote until it ended, and the limit that stopped it: '' (none), 'wall' or 'output'."""
     deadline = time.monotonic() + limits["wall_seconds"]
     ended = os.pidfd_open(child)
     poll = select.poll()
@@ -561,14 +560,14 @@ def _collect(answers: int, child: int, limits: dict[str, Any]) -> tuple[bytes, s
 
 
 def _files_in_tmp() -> int:
-    if os.getpid() != 1:  # without a box, /tmp is the machine's
+    if os.getpid() != 1:  # without a box, /tmp belongs to the machine
         return 0
     disk = os.statvfs("/tmp")
     return disk.f_files - disk.f_ffree
 
 
 def _reap(pid: int, stopped: str) -> tuple[str, float, bool]:
-    """Status, CPU seconds, and whether a signal ended it; a child that was stopped, or is done with, is killed."""
+    """Status, CPU seconds, and whether a signal ended the child. Kills it first if `stopped` is not empty."""
     if stopped:
         os.kill(pid, signal.SIGKILL)
     _, wait_status, usage = os.wait4(pid, 0)
@@ -577,14 +576,14 @@ def _reap(pid: int, stopped: str) -> tuple[str, float, bool]:
 
 
 def _serve() -> None:
-    """Run one program on its tests, up to an empty frame."""
+    """Run one program on its tests until an empty frame arrives."""
     job = json.loads(read_frame(REQUESTS))
     while test := read_frame(REQUESTS):
         run(job, json.loads(test))
 
 
 def _in_child(isolated: bool, work: Callable[[], object]) -> int:
-    """Do this work in a child, process 1 of namespaces of its own or not; its exit status: 0 if all went well."""
+    """Do this work in a child, as process 1 of new namespaces if `isolated`; return its wait status, 0 on success."""
     pid = _new_process()
     if pid:
         return os.waitpid(pid, 0)[1]
@@ -621,18 +620,18 @@ def main() -> None:
         except OSError as error:
             write_frame(REPLIES, str(error).encode())
             return
-    os.dup2(os.open("/dev/null", os.O_RDWR), NOTHING)  # from its read-only mount: a program has this file too
+    os.dup2(os.open("/dev/null", os.O_RDWR), NOTHING)  # opened from its read-only mount: programs get this file too
     for number in range(3):
         os.dup2(NOTHING, number)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 gets no signal from inside that it does not handle
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 ignores signals from inside that it has no handler for
     sys.path.pop(0)
     for module in PRELOADED.split():
         __import__(module)
-    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as the site module has them
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as the site module does
     hard_stack = resource.getrlimit(resource.RLIMIT_STACK)[1]
     resource.setrlimit(resource.RLIMIT_STACK, (_at_most(STACK_BYTES, hard_stack), hard_stack))
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
-    # What every child needs is made before there are children, which then copy fewer pages of memory.
+    # Create what every child needs before forking, so that children copy fewer memory pages.
     sys.stdin = sys.__stdin__ = os.fdopen(0, encoding="utf-8", closefd=False)  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", closefd=False)  # type: ignore[misc]
     _load({"preamble": "", "program": WARM_UP}, "warm_up")
@@ -648,7 +647,7 @@ def main() -> None:
     if _in_child(isolated, _try_to_confine):
         return
     sys.argv[:] = ["program"]
-    if boxed and not isolated:  # the machine gives a box no namespaces: it serves one program
+    if boxed and not isolated:  # no namespaces for programs here: the box serves one program
         write_frame(REPLIES, b"ready once")
         _serve()
         return
