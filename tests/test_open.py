@@ -54,8 +54,8 @@ def test_the_page_leads_to_the_report(port: int, run: Path) -> None:
     page = body.decode()
     assert status == 200 and kind.startswith("text/html")
     assert '<a href="/report.html">' in page and '<img src="/best_at_k.png"' in page and "a &lt;b&gt; run" in page
-    assert "Training vpo: 2 steps" in page and "Wrong: 1 of 4 groups of step 2 teach anything" in page
-    assert "It ended without a policy: ValueError: &lt;script&gt;" in page and "<script>" not in page
+    assert "Training vpo: 2 steps" in page and "Wrong: Only 1 of 4 groups of step 2 teach anything" in page
+    assert "The training ended without a policy: ValueError: &lt;script&gt;" in page and "<script>" not in page
     for path, kind in (
         ("/report.html", "text/html; charset=utf-8"),
         ("/report.json", "application/json"),

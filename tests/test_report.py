@@ -91,7 +91,7 @@ def test_the_page_is_self_contained_and_says_what_was_found(results, tmp_path):
     assert f"script-src 'sha256-{digest}'" in html  # and no other script runs
     assert "innerHTML" not in html
     best = [f"{policy['best_at_k']['mean'][-1]:.3f}" for policy in results["policies"]]
-    headline = page.text.index("With 30 candidates a prompt")
+    headline = page.text.index("With 30 candidates per prompt")
     assert all(number in page.text[headline : headline + 200] for number in best)
     assert (
         headline
@@ -106,7 +106,7 @@ def test_the_page_is_self_contained_and_says_what_was_found(results, tmp_path):
         "vpo is ahead",
         "vpo: 20 steps in 1.0 minutes",
         "Means over 16 held-out prompts",
-        "worth 75 % of the best that can be reached",
+        "worth 75 % of the best possible reward",
         "1,234",
         "Orchestration added 12 s to the 457 s",
     ):
@@ -279,7 +279,7 @@ def test_ragged_rewards_count_over_the_objectives_that_there_are():
 
 def test_measures_show_what_there_is(results):
     rows = {row["label"]: row for row in report_page.measures(results)}
-    for label in ("best@30", "regret", "coverage", "Pareto size", "hypervolume", "duplicates", "tokens a prompt"):
+    for label in ("best@30", "regret", "coverage", "Pareto size", "hypervolume", "duplicates", "tokens per prompt"):
         assert len(rows[label]["cells"]) == 3
     assert rows["tokens per solved prompt"]["cells"][0]["value"] == "–"  # noqa: RUF001 (it solved none)
     assert rows["best@30"]["ceiling"] == "0.900" and " to " in rows["best@30"]["cells"][0]["interval"]
@@ -289,7 +289,7 @@ def test_measures_show_what_there_is(results):
         "policies": [{k: p[k] for k in p if k not in OPTIONAL} for p in results["policies"]],
     }
     labels = [row["label"] for row in report_page.measures(short)]
-    assert "E_w" in labels and not {"regret", "coverage", "tokens a prompt"} & set(labels)
+    assert "E_w" in labels and not {"regret", "coverage", "tokens per prompt"} & set(labels)
 
 
 def test_the_references_of_the_page_are_to_its_own_parts(results, tmp_path):
@@ -349,7 +349,7 @@ def test_a_single_k_and_a_single_policy_are_enough(results, tmp_path):
     policy = results["policies"][0]
     short = {name: {key: values[:1] for key, values in policy[name].items()} for name in ("best_at_k", "pass_at_k")}
     write({**results, "ks": [1], "policies": [{**policy, **short}], "differences": []}, tmp_path)
-    assert "With 1 candidate a prompt" in Page((tmp_path / "report.html").read_text()).text
+    assert "With 1 candidate per prompt" in Page((tmp_path / "report.html").read_text()).text
 
 
 def test_the_table_shows_every_policy_in_100_columns(results):
@@ -367,7 +367,7 @@ def test_a_comparison_matched_by_tokens_says_so(results, tmp_path):
     matched = {**results, "matched": {"by": "tokens", "tokens_per_k": 40.0}}
     write(matched, tmp_path)
     text = Page((tmp_path / "report.html").read_text()).text
-    assert "With 1,200 tokens a prompt" in text and "as many candidates as 40 tokens buy" in text
+    assert "With 1,200 tokens per prompt" in text and "the candidates that fit in 40 tokens" in text
     assert report_page.chart_data(as_json(matched))["matched"] == "40" and "candidates searched" not in text
 
 

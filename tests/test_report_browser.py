@@ -119,7 +119,7 @@ def test_the_slider_over_the_weights_changes_who_wins(read, three):
     assert winners[1].startswith("At these weights vpo wins, ahead of grpo by 0.")
     assert len(set(pictures)) == 3
     set_to(0, 0, 0)
-    assert verdict.inner_text().startswith("No weight is set, so all count alike.")
+    assert verdict.inner_text().startswith("No weight is set, so all count equally.")
     page.get_by_role("button", name="deployment weights").click()
     assert [page.locator("#weights output").nth(i).inner_text() for i in range(3)] == ["33\xa0%"] * 3
 

@@ -1,1 +1,1 @@
-"""The report of a search evaluation: one page to open in a browser, its plots, and the table of the terminal."""
+"""The report of a search evaluation: a page for the browser, its plots, and a table for the terminal."""

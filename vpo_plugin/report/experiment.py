@@ -16,7 +16,7 @@ from vpo_plugin.search.pool import Pool
 
 TRAINING = {
     "expected_set_reward": "E_w of all of a prompt's candidates",
-    "pairwise_l1": "L1 distance of a prompt's candidates",
+    "pairwise_l1": "L1 distance between a prompt's candidates",
 }
 
 
@@ -26,7 +26,7 @@ def write_experiment(
     """Write results.json, summary.md and the plots, all or none.
 
     Args:
-        pools: by temperature, by method and seed; the plots are of the first temperature.
+        pools: by temperature, then by method and seed; plots show the first temperature.
     """
     stored = [
         {"method": name, "seed": seed, "temperature": t, "reward_matrices": pack_array(pool.reward_matrices)}
@@ -94,7 +94,7 @@ def format_summary(results: dict[str, Any]) -> str:
 
 
 def _figures(results: dict[str, Any]) -> list[str]:
-    """The tables at one temperature, or with each method at its own."""
+    """The tables at one temperature, or with each method at its best temperature."""
     ks, set_ks, ceiling, heat = results["ks"], results["set_ks"], results["ceiling"], results.get("temperature")
     chosen = heat if isinstance(heat, dict) else {}
     title = ", each method at its best temperature" if chosen else f", temperature {heat:g}" if heat else ""
@@ -142,12 +142,12 @@ def _figures(results: dict[str, Any]) -> list[str]:
             for d in results["differences"]
         ]
         parts += [
-            f"### {last} against each of the others{title}\n",
+            f"### {last} against each other method{title}\n",
             markdown_table([*against, f"interval of best@{ks[-1]}", grown, "E_w"], gaps),
         ]
     if results["verdicts"]:
         said = [f"- {v['claim']}: **{v['verdict']}**, {_signed(v)}" for v in results["verdicts"]]
-        note = "The best temperatures were chosen on the same prompts, which flatters all methods a little.\n"
+        note = "The best temperatures were chosen on the same prompts, which favours all methods a little.\n"
         parts += [f"### The paper's claims{title}\n", "\n".join(said) + "\n", *([note] if chosen else [])]
     return parts
 

@@ -1,4 +1,4 @@
-"""The content of report.html, from the results dictionary of `write.py`: plain lists for the template, numbers
+"""Build the content of report.html from the results dictionary of `write.py`: plain lists for the template, numbers
 for the charts of report.js, and a block of packed data for each prompt. Nothing here is markup.
 """
 
@@ -15,15 +15,15 @@ from vpo_plugin.targets import solves
 
 Results = dict[str, Any]
 
-MAX_FRONT_NUMBERS = 400_000  # rewards in the page for the weights slider; prompts beyond are left out, and it says so
+MAX_FRONT_NUMBERS = 400_000  # rewards for the weights slider; the page omits further prompts and says so
 MAX_TABLE_ROWS = 60
-PROMPTS_BYTES = 14_000_000  # of all packed prompts together, so that the page stays below 20 MB
-TEXT_LIMITS = (20_000, 4_000, 1_000, 200, 40)  # characters of a text; the longest that fits
-INDEX_CHARS = 200  # of a prompt's text that the list of prompts shows and searches
+PROMPTS_BYTES = 14_000_000  # of all packed prompts, so that the page stays below 20 MB
+TEXT_LIMITS = (20_000, 4_000, 1_000, 200, 40)  # characters of a text; the largest limit that fits applies
+INDEX_CHARS = 200  # characters of a prompt that the list of prompts shows and searches
 TRAINING = {
     "set_reward": "Set reward",
     "reward": "Reward",
-    "diversity": "L1 distance of a prompt's candidates",
+    "diversity": "L1 distance between a prompt's candidates",
     "kl": "KL to the first policy",
     "response_length": "Response length, tokens",
     "parsed": "Candidates read from a response",
@@ -31,34 +31,34 @@ TRAINING = {
 
 
 def names(results: Results) -> list[str]:
-    """The policies, then those that were only trained or only searched, each once."""
+    """The policies, then those only trained or only searched, without repeats."""
     searched = [run["policy"] for run in results.get("search", [])]
     return list(dict.fromkeys([part["name"] for part in results["policies"] + results["training"]] + searched))
 
 
 def training_labels(results: Results) -> dict[str, str]:
-    """What is drawn of the trainings: the label of each key."""
+    """Labels of the training metrics to draw, by key."""
     logged = dict.fromkeys(key for run in results["training"] for step in run["steps"] for key in step)
     objectives = {key: f"Objective {key.partition('/')[2]}" for key in logged if key.startswith("objective/")}
     return TRAINING | objectives
 
 
 def nothing_solved(results: Results) -> bool:
-    """Whether no candidate of any policy solves its prompt: then pass@k says nothing."""
+    """Whether no candidate of any policy solves its prompt, so that pass@k says nothing."""
     return not any(policy["pass_at_k"]["mean"][-1] for policy in results["policies"])
 
 
 def value_of(rewards: list[float | None], weights: list[float]) -> float:
-    """The deployment reward of a candidate; where the prompt has fewer objectives, over those that it has."""
+    """The deployment reward of a candidate, over the objectives that the prompt has."""
     present = [(w, r) for w, r in zip(weights, rewards, strict=False) if r is not None]
     total = sum(w for w, _ in present)
     return sum(w * r for w, r in present) / total if total else 0.0
 
 
 def bars(results: Results) -> list[dict[str, Any]]:
-    """The most important numbers: one panel per measure, a bar with interval for each policy, the ceiling.
+    """The most important numbers: one panel per measure, with the ceiling and a bar with its interval per policy.
 
-    All panels of rewards share one scale, so bars of equal length mean equal values; pass@k runs from 0 to 1.
+    All reward panels share one scale, so bars of equal length mean equal values; pass@k runs from 0 to 1.
     """
     ks, ceiling = results["ks"], results["ceiling"] or {}
     chosen: list[tuple[str, str, str, int | None, str]] = [
@@ -95,7 +95,7 @@ def bars(results: Results) -> list[dict[str, Any]]:
 
 
 def measures(results: Results) -> list[dict[str, Any]]:
-    """The rows of the table of all measures: label, meaning, a cell `{value, interval}` a policy, and the ceiling."""
+    """Rows of the table of all measures: label, meaning, a cell `{value, interval}` per policy, and the ceiling."""
     ks, ceiling, policies = results["ks"], results["ceiling"] or {}, results["policies"]
     rows = []
 
@@ -116,7 +116,7 @@ def measures(results: Results) -> list[dict[str, Any]]:
         elif any(key in policy for policy in policies):
             add(label, meaning, [_cell(policy.get(key)) for policy in policies], ceiling.get(key))
     for key, label, meaning in (
-        ("tokens_per_prompt", "tokens a prompt", "written by the policy in all of its responses"),
+        ("tokens_per_prompt", "tokens per prompt", "written by the policy in all of its responses"),
         ("tokens_per_solved", "tokens per solved prompt", "tokens of all prompts, divided by the solved prompts"),
     ):
         if any(key in policy for policy in policies):
@@ -148,14 +148,14 @@ def _whole(value: float | None) -> str:
 
 
 def table_rows(count: int) -> list[int]:
-    """Which of `count` rows a table shows: all, or the first ones and then fewer and fewer."""
+    """Indices of the rows that a table of `count` rows shows: all, or ever fewer towards the end."""
     if count <= MAX_TABLE_ROWS:
         return list(range(count))
     return sorted({round(count ** (i / (MAX_TABLE_ROWS - 1))) - 1 for i in range(MAX_TABLE_ROWS)})
 
 
 def search_table(results: Results) -> list[dict[str, Any]]:
-    """Solved prompts at the largest budget that all searches reached, and at the end of each."""
+    """Solved prompts at the largest budget of each search, with intervals."""
     return [
         {
             "name": run["policy"],
@@ -171,9 +171,9 @@ def search_table(results: Results) -> list[dict[str, Any]]:
 def pack_prompts(
     prompts: Iterable[dict[str, Any]], results: Results, count: int
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """For each prompt its line in the list and its packed block (zlib, base64), which the page opens when it is asked.
+    """Yield each prompt's line in the list and its packed block (zlib, base64), which the page unpacks on demand.
 
-    The page has `PROMPTS_BYTES` for all: long texts are cut where they would not fit, and say so.
+    All blocks share `PROMPTS_BYTES`: texts that do not fit are cut, and say so.
     """
     left = PROMPTS_BYTES
     for place, prompt in enumerate(prompts):
@@ -188,7 +188,7 @@ def pack_prompts(
 
 
 def _record(prompt: dict[str, Any], results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All of a prompt for its block, and its line in the list. Policies are places in `names`."""
+    """A prompt's full record for its block, and its line in the list. Policies are indices into `names`."""
     every = names(results)
     policies: list[dict[str, Any]] = []
     for policy in prompt["policies"]:
@@ -228,7 +228,7 @@ def _record(prompt: dict[str, Any], results: Results) -> tuple[dict[str, Any], d
 
 
 def _cut(value: Any, limit: int) -> Any:
-    """The same with every text cut to a maximum length, and a note on the number of missing characters."""
+    """The value with every text cut to a maximum length and a note on the number of missing characters."""
     if isinstance(value, str) and len(value) > limit:
         return f"{value[:limit]} … ({len(value) - limit:,} more characters are in the pool)"
     if isinstance(value, dict):
@@ -237,7 +237,7 @@ def _cut(value: Any, limit: int) -> Any:
 
 
 def _distinct(responses: list[dict[str, Any]], weights: list[float], bar: float | None) -> list[dict[str, Any]]:
-    """The different candidates, best first, and how often each was written."""
+    """The distinct candidates, best first, and how often each was written."""
     found: dict[str, dict[str, Any]] = {}
     for response in responses:
         for candidate in response["candidates"]:
@@ -246,18 +246,18 @@ def _distinct(responses: list[dict[str, Any]], weights: list[float], bar: float 
             value = value_of(candidate["rewards"], weights)
             solved = bar is not None and bool(solves(value, bar))
             first = {**candidate, "value": round(value, 6), "solved": solved, "count": 0}
-            found.setdefault(candidate["text"], first)["count"] += 1  # a repetition in a response scored nothing
+            found.setdefault(candidate["text"], first)["count"] += 1  # repeats in a response got no reward
     return sorted(found.values(), key=lambda candidate: -candidate["value"])
 
 
 def evaluate_command(made: dict[str, Any]) -> str:
-    """The `vpo evaluate` that samples a pool like this one."""
+    """The `vpo evaluate` command that samples a pool like this one."""
     told = ("model", "spec", "rollouts", "candidates", "prompts", "max_new_tokens", "temperature", "seed", "url")
     return " ".join(["vpo evaluate", *(f"--{key} {made[key]}" for key in told if made.get(key) is not None)])
 
 
 def chart_data(results: Results, lines: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """The numbers of report.js, and the lines of the list of prompts. Policies are places in `names`."""
+    """The numbers for report.js, and the lines of the list of prompts. Policies are indices into `names`."""
     every = names(results)
     ks, ceiling = results["ks"], results["ceiling"] or {}
 
@@ -319,12 +319,12 @@ def chart_data(results: Results, lines: Sequence[dict[str, Any]] = ()) -> dict[s
 
 
 def tokens_per_k(results: Results) -> float | None:
-    """What one unit of k means, if policies are matched by tokens and not by candidates."""
+    """Tokens per unit of k, if policies are matched by tokens; None if by candidates."""
     return (results.get("matched") or {}).get("tokens_per_k")
 
 
 def _fronts(results: Results, every: list[str]) -> tuple[list[dict[str, Any]], int]:
-    """The fronts of each policy over the same first prompts, as many as the page can hold, rounded."""
+    """The rounded fronts of each policy over the same first prompts, as many as fit in the page."""
     stored = {name: front for name, front in (results.get("fronts") or {}).items() if name in every}
     kept, numbers = 0, 0
     for prompt in zip(*stored.values(), strict=True):

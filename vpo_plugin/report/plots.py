@@ -1,4 +1,4 @@
-"""The pictures of reports and experiments: PNG, in the colours of `style.py`."""
+"""The plots of reports and experiments: PNG, in the colours of `style.py`."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from vpo_plugin.report.style import lines
 
 Results = dict[str, Any]
 STYLE = {
-    "text.parse_math": False,  # names are names, also with a $
+    "text.parse_math": False,  # a $ in a name is text
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -35,7 +35,7 @@ def picture(plot: Callable[[Figure], None], size: tuple[float, float] = (7.0, 4.
 
 
 def at_k(figure: Figure, results: Results, kind: str = "best", *, axis: str = "k, candidates searched") -> None:
-    """best@k or pass@k of every policy with its interval, and the exact ceiling."""
+    """Plot best@k or pass@k of every policy with its interval, and the exact ceiling."""
     axes, policies = figure.add_subplot(), results["policies"]
     styles = lines([policy["name"] for policy in policies])
     for policy in policies:
@@ -54,7 +54,7 @@ def at_k(figure: Figure, results: Results, kind: str = "best", *, axis: str = "k
 
 
 def gaps(figure: Figure, results: Results, *, axis: str) -> None:
-    """How far the last policy is ahead of each of the others, and of the strongest scalar baseline, at every k."""
+    """Plot the lead of the last policy over each other one, and over the strongest scalar baseline, at every k."""
     axes = figure.add_subplot()
     styles = lines([policy["name"] for policy in results["policies"]])
     last = results["policies"][-1]["name"]
@@ -71,7 +71,7 @@ def gaps(figure: Figure, results: Results, *, axis: str) -> None:
 
 
 def training(figure: Figure, curves: Mapping[str, Mapping[str, ArrayLike]], labels: Mapping[str, str]) -> None:
-    """Curves of each policy by step, a panel for each key of `labels`: running means over a tenth of the steps."""
+    """Plot each policy's curves by step, a panel per key of `labels`: running means over a tenth of the steps."""
     styles = lines(list(curves))
     panels = figure.subplots(1, len(labels), squeeze=False)[0]
     for axes, (key, label) in zip(panels, labels.items(), strict=True):
@@ -84,11 +84,11 @@ def training(figure: Figure, curves: Mapping[str, Mapping[str, ArrayLike]], labe
 
 
 LIVE = {"set_reward": "Set reward", "diversity": "L1 distance", "kl": "KL", "response_length": "Length, tokens"}
-"""What a small plot of trainings shows, of `openrlhf.log.training_curve`."""
+"""Metrics of `openrlhf.log.training_curve` that the small plot of trainings shows."""
 
 
 def live(trainings: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
-    """A small plot of trainings, finished or not: the steps of each by its name."""
+    """A small plot of trainings, finished or not, from the steps of each by name."""
     curves = {
         name: {key: [step[key] for step in steps] for key in LIVE if steps and all(key in step for step in steps)}
         for name, steps in trainings.items()
@@ -98,16 +98,16 @@ def live(trainings: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
 
 
 def running_mean(values: ArrayLike) -> np.ndarray:
-    """Means over a tenth of the values around each."""
+    """The mean around each value, over a tenth of the values."""
     array = np.asarray(values, dtype=float)
     window = np.ones(2 * (len(array) // 20) + 1)
     return np.convolve(array, window, "same") / np.convolve(np.ones_like(array), window, "same")
 
 
 def sets(figure: Figure, vectors: Mapping[str, np.ndarray], objectives: Sequence[str]) -> None:
-    """Each policy's candidates, (n, objectives), in the plane of the two objectives that correlate least.
+    """Plot each policy's candidates, (n, objectives), in the plane of the two objectives that correlate least.
 
-    The area of a mark is the share of the candidates. An objective that a prompt does not have is nan.
+    A mark's area is its share of the candidates. Objectives that a prompt lacks are NaN.
     """
     x, y = trade_off(np.concatenate(list(vectors.values())))
     columns = min(5, len(vectors))
@@ -126,7 +126,7 @@ def sets(figure: Figure, vectors: Mapping[str, np.ndarray], objectives: Sequence
 
 
 def trade_off(vectors: np.ndarray) -> tuple[int, int]:
-    """The two objectives whose rewards correlate least, of those that vary; the first one twice if only one does."""
+    """The two varying objectives whose rewards correlate least; if only one varies, that one twice."""
     known = np.ma.masked_invalid(vectors)
     varying = np.flatnonzero(known.std(0).filled(0) > 0)
     if len(varying) < 2:
@@ -142,7 +142,7 @@ def short(name: str) -> str:
 
 
 def legend(axes: Axes) -> None:
-    """Beside the plot, in the order in which the lines end."""
+    """Add a legend beside the plot, in the order of the lines' last values."""
     shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     shown.sort(key=lambda line: -line.get_ydata()[-1])
     axes.legend(handles=shown, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

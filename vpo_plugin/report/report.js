@@ -1,6 +1,6 @@
 "use strict";
 // Draws the interactive charts of report.html from the numbers in #data. Texts become text nodes, never markup.
-// A section that cannot be drawn keeps the plots and tables that are there without JavaScript.
+// A section that cannot be drawn keeps its plots and tables for pages without JavaScript.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const style = (i) => ({ colour: data.styles[i][0], dash: data.styles[i][1] });
@@ -31,7 +31,7 @@
     return svg("svg", { class: "swatch", viewBox: "0 0 30 12", "aria-hidden": "true" }, line);
   }
 
-  // Areas are told apart by colour and by hatching.
+  // Areas differ by colour and hatching.
   function patterns() {
     const strokes = ["M0 4h8", "M-2 2l4-4M0 8l8-8M6 10l4-4", "", "M4 0v8", "M-2 6l4 4M0 0l8 8M6-2l4 4", "M0 4h8M4 0v8"];
     const defs = data.styles.map(([colour], i) =>
@@ -53,7 +53,7 @@
     return found;
   }
 
-  // A range around values; those that differ by rounding only count as equal.
+  // A range around values; values that differ only by rounding count as equal.
   function around(values) {
     const low = Math.min(...values), high = Math.max(...values), size = Math.max(Math.abs(low), Math.abs(high), 1);
     const pad = high - low > 1e-6 * size ? (high - low) * 0.06 : size * 0.1;
@@ -108,7 +108,7 @@
     return svg("path", { d: path(plot, xs, ys), fill: "none", stroke: colour, "stroke-width": 2.4, "stroke-dasharray": dash || null, ...extra });
   }
 
-  // Redraw when the width that there is changes.
+  // Redraw when the available width changes.
   function sized(holder, draw) {
     let width = 0;
     new ResizeObserver(() => {
@@ -139,7 +139,7 @@
     for (const panel of panels) {
       for (const s of panel.series) s.line = panel.smooth ? running(s.mean) : s.mean;
     }
-    const here = (s) => { // the last point that is not beyond the cursor
+    const here = (s) => { // the last point at or before the cursor
       let i = s.x.length - 1;
       while (i > 0 && s.x[i] > xs[at]) i--;
       return s.x[i] <= xs[at] ? i : -1;
@@ -190,7 +190,7 @@
       const x = xs.length > 1 ? [xs[0], xs.at(-1)] : [xs[0] - 0.5, xs[0] + 0.5];
       const plot = axes(width, Math.max(210, Math.min(340, width * 0.62)), {
         x, y: range()(panel), log: log && xs.length > 1, xLabel: { k: data.matched ? `k, in units of ${data.matched} tokens` : "k, candidates searched", budget: "budget, candidates", step: "training step" }[unit],
-        yLabel: shared ? "solved prompts" : null, title: `${panel.label} against ${unit}; the values at the slider are in the table before it`,
+        yLabel: shared ? "solved prompts" : null, title: `${panel.label} against ${unit}; the table above has the values at the slider`,
       });
       if (known(panel.ceiling)) plot.root.append(svg("line", { class: "ceiling", x1: plot.box.left, x2: plot.box.right, y1: plot.Y(panel.ceiling), y2: plot.Y(panel.ceiling) }));
       plot.root.append(svg("line", { class: "cursor", x1: plot.X(xs[at]), x2: plot.X(xs[at]), y1: plot.box.top, y2: plot.box.bottom }));
@@ -236,11 +236,11 @@
 
   // ---- weights: which policy wins where
 
-  // The fronts of one policy, flat: a prompt's vectors from starts[p] to starts[p + 1], missing objectives as 0.
+  // The fronts of one policy, flat: starts[p] to starts[p + 1] are the vectors of prompt p; missing objectives are 0.
   function flat(front, k) {
     const starts = [0], values = [], present = [];
     for (const found of front.prompts) {
-      const vectors = found.length ? found : [Array(k).fill(0)]; // no candidate at all is worth what a missing one is
+      const vectors = found.length ? found : [Array(k).fill(0)]; // no candidates count as one missing candidate
       for (const vector of vectors) for (let o = 0; o < k; o++) values.push(vector[o] ?? 0);
       present.push(Array.from({ length: k }, (_, o) => known(vectors[0][o])));
       starts.push(values.length / k);
@@ -248,7 +248,7 @@
     return { of: front.of, starts, values: Float64Array.from(values), present, ragged: present.some((p) => p.includes(false)) };
   }
 
-  // Each prompt's max over the front of w·r, exactly; a prompt without the weighted objectives is NaN.
+  // Each prompt's exact maximum of w·r over its front; NaN for a prompt without the weighted objectives.
   function worth({ starts, values, present, ragged }, w) {
     const k = w.length, found = new Float64Array(starts.length - 1);
     for (let p = 0; p < found.length; p++) {
@@ -263,7 +263,7 @@
     return found;
   }
 
-  // Mean of what is a number, and half the width of its 95 % interval (normal).
+  // Mean of the finite values, and half the width of its 95 % interval (normal).
   function mean(values) {
     let n = 0, sum = 0, squares = 0;
     for (const v of values) if (isFinite(v)) { n++; sum += v; squares += v * v; }
@@ -271,7 +271,7 @@
     return { mean: n ? m : NaN, half: n > 1 ? 1.96 * Math.sqrt(Math.max(0, squares / n - m * m) / (n - 1)) : Infinity };
   }
 
-  // The policies at a weighting: means, the best, the second, and whether the lead is beyond chance (paired).
+  // The policies under a weighting: means, order, lead of the first, and whether it is beyond chance (paired).
   function compare(fronts, w) {
     const values = fronts.map((front) => worth(front, w));
     const means = values.map(mean);
@@ -293,10 +293,10 @@
   function weights(root) {
     const k = data.objectives.length;
     const fronts = data.fronts.map((front) => flat(front, k));
-    const cost = fronts.reduce((sum, front) => sum + front.values.length, 0); // of one weighting, in products
+    const cost = fronts.reduce((sum, front) => sum + front.values.length, 0); // products per weighting
     const afford = (least, most, products) => Math.max(least, Math.min(most, Math.floor(products / Math.max(cost, 1))));
     const total = (list) => list.reduce((a, b) => a + b, 0);
-    const halfway = (values) => values.map((v) => v / Math.max(...values) / 2); // sliders with room to go up
+    const halfway = (values) => values.map((v) => v / Math.max(...values) / 2); // leaves the sliders room to go up
     let raw = halfway(data.weights);
     let w = data.weights;
 
@@ -309,7 +309,7 @@
     const outputs = data.objectives.map((_, i) => html("output", { for: `weight-${i}` }));
     const sliders = html("div", { class: "sliders" }, ...data.objectives.map((objective, i) =>
       html("div", {}, html("label", { for: `weight-${i}` }, objective), inputs[i], outputs[i])));
-    const presets = [["deployment weights", halfway(data.weights)], ["all alike", halfway(data.weights.map(() => 1))]];
+    const presets = [["deployment weights", halfway(data.weights)], ["equal weights", halfway(data.weights.map(() => 1))]];
     const buttons = html("div", { class: "controls" }, ...presets.map(([label, values]) => {
       const button = html("button", { type: "button" }, label);
       button.addEventListener("click", () => { raw = [...values]; refresh(); });
@@ -333,7 +333,7 @@
       if (clear) won[order[0]].clear++;
     }
     const shares = fronts.map((_, i) => i).filter((i) => won[i].all).sort((a, b) => won[b].all - won[a].all);
-    const overall = html("p", {}, `Over ${draws.length.toLocaleString("en")} weightings that cover all of them evenly, ${listed(shares.map((i) => `${name(fronts[i].of)} is best on ${share(won[i].all / draws.length)}`
+    const overall = html("p", {}, `Over ${draws.length.toLocaleString("en")} evenly spread weightings, ${listed(shares.map((i) => `${name(fronts[i].of)} is best on ${share(won[i].all / draws.length)}`
       + (won[i].clear < won[i].all ? ` (beyond chance on ${share(won[i].clear / draws.length)})` : "")))}.`);
 
     const pictures = html("div", { class: "plots small" });
@@ -342,12 +342,12 @@
     if (k === 3) redraws.push(ternary());
     if (k > 1) for (let i = 0; i < (k === 2 ? 1 : k); i++) redraws.push(axis(i));
 
-    function set(values) { // weights from a picture
+    function set(values) { // to weights chosen in a plot
       raw = halfway(values);
       refresh();
     }
 
-    // One objective's weight from 0 to 1, the others in their present proportions.
+    // One objective's weight from 0 to 1; the others keep their proportions.
     function axis(objective) {
       const holder = html("div", { class: "chart" });
       pictures.append(html("figure", { class: "axis-picture" }, html("figcaption", {}, `more or less ${data.objectives[objective]}`), holder));
@@ -391,7 +391,7 @@
     const stretches = (found, xs) => segments(found).map(({ from, to, winner, clear }) =>
       `${name(fronts[winner].of)} ${clear ? "wins" : "is ahead within chance"} from ${xs[from].toFixed(2)} to ${xs[to].toFixed(2)}`).join(", ");
 
-    // Three objectives: the whole simplex at once, computed once; the corners are the objectives.
+    // Three objectives: the whole simplex, computed once; the corners are the objectives.
     function ternary() {
       const holder = html("div", { class: "chart" });
       figures.append(html("figure", { class: "ternary" }, html("figcaption", {}, "all weightings; click to choose one"), holder));
@@ -403,7 +403,7 @@
           if (i + j < n - 1) cells.push([[i + 1, j], [i, j + 1], [i + 1, j + 1]]);
         }
       }
-      const groups = new Map(); // cells of one winner, clear or within chance
+      const groups = new Map(); // cells by winner, with a clear lead or within chance
       for (const corners of cells) {
         const middle = [0, 1].map((d) => total(corners.map((c) => c[d])) / 3 / n);
         const { order, clear } = compare(fronts, [middle[0], middle[1], 1 - middle[0] - middle[1]]);
@@ -415,7 +415,7 @@
       }
       return sized(holder, (width) => {
         const size = Math.min(width, 460), side = size - 60, tall = side * Math.sqrt(0.75), left = (width - side) / 2, top = 26;
-        const place = (a, b) => [left + side * (1 - a - b) * 1 + side * a * 0.5, top + tall * (1 - a)]; // a up, b left, rest right
+        const place = (a, b) => [left + side * (1 - a - b) * 1 + side * a * 0.5, top + tall * (1 - a)]; // a at the top, b on the left, the rest on the right
         const root = svg("svg", { viewBox: `0 0 ${width} ${tall + 60}`, width, height: tall + 60, role: "img",
           "aria-label": `Which policy is best at each weighting: ${listed(shares.map((i) => `${name(fronts[i].of)} on ${percent(won[i].all / draws.length)}`))}` });
         for (const { winner, clear, cells } of groups.values()) {
@@ -467,12 +467,12 @@
         : lead.mean < 1e-9 ? `At these weights ${first} and ${second} are worth the same.`
           : clear ? `At these weights ${first} wins, ahead of ${second} by ${gap}.`
             : `At these weights ${first} is ahead of ${second} by ${gap}: no difference beyond chance.`;
-      if (sum <= 0) verdict.textContent = `No weight is set, so all count alike. ${verdict.textContent}`;
+      if (sum <= 0) verdict.textContent = `No weight is set, so all count equally. ${verdict.textContent}`;
       redraws.forEach((redraw) => redraw());
     }
 
     const note = html("p", { class: "soft" }, `Worth of a policy: the mean over ${data.frontPrompts} prompts of the best w·r in its pool, computed exactly for every weighting. `,
-      "Intervals are 95 %, differences prompt by prompt. ", fronts.length > 1 ? "Coloured areas show the best policy; where they are pale, or marked with a question mark, its lead lies within chance." : "");
+      "Intervals are 95 %, differences prompt by prompt. ", fronts.length > 1 ? "Coloured areas show the best policy; in pale areas, or those with a question mark, its lead is within chance." : "");
     root.querySelector(".live").replaceChildren(html("div", { class: "weights" },
       ...(k === 3 ? [html("div", {}, sliders, buttons, verdict, barList, overall), figures] : [html("div", {}, sliders, buttons), html("div", {}, verdict, barList, overall)])), pictures, note);
     refresh();
@@ -539,7 +539,7 @@
         title: `${choices[+which.value]}: ${data.objectives[b]} against ${data.objectives[a]}` });
       const counts = [];
       visible.forEach((group, place) => {
-        const shift = (place - (visible.length - 1) / 2) * 9; // policies side by side where they coincide
+        const shift = (place - (visible.length - 1) / 2) * 9; // draw coinciding policies side by side
         const X = (v) => plot.X(v) + shift, Y = (v) => plot.Y(v) - shift * 0.35;
         const bins = new Map();
         const shapes = new Map();
@@ -562,14 +562,14 @@
         }
         counts.push(`${name(group.of)} ${bins.size}`);
       });
-      said.textContent = `Different points: ${counts.join(", ")}. ${single ? `Prompt ${prompt.number}; a shape joins the candidates of one response` : "These are the candidates that no other of their pool dominates"}; a larger mark stands for more of them. Marks of several policies at one point are drawn side by side.`;
+      said.textContent = `Different points: ${counts.join(", ")}. ${single ? `Prompt ${prompt.number}; a shape joins the candidates of one response` : "These are the non-dominated candidates of each pool"}; a larger mark stands for more candidates. Marks of several policies at one point are drawn side by side.`;
       holder.replaceChildren(plot.root);
     }
 
     root.querySelector(".live").replaceChildren(html("div", { class: "space" }, html("div", {}, html("div", { class: "controls" }, whichLabel, one, acrossLabel, upLabel), toggles, said), holder));
   }
 
-  // ---- prompts: a list to search and to sort; a prompt's block is unpacked when it is opened
+  // ---- prompts: a list to search and sort; opening a prompt unpacks its block
 
   const blocks = [...document.querySelectorAll("script[data-block]")];
   const records = new Map();
@@ -647,7 +647,7 @@
     root.querySelector(".live").replaceChildren(html("div", { class: "controls" }, html("label", {}, "find ", find), sortLabel, filterLabel), count, list, more);
     refresh();
     list.firstElementChild.open = true;
-    return (wanted) => { // opens a prompt, wherever the list is
+    return (wanted) => { // opens a prompt, even if the list does not show it
       if (!data.prompts.some((line) => line.number === wanted)) return;
       let details = document.getElementById(`prompt-${wanted}`);
       if (!details) {
@@ -677,10 +677,10 @@
     const tiles = [...new Map(drawing.tiles.map((tile) => [tile.name, tile])).values()];
     return html("p", { class: "soft" }, ...tiles.map((tile) => html("span", { class: "key" },
       svg("svg", { viewBox: "0 0 1 1", "aria-hidden": "true" }, svg("rect", { width: 1, height: 1, class: `tile-${tile.colour}` }), svg("text", { x: 0.5, y: 0.5 }, tile.symbol)), tile.name)),
-      "A line is a route, the thicker the more often it was written.");
+      "A line is a route; a thicker line was written more often.");
   }
 
-  // Candidates that visit the same tiles share a line. Lines lie side by side, so that those over one tile stay apart.
+  // Candidates that visit the same tiles share a line. Lines are shifted, so that those over one tile stay apart.
   function linesOf(policy) {
     const paths = new Map();
     for (const candidate of policy.candidates) {
@@ -722,7 +722,7 @@
         }))];
     });
     const node = html("div", { class: "policy", "data-policy": true });
-    let mark; // of the drawn route
+    let mark; // highlights the pressed route
     const add = (from, to) => { body.append(...rows.slice(from, to).flatMap((make) => make())); mark(); };
     const rest = html("button", { type: "button" }, `all ${rows.length} candidates`);
     rest.addEventListener("click", () => { rest.remove(); add(CANDIDATES_AT_ONCE); });
@@ -730,7 +730,7 @@
     parts.push(html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Candidates of ${name(policy.of)} at prompt ${record.number}` },
       html("table", { class: "candidates" }, html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "value"), ...data.objectives.map((objective) => html("th", { scope: "col" }, ...soft(objective))))), body)));
     if (rows.length > CANDIDATES_AT_ONCE) parts.push(rest);
-    if (policy.missing) parts.push(html("p", { class: "soft" }, `${policy.missing} candidate${policy.missing > 1 ? "s" : ""} missing: asked for and not found in the response.`));
+    if (policy.missing) parts.push(html("p", { class: "soft" }, `${policy.missing} candidate${policy.missing > 1 ? "s" : ""} missing: requested but not found in the response.`));
     const written = html("details", {}, html("summary", {}, `${policy.responses.length} response${policy.responses.length > 1 ? "s" : ""}, as written`));
     written.addEventListener("toggle", () => {
       if (written.open && written.childElementCount === 1) written.append(...policy.responses.map((response, i) => text(`Response ${i + 1} of ${name(policy.of)}`, response.text)));
@@ -742,7 +742,7 @@
     return node;
   }
 
-  // The line of a drawn route comes to the front when its candidate is pressed, or under the pointer.
+  // Bring the line of a route to the front when its candidate is pressed or under the pointer.
   function routes(policy) {
     const lines = [...policy.querySelectorAll("[data-route]")];
     const show = (chosen) => {

@@ -1,4 +1,4 @@
-"""A training as text for the terminal: its last steps, what is wrong with it, and what the policy wrote in a step."""
+"""Show a training in the terminal: its last steps, its problems, and the policy's responses in a step."""
 
 import math
 import re
@@ -12,12 +12,12 @@ from vpo_plugin.openrlhf.log import last_words, read_steps, read_texts, training
 from vpo_plugin.report.tables import number, text_table
 
 LONGEST = 200
-"""Characters of a prompt, a candidate or a response that are shown."""
+"""Most characters shown of a prompt, a candidate or a response."""
 
 
 LAST_STEPS = 5
 MOSTLY = 0.5
-"""Share of candidates that are read, or of groups that teach, below which something is wrong."""
+"""A smaller share of readable candidates, or of groups with a signal, is a problem."""
 COLUMNS = {
     "reward": "reward",
     "set_reward": "set reward",
@@ -27,18 +27,18 @@ COLUMNS = {
     "parsed": "read",
     "seconds": "seconds",
 }
-"""What is shown of each step, of `openrlhf.log.training_curve`."""
+"""Columns shown of each step, from `openrlhf.log.training_curve`."""
 
 
 def find_trainings(run: Path) -> dict[str, Path]:
-    """The log folders of the trainings in a run's folder, by their place in it, the one that logged last at the end."""
+    """The log folders of the trainings in a run's folder, by relative path; the one that logged last comes last."""
     found = sorted(run.glob("**/train/*/policy/vpo/metrics.jsonl"), key=lambda file: file.stat().st_mtime)
     found = [file for file in found if not re.search(r"\.[0-9a-f]{16}$", file.parents[2].name)]  # set aside
     return {str(file.parents[2].relative_to(run)).replace("train/", ""): file.parent for file in found}
 
 
 def format_run(run: Path, prompts: int | None = None) -> str:
-    """The trainings of a run, or the one of an output folder: last steps, what is wrong, and the last step's responses.
+    """The trainings of a run, or of one output folder: last steps, problems, and the last step's responses.
 
     Raises:
         FileNotFoundError: there is no training.
@@ -54,7 +54,7 @@ def format_run(run: Path, prompts: int | None = None) -> str:
 
 
 def format_training(name: str, log: Path) -> str:
-    """The last steps of a training, and what is wrong with it, if anything is."""
+    """The last steps of a training, and its problems if it has any."""
     curve = training_curve(log)
     rows = [[f"{step['step']:g}", *(number(step.get(key)) for key in COLUMNS)] for step in curve[-LAST_STEPS:]]
     finished = (log.parent / "config.json").exists()
@@ -64,7 +64,7 @@ def format_training(name: str, log: Path) -> str:
 
 
 def problems(steps: Sequence[Mapping[str, float]], log: Path, finished: bool) -> list[str]:
-    """What is wrong with a training, in sentences, from its logged steps and what it printed."""
+    """The problems of a training, in sentences, from its logged steps and its output."""
     found = []
     if steps:
         last = steps[-1]
@@ -77,19 +77,19 @@ def problems(steps: Sequence[Mapping[str, float]], log: Path, finished: bool) ->
             )
         if "groups_used" in last and last["groups_used"] < MOSTLY * last["groups"]:
             found.append(
-                f"{last['groups_used']:g} of {last['groups']:g} groups of step {last['step']:g} teach anything: in the "
-                "others all rollouts are worth the same, because the prompts are too easy or too hard."
+                f"Only {last['groups_used']:g} of {last['groups']:g} groups of step {last['step']:g} teach anything: "
+                "in the others all rollouts have the same value, because the prompts are too easy or too hard."
             )
         if last.get("scorer_errors"):
             found.append(f"The scorer failed on {last['scorer_errors']:.1%} of the responses of step {last['step']:g}.")
     output = log.parent.parent / "train.log"
     if not finished and output.exists() and not is_held(output.with_name(f"{output.name}.lock")):
-        found.append(f"It ended without a policy: {last_words(output)}")
+        found.append(f"The training ended without a policy: {last_words(output)}")
     return found
 
 
 def find_log(run: Path) -> Path:
-    """The log folder of a training, given itself or the folder in which it is: `--ckpt.output_dir`.
+    """The log folder of a training, from that folder itself or from its parent, `--ckpt.output_dir`.
 
     Raises:
         FileNotFoundError: there is none.
@@ -101,7 +101,7 @@ def find_log(run: Path) -> Path:
 
 
 def format_step(run: Path, step: int | None = None, prompts: int | None = None) -> str:
-    """The rollouts of a step (1-based; the last one if None), a table a prompt, the best first.
+    """The rollouts of a step (1-based; None for the last one), one table per prompt, best rollout first.
 
     Raises:
         FileNotFoundError: there is no such training, or no texts of this step.
@@ -122,7 +122,7 @@ def format_step(run: Path, step: int | None = None, prompts: int | None = None) 
 
 
 def _lines(place: int, row: dict[str, Any]) -> list[list[str]]:
-    """A line a candidate; what could not be read, and what the user's own code rewarded, shows the response instead."""
+    """One line per candidate; shows the response if none could be read or the user's own code gave the rewards."""
     lines = []
     texts = row["candidates"]
     for row_number, (text, rewards) in enumerate(zip(texts, row["rewards"], strict=True)):

@@ -1,4 +1,4 @@
-"""`vpo open`: a run's folder over HTTP, to be read: its reports and plots, how its trainings go, its logs."""
+"""`vpo open`: serve a run's folder read-only over HTTP: reports, plots, progress of its trainings, logs."""
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +17,7 @@ TYPES = {
     ".md": "text/plain; charset=utf-8",
     ".log": "text/plain; charset=utf-8",
 }
-"""Files that are served; an HTML file only if it is a report, whose own policy allows no script but its own."""
+"""Types of served files; an HTML file only if it is a report, whose own policy allows only its own script."""
 REPORT = "report.html"
 LIVE = "live.png"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -27,7 +27,7 @@ REFRESH_SECONDS = 20
 
 
 def serving(run: Path, host: str, port: int) -> ThreadingHTTPServer:
-    """A server of a run's folder, which listens already.
+    """A server of a run's folder, already listening.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -50,8 +50,8 @@ class Handler(BaseHTTPRequestHandler):
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
         path = unquote(urlsplit(self.path).path).lstrip("/")
         file = (self.run / path).resolve()
-        if self.local and host not in LOOPBACK:  # a page of another site that has its name point here
-            self.send_error(403, "This server is for its own machine.")
+        if self.local and host not in LOOPBACK:  # another site's name that resolves here
+            self.send_error(403, "This server only answers its own machine.")
         elif not path:
             self.send(page(self.run).encode(), TYPES[".html"], POLICY)
         elif path == LIVE and (trainings := find_trainings(self.run)):
@@ -62,14 +62,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404, "There is no such page.")
 
     def may_be_read(self, file: Path) -> bool:
-        """Whether a file is one of those that are served."""
+        """Whether the file is served."""
         inside = file.is_relative_to(self.run) and not any(
             part.startswith(".") for part in file.relative_to(self.run).parts
         )
         return inside and file.is_file() and file.suffix in TYPES and (file.suffix != ".html" or file.name == REPORT)
 
     def send(self, content: bytes, kind: str, policy: str | None = None) -> None:
-        """Send content of a type."""
+        """Send content of a MIME type, with a content security policy if given."""
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
@@ -81,11 +81,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing of each request."""
+        """Do not log requests."""
 
 
 def page(run: Path) -> str:
-    """The page of a run: what is in its folder, and how its trainings go."""
+    """The page of a run: the files in its folder and the progress of its trainings."""
     logs = sorted(run.rglob("*.log"), key=lambda log: -log.stat().st_mtime)[:LOGS]
 
     def found(*patterns: str) -> list[Path]:

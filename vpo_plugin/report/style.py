@@ -1,10 +1,10 @@
-"""How a policy looks: its colour and dashes, by its name, the same in every report and plot."""
+"""Colour and dashes of a policy by its name, the same in every report and plot."""
 
 import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-# Colours that stand out on white and on black (contrast at least 3); for colour-blind readers, dashes say it twice.
+# Colours that stand out on white and black (contrast at least 3); dashes help colour-blind readers.
 KNOWN = {
     "base": ("#767676", "1.5 3"),
     "grpo": ("#0072B2", "7 4"),
@@ -20,13 +20,13 @@ KNOWN = {
     "champion": ("#0072B2", "7 4"),
     "challenger": ("#D55E00", ""),
 }
-"""Colour and dashes (an SVG stroke-dasharray of a line 2.4 wide) of the policies that have names of their own."""
+"""Colour and dashes (an SVG stroke-dasharray of a line 2.4 wide) of known policy names."""
 COLOURS = ("#009E73", "#0072B2", "#D55E00", "#C2649A", "#B87D00", "#3A9BD1", "#8A67CF", "#9A5B13")
 DASHES = ("3 2", "14 3", "8 3 2 3", "7 4", "1.5 3", "")
 
 
 def styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and dashes of each policy: those of its name, or where two of these share them, the next free ones."""
+    """Colour and dashes of each policy: those of its name, or the next free ones if these are taken."""
     pairs = [(colour, dash) for dash in DASHES for colour in COLOURS]
     found: dict[str, tuple[str, str]] = {}
     for name in sorted(names, key=lambda name: name not in KNOWN):
@@ -40,7 +40,7 @@ def styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def lines(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The same as matplotlib's lines take it."""
+    """The styles as keyword arguments of matplotlib lines."""
     return {
         name: {"color": colour, "linestyle": (0, [float(part) / 2.4 for part in dash.split()]) if dash else "-"}
         for name, (colour, dash) in styles(names).items()

@@ -1,4 +1,4 @@
-"""The tables of the terminal and of Markdown."""
+"""Tables for the terminal and for Markdown."""
 
 from collections.abc import Sequence
 from io import StringIO
@@ -18,7 +18,7 @@ PLAIN = box.Box("    \n" * 2 + " -- \n" + "    \n" * 5)  # a line of dashes belo
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """A table as plain text, at most 100 columns wide; the first `left` columns are words, the others numbers."""
+    """A table as plain text, at most 100 characters wide; the first `left` columns are words, the others numbers."""
     table = Table(box=PLAIN, show_edge=False, pad_edge=False, padding=(0, 1))
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i < left else "right", no_wrap=i >= left, overflow="fold")
@@ -30,7 +30,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: in
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; its cells are text, whatever they hold."""
+    """A table in Markdown; markup in cells is escaped."""
     lines = [
         header,
         ["---"] * len(header),
@@ -40,14 +40,14 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None, decimals: int = 3) -> str:
-    """A number of a report; from 100 on without decimals, a dash if it is missing."""
+    """Format a number of a report: without decimals from 100 on, a dash if it is missing."""
     if value is None:
         return "–"  # noqa: RUF001 (a dash for a missing number)
     return f"{value:.{decimals}f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def format_table(results: Results) -> str:
-    """The headline measures of all policies and the ceiling, and the differences in words."""
+    """The table of the main measures of all policies, with the ceiling and the differences in words."""
     failed = [
         f"{policy['scorer_failures']} responses of {policy['name']} scored zero because the scorer failed."
         for policy in results["policies"]
@@ -57,9 +57,9 @@ def format_table(results: Results) -> str:
 
 
 def headline(results: Results) -> tuple[list[str], list[list[str]]]:
-    """The table of the headline measures: its header, and a row for each policy and the ceiling.
+    """The table of the main measures: its header, and a row for each policy and the ceiling.
 
-    best@k counts any k candidates, sets@k whole responses; the interval is that of the largest k.
+    best@k counts any k candidates, sets@k whole responses; the interval belongs to the largest k.
     """
     ks, set_ks, ceiling = results["ks"], results.get("set_ks") or [], results["ceiling"]
     shown, in_sets = shown_ks(ks), set_ks[:1]
@@ -82,12 +82,12 @@ def headline(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def shown_ks(ks: Sequence[int]) -> list[int]:
-    """The k of a short table: one, five and all."""
+    """The k values of a short table: the smallest, 5 and the largest."""
     return sorted({ks[0], *({5} & set(ks)), ks[-1]})
 
 
 def say_difference(difference: dict[str, Any]) -> str:
-    """A difference of two policies in words; who is ahead only where the interval leaves no doubt."""
+    """A difference of two policies in words; names a leader only if the interval excludes 0."""
     a, b, low, high = (difference[key] for key in ("a", "b", "low", "high"))
     verdict = f"{a} is ahead" if low > 0 else f"{b} is ahead" if high < 0 else "no difference beyond chance"
     interval = f"95 % interval {low:+.3f} to {high:+.3f}"
@@ -95,7 +95,7 @@ def say_difference(difference: dict[str, Any]) -> str:
 
 
 def format_searches(searches: Sequence[tuple[str, str, Search]]) -> str:
-    """Policy, procedure and the share of prompts solved within some budgets, with 95 % intervals."""
+    """A table of policy, procedure and the share of prompts solved within some budgets, with 95 % intervals."""
     budget = max(search.made["budget"] for _, _, search in searches)
     shown = sorted({max(1, budget // 8), max(1, budget // 4), max(1, budget // 2), budget})
     header = ["policy", "procedure", *(f"solved@{k}" for k in shown), "95 % interval", "tokens/solved"]
@@ -114,4 +114,4 @@ def format_searches(searches: Sequence[tuple[str, str, Search]]) -> str:
         )
     prompts = len(searches[0][2].rows)
     table = text_table(header, rows, left=2)
-    return f"{table}\nShare of {prompts} prompts that are solved within so many candidates."
+    return f"{table}\nsolved@k: share of {prompts} prompts that are solved within k candidates."

@@ -1,6 +1,6 @@
-"""The report of a search evaluation: a table for the terminal, and report.json, report.html, best_at_k.png.
+"""Write the report of a search evaluation: report.json, report.html and best_at_k.png.
 
-All of it is made from one plain dictionary, `results`, which report.json repeats:
+All are made from one plain dictionary, `results`, which report.json repeats:
 
     title, spec, command, machine: str     objectives: [name]     weights: [float]     versions: {name: str}
     ks: [1, …]           the k of best@k and pass@k, ascending
@@ -15,19 +15,19 @@ and, each optional:
     prompts: int         left_out: int, prompts that not all pools share
     matched: {"by": "candidates" or "tokens", "tokens_per_k": float | None, what one k stands for}
     solved: float        the share of the ceiling that passes
-    overhead: {"seconds", "stages"}, what orchestration added to the seconds that the stages worked
+    overhead: {"seconds", "stages"}, seconds that orchestration took beside those that the stages worked
     of a policy: tokens_per_prompt, tokens_per_solved: float | None, and the measures pareto_size, hypervolume,
         coverage, duplicates, regret
-    fronts: {policy: [per prompt: [the reward vector of each candidate that no other dominates; shorter, or None,
-        where the prompt lacks objectives]]}
+    fronts: {policy: [per prompt: [the reward vector of each non-dominated candidate; shorter, or with None, where the
+        prompt lacks objectives]]}
     solved_at: [per prompt of fronts: the deployment reward that counts as solved]
     search: [{"policy", "procedure", "budget": [int], "solved": {"mean": [], "low": [], "high": []}}]
     only_solved_by: {policy: [prompt number]}
     pools: {policy: how its pool was made}     settings: {name: value}     date, commit: str
 
-Prompt numbers count from 0, as `fronts` does. Numbers that are not finite count as missing. The prompts with their
-responses are only in the page, a packed block each (`page.pack_prompts`). Texts of models are untrusted: the template
-escapes everything, report.js makes text nodes only, and the page's policy allows no other script than that one.
+Prompt numbers count from 0, as in `fronts`. Numbers that are not finite count as missing. Prompts and responses are
+only in the page, in a packed block per prompt (`page.pack_prompts`). Model output is untrusted: the template escapes
+everything, report.js makes text nodes only, and the page's policy allows no script but report.js.
 """
 
 import base64
@@ -54,7 +54,7 @@ def write_report(results: Results, out_dir: str | Path, prompts: Iterable[dict[s
     """Write report.json, report.html (one self-contained file) and best_at_k.png into `out_dir`, all or none.
 
     Args:
-        prompts: those that the page shows, as `Comparison.prompts` gives them: `{"number", "prompt", "label",
+        prompts: the prompts to show, as `Comparison.prompts` gives them: `{"number", "prompt", "label",
             "solved_at", "policies": [{"name", "pairwise_l1", "responses": [{"response", "candidates": [{"text": str |
             None, "rewards"}]}]}], "drawing": what rewards.task.draw returns}`.
 
@@ -76,13 +76,13 @@ def write_report(results: Results, out_dir: str | Path, prompts: Iterable[dict[s
 
 
 def plain(results: Results) -> Results:
-    """The results as JSON holds them: NumPy numbers become numbers, NaN and infinities become None."""
+    """The results as plain JSON values: NumPy numbers become numbers, NaN and infinities become None."""
     text = json.dumps(results, default=lambda value: value.tolist())
     return json.loads(text, parse_constant=lambda _: None)
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of a template of this folder, in which every value is escaped that is no markup."""
+    """Render a template of this folder; every value that is not Markup is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HOME),
         autoescape=True,
@@ -118,5 +118,5 @@ def _html(results: Results, prompts: Iterable[dict[str, Any]]) -> str:
 
 
 def _soft(name: str) -> Markup:
-    """A name that may break into lines after an underscore, and nowhere else."""
+    """A name that may only break into lines after an underscore."""
     return Markup("_<wbr>").join(name.split("_"))
