@@ -215,7 +215,7 @@ def test_what_the_policy_reads_of_a_chat(spec: Any) -> None:
     prompt = full_prompt(spec("x"), pack_prompt(CHAT), 1)
     assert as_chat([prompt], Template()) == ["<system>Be short.<user>p 0\nWrite <s_1> … </s_1>\n"]
     assert Request(prompt).prompt == prompt
-    with pytest.raises(ValueError, match=re.escape("Prompt 2 is a chat, and the model has no chat template.")):
+    with pytest.raises(ValueError, match=re.escape("Prompt 2 is a chat, but the model has no chat template.")):
         as_chat(["text", prompt], Template(None))
     with pytest.raises(ValueError, match="Prompt 1 has parts that are not text: only an endpoint"):
         as_chat([[{"role": "user", "content": [{"type": "image"}]}]], Template())

@@ -160,7 +160,7 @@ def test_groups_meet_at_each_door(case: Callable[[str], RewardSpec], tmp_path: P
     assert load_pool(tmp_path / "pool").reward_matrices.tolist() == [MATRICES, MATRICES]
     asked = ["search", "--model", "m", "--url", "http://localhost:9", "--spec", str(CASES / "pairwise")]
     assert main([*asked, "--budget", "2", "--output", str(tmp_path / "search")]) == 1
-    assert "compares the rollouts of a prompt, but a search scores each as it comes" in capsys.readouterr().err
+    assert "compares the rollouts of a prompt, but a search scores them one by one" in capsys.readouterr().err
 
 
 @pytest.fixture

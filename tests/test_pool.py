@@ -115,7 +115,7 @@ def test_what_is_no_whole_pool_is_refused(tmp_path: Path) -> None:
     file = batch_file(tmp_path, 1)
     whole = file.read_bytes()
     file.unlink()
-    with pytest.raises(ValueError, match="not finished, 1 of 2 batches are missing: run the same `vpo evaluate`"):
+    with pytest.raises(ValueError, match="not finished: 1 of 2 batches are missing"):
         load_pool(tmp_path)
     file.write_bytes(whole[: len(whole) // 2])  # what an interrupted write would leave if it were not atomic
     with pytest.raises(ValueError, match=r"batch-00001\.parquet is damaged"):
@@ -125,7 +125,7 @@ def test_what_is_no_whole_pool_is_refused(tmp_path: Path) -> None:
         load_pool(tmp_path)
     file.write_bytes(batch_file(tmp_path, 0).read_bytes())
     with pytest.raises(
-        ValueError, match=r"batch-00001\.parquet is of another pool.* to the prompts 4 to 5\. Delete it"
+        ValueError, match=r"batch-00001\.parquet belongs to another pool.* of the prompts 4 to 5\. Delete it"
     ):
         load_pool(tmp_path)
     file.write_bytes(whole)
@@ -138,7 +138,7 @@ def test_what_is_no_whole_pool_is_refused(tmp_path: Path) -> None:
     ("content", "sentence"),
     [
         ('{"prompts": 6, "roll', r"pool\.json is damaged"),
-        ("[]", "has no mapping"),
+        ("[]", "is not a mapping"),
         ('{"prompts": 0, "rollouts": 1, "candidates": 1, "batch": 1}', "is empty"),
         ("{}", "is empty"),
     ],
@@ -229,7 +229,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_pool(tmp_path: Path) -> None:
         (["--model", "./nowhere"], "./nowhere is not a model folder"),
         (["--temperature", "-1"], "--temperature is -1: it must be greater"),
         (["--data", "nowhere"], "nowhere"),
-        (["--temperature", "0"], "temperature is 0, so the 3 responses to a prompt would be the same one"),
+        (["--temperature", "0"], "temperature is 0, so all 3 responses to a prompt would be the same"),
     ],
 )
 def test_bad_flags_end_in_a_sentence(
@@ -417,7 +417,7 @@ def test_pools_are_matched_by_candidates() -> None:
     assert (singles_result["rollouts"], sets_result["rollouts"]) == (6, 2)
     assert singles_result["best_at_k"]["mean"][-1] == 0 < sets_result["best_at_k"]["mean"][-1]
     assert (singles_result["tokens_per_prompt"], sets_result["tokens_per_prompt"]) == (60, 60)
-    with pytest.raises(ValueError, match="too few for a common number, a multiple of 3"):
+    with pytest.raises(ValueError, match="too few for a common number that 3 divides"):
         compare_pools({"singles": pool_of([[["UP"]]], ROWS[:1]), "sets": sets}, SPEC, ROWS[:1])
 
 

@@ -266,7 +266,7 @@ def test_openevolves_own_configuration_file(tmp_path: Path) -> None:
     search(Evolution(tmp_path / "config.yaml"), policy, tmp_path / "search", budget=10)
     assert [bool(batch[0].start) for batch in policy.batches[:5]] == [False, False, False, True, True]
     (tmp_path / "bad.yaml").write_text("database: {num_islands: many}")
-    with pytest.raises(ValueError, match=r"bad\.yaml is not a configuration of OpenEvolve"):
+    with pytest.raises(ValueError, match=r"bad\.yaml is not an OpenEvolve configuration"):
         Evolution(tmp_path / "bad.yaml")
 
 
@@ -447,10 +447,10 @@ def test_vpo_search_on_what_a_pool_leaves_unsolved(tmp_path: Path) -> None:
     [
         (["--budget", "0"], "--budget is 0"),
         (["--unsolved_in", "nowhere"], "nowhere holds no pool"),
-        (["--openevolve", "nowhere.yaml"], "nowhere.yaml is not a configuration of OpenEvolve"),
+        (["--openevolve", "nowhere.yaml"], "nowhere.yaml is not an OpenEvolve configuration"),
         (["--openevolve", "misspelt.yaml"], "OpenEvolve does not know: database.num_iland, is it 'num_islands'?"),
         (["--model", "./nowhere"], "./nowhere is not a model folder"),
-        (["--temperature", "0"], "temperature is 0, so best_of_k would try the same response again and again"),
+        (["--temperature", "0"], "temperature is 0, so best_of_k would repeat the same response"),
     ],
 )
 def test_bad_flags_end_in_a_sentence(

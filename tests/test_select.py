@@ -58,12 +58,12 @@ def test_weights_are_normalised_and_what_is_left_out_has_none() -> None:
 @pytest.mark.parametrize(
     ("weights", "sentence"),
     [
-        ("gold", "must read like gold=2,avoid_lava=1; 'gold' does not"),
+        ("gold", "must look like gold=2,avoid_lava=1; 'gold' does not"),
         ("", "are all 0"),
         ("gold=0", "are all 0"),
         ("gold=much", "The weight of gold is 'much', which is not a number"),
-        ("gold=-1", "The weight of gold is -1: weights are finite and not negative"),
-        ("gold=nan", "The weight of gold is nan: weights are finite"),
+        ("gold=-1", "The weight of gold is -1: weights must be finite and not negative"),
+        ("gold=nan", "The weight of gold is nan: weights must be finite"),
         ("silver=1", f"name an unknown objective: 'silver'; the objectives are {OBJECTIVES}"),
         ("gold=1,gold=2", "name the objective twice: 'gold'"),
     ],

@@ -89,7 +89,7 @@ def test_how_a_training_goes_and_what_is_wrong(tmp_path: Path, capsys: pytest.Ca
     assert "Training vpo: 7 steps" in shown and "DOWN" in shown
     assert [line.split()[0] for line in shown.splitlines() if line[:1].isdigit()][:5] == ["3", "4", "5", "6", "7"]
     wrong = [line for line in shown.splitlines() if line.startswith("Wrong: ")]
-    assert [line.split()[1] for line in wrong] == ["Step", "Only", "1", "The", "It"]
+    assert [line.split()[1] for line in wrong] == ["Step", "Only", "Only", "The", "The"]
     assert "without a policy: program: error: 2 mistakes:\n- one\n- two\n" in shown and "not this" not in shown
     (log.parent / "config.json").write_text("{}")
     assert main(["show", str(tmp_path)]) == 0

@@ -1,4 +1,4 @@
-"""The comparison of policies for search, used by reports, experiments, retraining and evolution.
+"""Compare policies for search, in reports, experiments, retraining and evolution.
 
 A policy has one pool per training seed, all with the same prompts. A measure is an array `(seeds, prompts, …)`,
 shown as its mean with a 95 % interval over both (`metrics.figure`).
@@ -37,15 +37,15 @@ from vpo_plugin.targets import ROUNDING, Targets, read_targets
 Match = Literal["candidates", "tokens"]
 Rows = Sequence[Mapping[str, Any]]
 
-FRONTS = 200  # prompts whose fronts a report holds, at most
+FRONTS = 200  # most prompts whose fronts a report holds
 
 
 class Measured:
-    """The pools of one policy, one per seed, cut to the responses that the largest budget pays for, and their measures.
+    """The pools of one policy, one per seed, cut to the responses within the largest budget, and their measures.
 
     Args:
-        bought: how many candidates each budget pays for, possibly a fraction.
-        in_sets: which of the budgets also count whole responses.
+        bought: number of candidates that each budget pays for, possibly a fraction.
+        in_sets: indices of the budgets that also count whole responses.
     """
 
     def __init__(
@@ -73,17 +73,17 @@ class Measured:
 
     @cached_property
     def pass_at_k(self) -> Floats:
-        """Whether any k candidates hold one that solves the prompt, (seeds, prompts, budgets)."""
+        """Share of k-subsets of the candidates that solve the prompt, (seeds, prompts, budgets)."""
         return _at_budgets(pass_at_k, self.solved, self.bought)
 
     @cached_property
     def best_at_k_sets(self) -> Floats:
-        """The best of any k / m whole responses, (seeds, prompts, budgets that count them)."""
+        """The best of any k / m whole responses, (seeds, prompts, budgets of `in_sets`)."""
         return self._at_sets(best_at_k, self.rewards)
 
     @cached_property
     def pass_at_k_sets(self) -> Floats:
-        """Whether any k / m whole responses hold a candidate that solves the prompt, as `best_at_k_sets`."""
+        """Share of subsets of k / m whole responses that solve the prompt, shape as `best_at_k_sets`."""
         return self._at_sets(pass_at_k, self.solved)
 
     def _at_sets(self, measure: Callable[..., Floats], values: np.ndarray) -> Floats:
@@ -92,7 +92,7 @@ class Measured:
 
     @cached_property
     def fronts(self) -> list[list[Floats]]:
-        """The Pareto front for each seed and prompt, on the objectives that the prompt has."""
+        """The Pareto front of each seed and prompt, on the prompt's own objectives."""
         return [
             pareto_fronts([vectors[:, there] for vectors, there in zip(pool, self.targets.present, strict=True)])
             for pool in self.matrices
@@ -100,7 +100,7 @@ class Measured:
 
     @cached_property
     def worth(self) -> Floats:
-        """The pool's best reward under each of the same random weightings, (seeds, prompts, weightings)."""
+        """The pool's best reward under each random weighting, (seeds, prompts, weightings); all pools share these."""
         return np.stack([best_for_weights(fronts, seed=0) for fronts in self.fronts])
 
     @cached_property
@@ -153,7 +153,7 @@ class Measured:
 
     @property
     def objective_means(self) -> list[float]:
-        """Mean over the candidates of the prompts that have the objective, one each."""
+        """The mean of each objective over the candidates of the prompts that have it."""
         present = self.targets.present
         sums = (self.matrices.mean(2) * present).sum(1) / np.maximum(present.sum(0), 1)
         return sums.mean(0).tolist()
@@ -167,7 +167,7 @@ OF_A_POOL: dict[str, Callable[[Measured], Floats]] = {
     "distinct_rewards": lambda m: m.distinct_rewards,
     "duplicates": lambda m: m.duplicates,
 }
-"""The measures of a single policy with one number for each seed and prompt, by their key in results."""
+"""Measures of a single policy with one number per seed and prompt, by their key in results."""
 MEASURES = {
     "best_at_k": ("best@k", "deployment reward of the best of any k candidates"),
     "pass_at_k": ("pass@k", "share of prompts that any k candidates solve"),
@@ -180,31 +180,31 @@ MEASURES = {
         "share of prompts that any k / m whole responses of m solve",
     ),
     "expected_set_reward": ("E_w", "expected best reward of the pool under a random weighting of the objectives"),
-    "regret": ("regret", "average loss to the best policy at each weighting"),
-    "coverage": ("coverage", "share of the weightings at which this policy's best candidate is the best of all"),
-    "pareto_size": ("Pareto size", "different reward vectors that no other vector of the pool dominates"),
+    "regret": ("regret", "mean loss to the best policy under each weighting"),
+    "coverage": ("coverage", "share of weightings under which this policy's best candidate is the best of all"),
+    "pareto_size": ("Pareto size", "distinct reward vectors that no other vector of the pool dominates"),
     "hypervolume": ("hypervolume", "share of reward space that the pool dominates"),
-    "pairwise_l1": ("L1 distance", "mean distance of two candidates' reward vectors, summed over the objectives"),
-    "distinct_rewards": ("distinct in a set", "different reward vectors in one response"),
-    "duplicates": ("duplicates", "share of candidates that repeat another of the pool"),
+    "pairwise_l1": ("L1 distance", "mean distance between two candidates' reward vectors, summed over objectives"),
+    "distinct_rewards": ("distinct in a set", "distinct reward vectors in one response"),
+    "duplicates": ("duplicates", "share of candidates that repeat another one of the pool"),
 }
-"""The label and the meaning of each measure, for people. docs/search.md says how each is computed."""
+"""Label and meaning of each measure, for people. docs/search.md says how each is computed."""
 
 
 class Comparison:
-    """Policies at the same budgets on the same prompts.
+    """Compare policies at the same budgets on the same prompts.
 
     The first responses of each pool are used, so that all policies have the same number of candidates per prompt, or
     the same number of tokens. Matched by tokens, one unit of k is the cost of one candidate of the policy with the
-    longest candidates. Other policies get as many candidates as they write with the same number of tokens. Between two
-    whole k, an @k measure is interpolated linearly.
+    longest candidates; other policies get as many candidates as they write with that many tokens. An @k measure is
+    interpolated linearly between whole k.
 
     Args:
-        pools: by policy and seed; each holds the prompts `rows`, in their order (`pool.shared_prompts` makes such).
+        pools: by policy and seed; each holds the prompts `rows`, in their order (see `pool.shared_prompts`).
         rows: the prompts, keys `input` and `label`.
 
     Raises:
-        ValueError: nothing to compare, pools with different prompts or objectives, or pools too small to match.
+        ValueError: there is nothing to compare, or the pools differ in prompts or objectives or are too small.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class Comparison:
         expected = self.targets.present.shape
         if any((shape[0], shape[3]) != expected for shape in shapes.values()):
             raise ValueError(
-                f"Pools can be compared on the same {expected[0]} prompts and {expected[1]} objectives only; these "
+                f"Pools must have the same {expected[0]} prompts and {expected[1]} objectives to be compared; these "
                 f"have the shapes (prompts, rollouts, candidates, objectives) {shapes}."
             )
         self.spec, self.rows, self.match = spec, rows, match
@@ -229,16 +229,16 @@ class Comparison:
         sizes = {name: of[0].reward_matrices.shape[2] for name, of in of_policy.items()}
         step = math.lcm(*sizes.values()) if match == "candidates" else 1
         enough = np.all([budgets[name] >= size - ROUNDING for name, size in sizes.items()], axis=0)
-        several = max(sizes.values()) > 1  # else any k candidates are whole responses
+        several = max(sizes.values()) > 1  # else every candidate is a whole response
         in_sets = [i for i, k in enumerate(self.ks) if several and enough[i] and k % step == 0]
         self.set_ks = [self.ks[i] for i in in_sets]
-        """The k at which every policy's budget holds whole responses; none where all hold one candidate."""
+        """The k at which every policy's budget is a number of whole responses; empty if all write one candidate."""
         self.policies = {
             name: Measured(of, spec, rows, self.targets, budgets[name], in_sets) for name, of in of_policy.items()
         }
 
     def figures(self) -> list[dict[str, Any]]:
-        """Every measure of each policy: `{"mean", "low", "high"}`, a list at each k of @k."""
+        """Every measure of each policy as `{"mean", "low", "high"}`; for @k measures, lists over `ks`."""
         seeds = max(len(measured.pools) for measured in self.policies.values())
         worth = np.stack(
             [m.worth if len(m.pools) == seeds else [m.worth.mean(0)] * seeds for m in self.policies.values()]
@@ -273,7 +273,7 @@ class Comparison:
         return list(self.spec.objective_keys[: self.targets.present.shape[1]])
 
     def ahead(self, a: str, b: str, values: Callable[[Measured], Floats] = lambda m: m.best_at_k) -> dict[str, Any]:
-        """How far policy a is ahead of b, prompt by prompt: `{"mean", "low", "high"}`, of best@k at each k."""
+        """The paired lead of policy a over b, `{"mean", "low", "high"}`; by default of best@k, at each k."""
         return difference(values(self.policies[a]), values(self.policies[b]))
 
     def only_solved_by(self) -> dict[str, list[int]]:
@@ -281,7 +281,7 @@ class Comparison:
         return only_solved_by({name: m.solved.any((0, 2)) for name, m in self.policies.items()})
 
     def prompts(self) -> Iterator[dict[str, Any]]:
-        """Every prompt, drawn where the spec draws, with all responses of each policy's first pool."""
+        """Yield every prompt, with a drawing if the spec draws, and all responses of each policy's first pool."""
         apart = {name: measured.pairwise_l1[0] for name, measured in self.policies.items()}
         for number, row in enumerate(self.rows):
             policies, texts = [], []
@@ -311,7 +311,7 @@ class Comparison:
             }
 
     def results(self) -> dict[str, Any]:
-        """The figures that `vpo_plugin.report.write` documents; paired differences of the last policy to the others."""
+        """The results that `vpo_plugin.report.write` documents; differences pair the last policy with each other."""
         *others, last = self.policies
         ahead = {other: self.ahead(last, other) for other in others}
         return {
@@ -346,7 +346,7 @@ def compare_searches(searches: Sequence[tuple[str, str, Search]], rows: Rows = (
     """Solved prompts against budget of searches (policy, procedure, search), and which prompts only one policy solves.
 
     Args:
-        rows: prompts that give the numbers of those that only one policy solves, with any procedure; default: the
+        rows: prompts that define the numbers of those that only one policy solves, with any procedure; default: the
             searches' own.
 
     Returns:
@@ -375,7 +375,7 @@ def compare_searches(searches: Sequence[tuple[str, str, Search]], rows: Rows = (
 
 
 def only_solved_by(solved: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The numbers of the prompts that only one policy solves, from bools by policy, each `(prompts,)`."""
+    """The numbers of the prompts that only one policy solves, from booleans `(prompts,)` by policy."""
     if len(solved) < 2:
         return {}
     by_one = np.sum(list(solved.values()), axis=0) == 1
@@ -383,21 +383,21 @@ def only_solved_by(solved: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def _matched(of_policy: Mapping[str, Sequence[Pool]], match: Match) -> tuple[dict[str, Floats], float | None]:
-    """The number of candidates of each policy at k = 1, 2, …, and the tokens of one unit of k."""
+    """The number of candidates of each policy at k = 1, 2, …, and the tokens per unit of k, None if not matched so."""
     sizes = {name: min(pool.candidates.shape[1] for pool in pools) for name, pools in of_policy.items()}
     if match == "candidates":
         step = math.lcm(*(pools[0].reward_matrices.shape[2] for pools in of_policy.values()))
         most = min(sizes.values()) // step * step
         if not most:
             raise ValueError(
-                f"The pools have {sizes} candidates per prompt, too few for a common number, a multiple of {step}."
+                f"The pools have {sizes} candidates per prompt, too few for a common number that {step} divides."
             )
         return {name: np.arange(1.0, most + 1) for name in of_policy}, None
     costs = {}
     for name, pools in of_policy.items():
         costs[name] = float(np.mean([p.per_response("tokens").sum() / p.candidates[..., 0].size for p in pools]))
         if not costs[name]:
-            raise ValueError(f"The responses of {name} have no tokens: it cannot be matched by them.")
+            raise ValueError(f"The responses of {name} have no tokens, so it cannot be matched by tokens.")
     dearest = max(costs.values())
     steps = int(min(costs[name] * size for name, size in sizes.items()) / dearest + ROUNDING)
     if not steps:
@@ -408,7 +408,7 @@ def _matched(of_policy: Mapping[str, Sequence[Pool]], match: Match) -> tuple[dic
 
 
 def _at_budgets(measure: Callable[..., Floats], values: np.ndarray, bought: Floats) -> Floats:
-    """An @k measure of values (seeds, prompts, n) at numbers of candidates, linear between whole numbers."""
+    """An @k measure of values (seeds, prompts, n) at numbers of candidates, interpolated between whole numbers."""
     low = np.floor(bought + ROUNDING).astype(int)
     high, part = np.minimum(low + 1, values.shape[-1]), np.clip(bought - low, 0, None)
     needed = sorted({*low.tolist(), *high.tolist()})

@@ -36,10 +36,10 @@ from vpo_plugin.search.settings import PolicySettings
 def evaluate(
     settings: PolicySettings, rollouts: int, batch: int, folder: Path
 ) -> tuple[Pool, RewardSpec, list[dict[str, Any]]]:
-    """Sample the missing part of a pool; returns the pool, its specification and its prompts.
+    """Sample the missing part of a pool; return the pool, its specification and its prompts.
 
     Args:
-        rollouts: responses for each prompt.
+        rollouts: responses per prompt.
         batch: prompts to sample and store at a time.
         folder: the pool's folder; resumed if it exists.
 
@@ -48,7 +48,7 @@ def evaluate(
     """
     if settings.temperature == 0 and rollouts > 1:
         raise ValueError(
-            f"temperature is 0, so the {rollouts} responses to a prompt would be the same one: ask for 1 "
+            f"temperature is 0, so all {rollouts} responses to a prompt would be the same: ask for 1 "
             "(--rollouts 1), or sample at a temperature above 0."
         )
     spec, rows, made = read_task(settings)
@@ -69,7 +69,7 @@ def sample_pool(
     folder: Path,
     on_scorer_error: OnError = "raise",
 ) -> None:
-    """Sample, score and store the batches that are missing in a claimed folder.
+    """Sample, score and store the missing batches of a claimed folder.
 
     Raises:
         RuntimeError: the policy cannot be reached, or the scorer failed; stored batches are kept.
@@ -81,7 +81,7 @@ def sample_pool(
             numbers = range(first, min(first + batch, len(rows)))
             file, seed = batch_file(folder, number), batch_seed(settings["seed"], number)
             if file.exists():
-                bar.initial += len(numbers)  # the time left is reckoned from what is sampled now
+                bar.initial += len(numbers)  # exclude stored prompts from the estimate of time left
                 bar.update(len(numbers))
                 continue
             requests = [request for i in numbers for request in _requests(spec, rows[i], settings)]
@@ -118,12 +118,12 @@ def score_samples(scoring: Scoring, samples: Sequence[dict[str, Any]], candidate
 
 
 def progress_bar(total: int, unit: str, what: str) -> "tqdm[Any]":
-    """A progress bar with the time left; in a log a line every ten seconds at most."""
+    """A progress bar with the time left; in a log, at most one line every ten seconds."""
     return tqdm(total=total, unit=unit, desc=what, mininterval=0.1 if sys.stderr.isatty() else 10)
 
 
 def _requests(spec: RewardSpec, row: dict[str, Any], settings: dict[str, Any]) -> list[Request]:
-    """One request for all responses to a prompt, or one for each if each gets its own goal."""
+    """One request for all responses to a prompt, or one per response if each has its own goal."""
     candidates, rollouts = settings["candidates"], settings["rollouts"]
     if not settings["tell_weights"]:
         return [Request(full_prompt(spec, row["input"], candidates), rollouts)]
@@ -132,7 +132,7 @@ def _requests(spec: RewardSpec, row: dict[str, Any], settings: dict[str, Any]) -
 
 
 def as_columns(score: ScoredResponse) -> dict[str, Any]:
-    """What is stored of a scored response."""
+    """The stored columns of a scored response."""
     return {
         "candidates": score.candidates,
         "rewards": score.matrix.tolist(),
@@ -143,7 +143,7 @@ def as_columns(score: ScoredResponse) -> dict[str, Any]:
 
 
 def batch_seed(seed: int, number: int) -> int:
-    """The seed of a batch: 32 bits that depend only on the run's seed and the batch's number."""
+    """The 32-bit seed of a batch, which depends only on the run's seed and the batch's number."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
@@ -156,7 +156,7 @@ def read_task(
         rows: the prompts; default: those that the settings name.
 
     Raises:
-        ValueError: settings that cannot work.
+        ValueError: the settings cannot work.
         FileNotFoundError: the dataset or the model does not exist.
     """
     if settings.unsafe_no_sandbox:
@@ -167,7 +167,7 @@ def read_task(
     max_new_tokens = budget if settings.max_new_tokens is None else settings.max_new_tokens
     if max_new_tokens < budget:
         raise ValueError(
-            f"--max_new_tokens is {max_new_tokens}, {candidates} candidates of {spec.name!r} take {budget}."
+            f"--max_new_tokens is {max_new_tokens}, but {candidates} candidates of {spec.name!r} take {budget}."
         )
     if rows is None and settings.data is not None:
         columns = (settings.input_key, settings.label_key)
@@ -177,7 +177,7 @@ def read_task(
         rows = [{"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])} for row in drawn]
     if settings.tell_weights and spec.ragged:
         raise ValueError(
-            f"--tell_weights names the objectives, and those of {spec.name!r} differ from prompt to prompt."
+            f"--tell_weights names the objectives, but those of {spec.name!r} differ from prompt to prompt."
         )
     if not rows:
         raise ValueError(f"There are no prompts: {settings.data or spec.name} is empty.")
@@ -209,7 +209,7 @@ def read_task(
 def make_policy(
     settings: PolicySettings, spec: RewardSpec, rows: Sequence[dict[str, Any]], made: dict[str, Any], more: int = 0
 ) -> Policy:
-    """The policy that the settings name; prompts may be `more` tokens longer than those of the task."""
+    """The policy that the settings name; it accepts prompts up to `more` tokens longer than the task's."""
     options = settings.chat_template_kwargs
     sampling = {
         "max_new_tokens": made["max_new_tokens"],
@@ -229,7 +229,7 @@ def make_policy(
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
-    goal = [0.25] * len(spec.objective_keys) if settings.tell_weights else None  # all goals are as long
+    goal = [0.25] * len(spec.objective_keys) if settings.tell_weights else None  # all goals have this length
     texts = as_chat([full_prompt(spec, row["input"], made["candidates"], goal) for row in rows], tokenizer, options)
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     return Engine(settings.model, longest=longest + more, **sampling)

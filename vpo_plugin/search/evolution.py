@@ -1,8 +1,8 @@
 """Evolutionary search on OpenEvolve 0.4's program database; the policy writes the children.
 
-OpenEvolve provides the islands with their migration, a MAP-Elites grid for each (its dimensions are the objectives),
-the archive, and the choice of parents. Its controller is not used: it runs one problem with a pool of processes,
-each with its own model client. Here one engine writes the children of all prompts in a batch.
+OpenEvolve provides the islands and migration, a MAP-Elites grid per island (its dimensions are the objectives), the
+archive, and the choice of parents. Its controller is not used: it runs one problem with a pool of processes, each with
+its own model client. Here one engine writes the children of all prompts in a batch.
 """
 
 import copy
@@ -29,7 +29,7 @@ ISLANDS = 2
 MIGRATION_INTERVAL = 5
 SHOWN = 3  # candidates beside the parent that a prompt shows
 
-logging.getLogger("openevolve").setLevel(logging.ERROR)  # it reports every program
+logging.getLogger("openevolve").setLevel(logging.ERROR)  # it logs every program
 
 
 class PolicyClient(LLMInterface):
@@ -49,26 +49,26 @@ class PolicyClient(LLMInterface):
 
 
 class Evolution:
-    """Children of good parents: each island in turn draws a parent, and the policy writes a child.
+    """Evolve candidates: each island in turn draws a parent, and the policy writes a child.
 
     If the specification names a `mutation`, it writes the beginning of a candidate from the parent, and the policy
-    completes it. A policy that writes sets then gets others of the island as the set's first candidates, and
-    completes the set. Without a `mutation` the policy sees the parent and some others, with their rewards. An island
-    that is still empty, because no response could be parsed, starts again. OpenEvolve keeps programs in sets, so its
-    draws differ between processes.
+    completes it. A policy that writes sets then gets other candidates of the island as the first of its set. Without a
+    `mutation`, the policy sees the parent and some other candidates with their rewards. An island that is still empty,
+    because no response could be parsed, starts again. OpenEvolve keeps programs in Python sets, so its draws differ
+    between processes.
 
     Args:
-        config: OpenEvolve's configuration file; without one two islands, an archive of a tenth of the budget, and
-            migration every five generations. The objectives are its feature dimensions in any case.
+        config: OpenEvolve's configuration file; default: two islands, an archive of a tenth of the budget, and
+            migration every five generations. The feature dimensions are always the objectives.
     """
 
     def __init__(self, config: Path | None = None) -> None:
         try:
             self.config = Config.from_yaml(config) if config else None
             unknown = _unknown_keys(yaml.safe_load(config.read_text()) or {}, self.config) if config else []
-        except Exception as error:  # YAML's, dacite's and OpenEvolve's own
+        except Exception as error:  # of YAML, dacite or OpenEvolve
             raise ValueError(
-                f"{config} is not a configuration of OpenEvolve ({type(error).__name__}: {error})."
+                f"{config} is not an OpenEvolve configuration ({type(error).__name__}: {error})."
             ) from error
 
         if unknown:
@@ -98,8 +98,8 @@ class Evolution:
     def _openevolve(self, problem: Problem) -> tuple[ProgramDatabase, LLMEnsemble]:
         config = copy.deepcopy(self.config) if self.config else _config(problem.budget)
         config.database.feature_dimensions = problem.objectives
-        config.database.random_seed = None  # it would seed Python's generator again for every prompt
-        config.database.db_path = None  # the search stores what it does itself
+        config.database.random_seed = None  # it would reseed Python's generator for every prompt
+        config.database.db_path = None  # the search stores its own rounds
         config.llm.models = [LLMModelConfig(name="policy", init_client=lambda _: PolicyClient(problem))]
         return ProgramDatabase(config.database), LLMEnsemble(config.llm.models)
 
@@ -114,7 +114,7 @@ def _config(budget: int) -> Config:
 
 
 def _add(database: ProgramDatabase, problem: Problem, child: Proposal, generation: int, island: int) -> None:
-    """Put the new candidates of a response that earned any reward on their island."""
+    """Add the response's new candidates that earned any reward to the island."""
     known = {problem.canonical(program.code) for program in database.programs.values()}
     for candidate in child.candidates:
         if candidate.text is None or candidate.value <= problem.floor:
@@ -140,7 +140,7 @@ def _candidate(problem: Problem, program: Program) -> Candidate:
 
 
 def _unknown_keys(given: dict[str, Any], config: Any, where: str = "") -> list[str]:
-    """Keys of its YAML that OpenEvolve would ignore, each with the most similar setting."""
+    """Keys of the YAML file that OpenEvolve would ignore, each with the most similar setting."""
     unknown = []
     known = [field.name for field in dataclasses.fields(config)]
     for key, value in given.items():

@@ -1,5 +1,5 @@
-"""The results of an experiment with several methods and seeds: the figures of its comparison, the strongest baseline,
-and whether the claims of the paper hold."""
+"""Analyse an experiment with several methods and seeds: the figures of its comparison, the strongest baseline, and
+whether the claims of the paper hold."""
 
 import base64
 import io
@@ -16,11 +16,11 @@ Values = Callable[[Measured], Floats]
 
 BASE = "base"
 RANDOM_WEIGHTS = ("vpo", "vpo_at_k", "vpo_at_k_derived", "random_weighting", "goal_conditioned")
-"""Methods that are trained on random weightings; the others on the deployment weights."""
+"""Methods that train on random weightings; the others train on the deployment weights."""
 NO_BASELINES = ("vpo", "vpo_at_k", "vpo_at_k_derived", "set_max")
-"""Set methods of the paper, which are not among its scalar baselines."""
+"""Set methods, which do not count as scalar baselines."""
 LEVEL = 0.01
-"""Differences in a reward, or in a share of prompts, up to this size count as none."""
+"""Differences in a reward, or in a share of prompts, up to this size count as ties."""
 
 Curves = Mapping[str, Sequence[float]]
 
@@ -28,17 +28,16 @@ Curves = Mapping[str, Sequence[float]]
 def analyse(
     compared: Comparison, training: Mapping[str, Sequence[Curves]] | None = None, *, candidates: int
 ) -> dict[str, Any]:
-    """All figures of an experiment. The last method is compared with each of the others.
+    """All figures of an experiment, which compares the last method with each other one.
 
     Args:
-        training: the curves of each seed by method: `tokens` and `candidates` of each step, and the plotted curves.
+        training: each seed's curves by method: `tokens` and `candidates` of each step, and the plotted curves.
         candidates: m of the set methods, the budget of one response, from which the growth of a gap is measured.
 
     Returns:
-        A JSON-serialisable dictionary: `match`, `ks` (the budgets, in candidates or in tokens), `set_ks` (those
-        that also count whole responses), `ceiling`, `methods` (measures are `{"mean", "low", "high"}`),
-        `differences`, `strongest` (the gap to the strongest scalar baseline at each budget), `verdicts` and
-        `training`.
+        A JSON-serialisable dictionary: `match`, `ks` (the budgets, in candidates or tokens), `set_ks` (budgets that
+        also count whole responses), `ceiling`, `methods` (measures are `{"mean", "low", "high"}`), `differences`,
+        `strongest` (the gap to the strongest scalar baseline at each budget), `verdicts` and `training`.
     """
     training = training or {}
     *others, last = compared.policies
@@ -125,12 +124,12 @@ def analyse(
 
 
 def verdict(figure: Mapping[str, float], above: float = 0.0) -> str:
-    """Whether a difference is above a bar: its interval lies above, below, or on both sides."""
+    """Whether a difference exceeds a bar: its interval lies above it, below it, or on both sides."""
     return "holds" if figure["low"] > above else "does not hold" if figure["high"] < above else "cannot be told"
 
 
 def at_their_best(compared: Mapping[float, Comparison]) -> dict[str, float]:
-    """The compared temperature at which each policy's best@k of the whole budget is best."""
+    """The temperature at which each policy's best@k of the whole budget is highest."""
     names = next(iter(compared.values())).policies
     worth = {
         (name, t): float(of.policies[name].best_at_k[..., -1].mean()) for t, of in compared.items() for name in names
@@ -139,7 +138,7 @@ def at_their_best(compared: Mapping[float, Comparison]) -> dict[str, float]:
 
 
 def _strongest(compared: Comparison, names: Sequence[str], values: Values) -> tuple[list[str], Floats]:
-    """The policy whose mean is highest, at each budget, and its values, (seeds, prompts, budgets)."""
+    """The policy with the highest mean at each budget, and its values, (seeds, prompts, budgets)."""
     of = {name: values(compared.policies[name]) for name in names}
     number = of[names[0]].shape[-1]
     best = [max(names, key=lambda name: of[name][..., i].mean()) for i in range(number)]
@@ -151,13 +150,13 @@ def _at(curve: Mapping[str, Any], place: int = -1) -> dict[str, Any]:
 
 
 def pack_array(array: np.ndarray) -> str:
-    """An array as text: a compressed .npz in base64."""
+    """Encode an array as text: a compressed .npz in base64."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, array=array)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def unpack_array(text: str) -> np.ndarray:
-    """The array that `pack_array` wrote."""
+    """Decode the array that `pack_array` wrote."""
     with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
         return arrays["array"]

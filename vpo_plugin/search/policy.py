@@ -1,7 +1,7 @@
 """Policies that write responses: a vLLM engine in this process, or an OpenAI-compatible endpoint.
 
 Both take a batch of requests and return the responses to each. An engine is seeded before each batch, so the same
-requests and seed give the same responses on the same machine with the same versions. An endpoint draws its own samples.
+requests and seed give the same responses on the same machine with the same versions. Endpoint samples differ each time.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class Request:
     prompt: Prompt
     """The prompt with its instruction, a text or a chat, before any chat template."""
     samples: int = 1
-    """How many responses to sample."""
+    """Number of responses to sample."""
     start: str = ""
     """The beginning of the response; the policy writes the rest."""
 
@@ -43,24 +43,24 @@ class Response:
 
 
 class Policy(Protocol):
-    """What is asked for responses."""
+    """A source of responses."""
 
     def generate(self, requests: Sequence[Request], seed: int) -> list[list[Response]]:
-        """The responses to each request, `samples` of them."""
+        """The responses to each request, `samples` per request."""
         ...
 
 
 class EndpointError(RuntimeError):
-    """An endpoint that does not answer correctly; the message says what to do."""
+    """An endpoint did not answer correctly; the message says what to do."""
 
 
 # ------------------------------------------------------------------------------------------------ in this process
 
 
 class SamplingSeed:
-    """Extension of vLLM's workers: seeds PyTorch's generators, which its samplers draw from.
+    """Extension of vLLM's workers that seeds PyTorch's generators, which the samplers use.
 
-    Seeds of single requests would do the same, but vLLM 0.29's CPU sampler refuses batches of them.
+    Seeds per request would do the same, but vLLM 0.29's CPU sampler refuses batches of them.
     """
 
     def seed_sampling(self, seed: int) -> None:
@@ -91,7 +91,7 @@ class Engine:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         prepare_environment()
-        temporary_home()  # the sockets that vLLM leaves
+        temporary_home()  # for vLLM's sockets, which it does not remove
         import torch
         from transformers import AutoConfig, AutoTokenizer
         from vllm import LLM, SamplingParams
@@ -121,13 +121,13 @@ class Engine:
         longest = max(map(len, tokens)) + self.max_new_tokens
         if longest > self.room:
             raise ValueError(
-                f"A prompt and its response take up to {longest} tokens, the model has room for {self.room}: ask for "
-                "fewer or shorter candidates."
+                f"A prompt and its response take up to {longest} tokens, but the model has room for {self.room}: ask "
+                "for fewer or shorter candidates."
             )
         params = [self.params.clone() for _ in requests]
         for param, request in zip(params, requests, strict=True):
             param.n = request.samples
-        self.llm.reset_prefix_cache()  # what is cached changes how the batch is scheduled, and so what is sampled
+        self.llm.reset_prefix_cache()  # cached prefixes change the scheduling, and so the samples
         self.llm.collective_rpc("seed_sampling", args=(seed,))
         outputs = self.llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in tokens], params, use_tqdm=False)
         return [
@@ -137,7 +137,7 @@ class Engine:
 
 
 def prepare_environment() -> None:
-    """Settings that vLLM reads at import and torch at its first warning; the user's own override them."""
+    """Set variables that vLLM reads at import and torch at its first warning, unless the user has set them."""
     import torch
 
     settings = {
@@ -153,16 +153,16 @@ def prepare_environment() -> None:
 
 
 def as_chat(prompts: Sequence[Prompt], tokenizer: Any, options: Mapping[str, Any] | None = None) -> list[str]:
-    """The policy's input: the prompts in its chat template, or plain texts if its tokenizer has none.
+    """The policy's input: the prompts in its chat template, or plain texts if its tokenizer has no template.
 
     Args:
-        options: options of the template, such as `enable_thinking`.
+        options: options for the template, such as `enable_thinking`.
 
     Raises ValueError for a chat without a chat template, and for one with images.
     """
     for number, prompt in enumerate(prompts, start=1):
         if not isinstance(prompt, str) and not tokenizer.chat_template:
-            raise ValueError(f"Prompt {number} is a chat, and the model has no chat template.")
+            raise ValueError(f"Prompt {number} is a chat, but the model has no chat template.")
         if images(prompt):
             raise ValueError(f"Prompt {number} has parts that are not text: only an endpoint (--url) can take it.")
     if not tokenizer.chat_template:
@@ -180,13 +180,13 @@ def messages(prompt: Prompt) -> list[dict[str, Any]]:
 
 
 class Endpoint:
-    """An OpenAI-compatible endpoint, asked many requests at a time.
+    """An OpenAI-compatible endpoint, which gets many requests at a time.
 
-    Requests that were refused, timed out, or answered 408, 409, 429 or 5xx are repeated with growing waits (or those of
-    `Retry-After`), `tries` times in all.
+    Requests that were refused, timed out, or answered with 408, 409, 429 or 5xx are repeated after growing waits (or
+    those of `Retry-After`), up to `tries` attempts in all.
 
     Args:
-        url: base address, as the `openai` client takes it: http://host:port/v1.
+        url: base address as for the `openai` client: http://host:port/v1.
         api: `chat`, or `completions` for policies without a chat template.
         timeout: seconds for one request.
     """
@@ -217,7 +217,7 @@ class Endpoint:
         )
 
     def generate(self, requests: Sequence[Request], seed: int) -> list[list[Response]]:
-        """`seed` is not sent: endpoints treat seeds differently, and with one seed many samples would be the same."""
+        """Does not send `seed`: endpoints treat seeds differently, and many samples with one seed would be the same."""
         with ThreadPoolExecutor(self.at_once) as threads:
             futures = [[threads.submit(self._ask, request) for _ in range(request.samples)] for request in requests]
             try:
@@ -234,21 +234,21 @@ class Endpoint:
             return Response(request.start + storable(text), reply.usage.completion_tokens)
         except openai.OpenAIError as error:
             raise EndpointError(
-                f"{self.model} at {self.url} cannot be asked ({type(error).__name__}: {str(error)[:300]}). What was "
-                "sampled before is kept: when the endpoint works, run the same command again to resume."
+                f"{self.model} at {self.url} failed to answer ({type(error).__name__}: {str(error)[:300]}). Earlier "
+                "samples are kept: when the endpoint works, run the same command again to resume."
             ) from error
         except (AttributeError, IndexError, TypeError) as error:
             raise EndpointError(
-                f"{self.model} at {self.url} does not answer as OpenAI's interface does, with choices and usage "
+                f"{self.model} at {self.url} does not answer like OpenAI's interface, with choices and usage "
                 f"({type(error).__name__}: {error})."
             ) from error
 
     def _chat(self, request: Request) -> Any:
         asked = [*messages(request.prompt)]
-        body: dict[str, Any] = {}  # what vLLM's server takes beside OpenAI's
+        body: dict[str, Any] = {}  # fields of vLLM's server beside OpenAI's
         if self.chat_template_kwargs:
             body["chat_template_kwargs"] = dict(self.chat_template_kwargs)
-        if request.start:  # have a response continued
+        if request.start:  # continue a response
             asked.append({"role": "assistant", "content": request.start})
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         more: dict[str, Any] = {"extra_body": body} if body else {}
@@ -261,12 +261,12 @@ class Endpoint:
 
     def _complete(self, request: Request) -> Any:
         if not isinstance(request.prompt, str):
-            raise ValueError("A prompt is a chat, which needs the endpoint's chat interface: --api chat.")
+            raise ValueError("A prompt is a chat: use the endpoint's chat interface (--api chat).")
         return self.client.completions.create(model=self.model, prompt=request.prompt + request.start, **self.sampling)
 
 
 def storable(text: str) -> str:
-    """A text that UTF-8 can encode: lone surrogates become the replacement character."""
+    """Make a text that UTF-8 can encode: lone surrogates become the replacement character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -277,8 +277,8 @@ def fingerprint(model: str) -> str:
     """A policy's fingerprint: a hash of a folder's weights, configuration and tokenizer, or the commit of a hub model.
 
     Raises:
-        FileNotFoundError: a folder without a model.
-        OSError: the hub cannot be reached, or has no such model.
+        FileNotFoundError: the folder has no model.
+        OSError: the hub cannot be reached or has no such model.
     """
     check_policy(model)
     folder = Path(model)

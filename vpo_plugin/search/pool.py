@@ -1,8 +1,8 @@
-"""A pool: for each prompt the responses of a policy, their candidates, and the candidates' reward vectors, on disk.
+"""Pools on disk: a policy's responses to each prompt, their candidates, and the candidates' reward vectors.
 
-A pool is a folder with `pool.json`, which says how the pool is made, and one Parquet file for each batch of prompts,
-with one row per response. It is a dataset: `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`. Batches
-are written atomically, so the existing ones are valid after an interruption, and the rest can follow.
+A pool is a folder with `pool.json`, which says how the pool was made, and a Parquet file per batch of prompts, with one
+row per response. It is a dataset: `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`. Batches are
+written atomically, so stored ones are valid after an interruption, and sampling can resume.
 """
 
 import json
@@ -26,7 +26,7 @@ from vpo_plugin.rewards.prompts import Prompt, check_prompt, pack_prompt, read_p
 from vpo_plugin.rewards.task import check_label
 
 PROMPT = [
-    ("input", pa.string()),  # the prompt without instruction; a chat as `rewards.prompts.pack_prompt` writes it
+    ("input", pa.string()),  # the prompt without instruction; a chat as packed by `rewards.prompts.pack_prompt`
     ("label", pa.string()),  # JSON
 ]
 RESPONSE = [
@@ -36,10 +36,10 @@ RESPONSE = [
     ("tokens", pa.int64()),
     ("parsed", pa.int64()),
     ("unique", pa.int64()),
-    ("error", pa.string()),  # why the scorer failed, where that counts as zero
+    ("error", pa.string()),  # why the scorer failed, if failures count as zero
     ("seed", pa.int64()),  # of the batch
 ]
-# Numbers of the prompt and of the response to it, both from 0.
+# `prompt` and `rollout` count prompts and the responses to each, both from 0.
 SCHEMA = pa.schema([("prompt", pa.int64()), ("rollout", pa.int64()), *PROMPT, *RESPONSE])
 SETTINGS = "pool.json"
 
@@ -64,7 +64,7 @@ class Pool:
         return self.reward_matrices.reshape(prompts, rollouts * candidates, objectives)
 
     def per_response(self, key: str) -> np.ndarray:
-        """A number of each response, such as `tokens`, (prompts, rollouts)."""
+        """A number per response, such as `tokens`, (prompts, rollouts)."""
         return np.array([response[key] for response in self.responses]).reshape(self.reward_matrices.shape[:2])
 
     def texts(self, number: int) -> list[str | None]:
@@ -74,13 +74,13 @@ class Pool:
         return [text for response in of_prompt for text in response["candidates"]]
 
     def first(self, rollouts: int) -> "Pool":
-        """Only the first responses to each prompt."""
+        """The pool with only the first responses to each prompt."""
         prompts, every = self.reward_matrices.shape[:2]
         kept = [self.responses[p * every + r] for p in range(prompts) for r in range(rollouts)]
         return replace(self, reward_matrices=self.reward_matrices[:, :rollouts], responses=kept)
 
     def of_prompts(self, numbers: Sequence[int]) -> "Pool":
-        """Only these prompts, renumbered, and their objectives."""
+        """The pool with only these prompts, renumbered, and their objectives."""
         rollouts = self.reward_matrices.shape[1]
         matrices = self.reward_matrices[list(numbers)]
         matrices = matrices[..., ~np.isnan(matrices).all((0, 1, 2))]
@@ -104,12 +104,12 @@ def load_pool(folder: Path) -> Pool:
         raise FileNotFoundError(f"{folder} holds no pool (no {SETTINGS}).")
     sizes = [made.get(key) for key in ("prompts", "rollouts", "candidates", "batch")]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f"The pool {folder} is empty: {SETTINGS} says prompts, rollouts, candidates, batch {sizes}.")
+        raise ValueError(f"The pool {folder} is empty: {SETTINGS} has prompts, rollouts, candidates, batch {sizes}.")
     batches = -(-made["prompts"] // made["batch"])
     stored = [batch_file(folder, number) for number in range(batches)]
     if missing := [file for file in stored if not file.exists()]:
         raise ValueError(
-            f"The pool {folder} is not finished, {len(missing)} of {batches} batches are missing: run the same "
+            f"The pool {folder} is not finished: {len(missing)} of {batches} batches are missing. Run the same "
             "`vpo evaluate` again to resume it."
         )
     tables = [read_table(file) for file in stored]
@@ -119,11 +119,11 @@ def load_pool(folder: Path) -> Pool:
 
 
 def shared_prompts(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[Mapping[str, Any]], int]:
-    """The pools on the prompts that all of them hold, those prompts in the first pool's order, and how many others
-    there are. A prompt is its text and its label; one that is there twice counts twice.
+    """Cut pools to the prompts that all of them hold; also return these prompts, in the first pool's order, and the
+    number of other prompts. Text and label identify a prompt; repeats count each time.
 
     Raises:
-        ValueError: no pool, or no prompt is in all of them.
+        ValueError: there is no pool, or no prompt is in all of them.
     """
     numbers, shared, left_out = shared_rows({name: pool.rows for name, pool in pools.items()})
     return {name: pool.of_prompts(numbers[name]) for name, pool in pools.items()}, shared, left_out
@@ -132,10 +132,10 @@ def shared_prompts(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[Map
 def shared_rows(
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> tuple[dict[str, list[int]], list[Mapping[str, Any]], int]:
-    """Where in each of several lists of prompts those are that all of them hold, these prompts, and how many others.
+    """The prompts that all lists hold: their indices in each list, the prompts, and the number of other prompts.
 
     Raises:
-        ValueError: no list, or no prompt is in all of them.
+        ValueError: there is no list, or no prompt is in all of them.
     """
     places = {name: {key: number for number, key in enumerate(prompt_keys(of_one))} for name, of_one in rows.items()}
     shared = [key for key in next(iter(places.values()), {}) if all(key in of_one for of_one in places.values())]
@@ -147,7 +147,7 @@ def shared_rows(
 
 
 def prompt_keys(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
-    """Of each prompt its text, its label, and how many before it are the same: each one counts, everywhere."""
+    """A key per prompt: its text, its label, and the number of equal prompts before it, so that repeats differ."""
     seen = Counter[tuple[str, str]]()
     keys = []
     for row in rows:
@@ -158,7 +158,7 @@ def prompt_keys(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]
 
 
 def repeats(rows: Sequence[Mapping[str, Any]]) -> int:
-    """How many prompts repeat an earlier one with the same label."""
+    """The number of prompts that repeat an earlier one with the same label."""
     return sum(earlier > 0 for _, _, earlier in prompt_keys(rows))
 
 
@@ -182,19 +182,19 @@ def read_table(file: Path, schema: pa.Schema = SCHEMA, command: str = "vpo evalu
 
 
 def read_settings(folder: Path, name: str = SETTINGS) -> dict[str, Any] | None:
-    """How the pool (or the search) in a folder is made, None if there is none."""
+    """The settings of the pool (or search) in a folder, None if there is none. Raises ValueError if damaged."""
     file = folder / name
     try:
         made = json.loads(file.read_text()) if file.exists() else None
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): delete {folder} and make it again.") from error
     if made is not None and not isinstance(made, dict):
-        raise ValueError(f"{file} is not a valid {name}: it has no mapping.")
+        raise ValueError(f"{file} is not a valid {name}: it is not a mapping.")
     return made
 
 
 def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -> None:
-    """Make the folder a pool (or search) of these settings, or check that it is one, which can be resumed.
+    """Start a pool (or search) with these settings in the folder, or check that the one there can be resumed.
 
     Raises:
         ValueError: the folder holds one with other settings; versions may differ.
@@ -215,13 +215,13 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -
 def load_prompts(
     spec: RewardSpec, source: str | Path, split: str | None = None, columns: tuple[str, str] = ("input", "label")
 ) -> list[dict[str, Any]]:
-    """The rows of a dataset that `open_dataset` reads, in a pool's format: `input`, `label`.
+    """Read a dataset with `open_dataset`, into a pool's format: `input`, `label`.
 
     Args:
         columns: the columns of the prompt and the label.
 
     Raises:
-        ValueError: a dataset that cannot be read, or a row whose prompt or label cannot be used; the message names it.
+        ValueError: the dataset cannot be read, or a row's prompt or label cannot be used; the message names the row.
     """
     rows = open_dataset(str(source), split)
     prompt, label = columns
@@ -229,7 +229,7 @@ def load_prompts(
     if missing:
         raise ValueError(
             f"The dataset {source} has no column {missing[0]!r} (it has {', '.join(rows.column_names)}): name the "
-            "prompt's and the label's with --input_key and --label_key."
+            "columns of prompt and label with --input_key and --label_key."
         )
     found = []
     for number, row in enumerate(rows, start=1):
@@ -244,7 +244,7 @@ def load_prompts(
 
 
 def full_prompt(spec: RewardSpec, prompt: str, candidates: int, goal: list[float] | None = None) -> Prompt:
-    """A stored prompt with its instruction and, if there is a goal, the objective weights."""
+    """A stored prompt with its instruction and, if given, the objective weights of a goal."""
 
     def render(text: str) -> str:
         text = render_prompt(spec, text, candidates)
@@ -254,7 +254,7 @@ def full_prompt(spec: RewardSpec, prompt: str, candidates: int, goal: list[float
 
 
 def random_goals(spec: RewardSpec, label: str, numbers: Iterable[int], seed: int) -> list[list[float]]:
-    """Objective weights to state in prompts, a different draw for each number, the same in every run."""
+    """Objective weights to state in prompts, a different draw per number, the same in every run."""
     return [goal_weights(f"{i} {label}", len(spec.objective_keys), seed=seed) for i in numbers]
 
 
@@ -266,9 +266,9 @@ def _check_batch(file: Path, table: pa.Table, made: Mapping[str, Any], number: i
     sizes = {len(row) for row in table["rewards"].to_pylist()}
     if not np.array_equal(found, expected) or sizes != {made["candidates"]}:
         raise ValueError(
-            f"{file} is of another pool, or was changed: it should hold {made['rollouts']} responses of "
-            f"{made['candidates']} candidates to the prompts {prompts[0]} to {prompts[-1]}. Delete it and run the same "
-            "`vpo evaluate` again."
+            f"{file} belongs to another pool, or was changed: it should hold {made['rollouts']} responses with "
+            f"{made['candidates']} candidates for each of the prompts {prompts[0]} to {prompts[-1]}. Delete it and run "
+            "the same `vpo evaluate` again."
         )
 
 

@@ -1,8 +1,8 @@
 """Search procedures: ways to spend a budget of candidates on one prompt.
 
 A procedure is a small class with `async run(problem)`, which asks `problem` for responses, looks at their candidates
-and asks again while `problem.open`. It is written for one prompt. The prompts of a search run concurrently, and
-their questions of a round go to the policy as one batch (`vpo_plugin/search/run.py`).
+and asks again while `problem.open`. It handles one prompt. The prompts of a search run concurrently, and their
+questions of a round go to the policy as one batch (`vpo_plugin/search/run.py`).
 """
 
 import json
@@ -49,12 +49,12 @@ class Question:
     """One question of a procedure to the policy."""
 
     number: int
-    """How many questions came before, for the same prompt."""
+    """Number of earlier questions about the same prompt."""
     text: Prompt
     start: str
     """The beginning of the response."""
     known: int
-    """How many complete candidates the beginning has; all were tried before, cost nothing and are not in the answer."""
+    """Number of complete candidates in `start`: tried before, free of cost, and not part of the answer."""
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Problem:
     tried: list[Candidate] = field(default_factory=list)
     questions: int = 0
     solved_after: int | None = None
-    """How many candidates were needed, None while the prompt is not solved."""
+    """Number of candidates that were needed; None while the prompt is not solved."""
 
     def __post_init__(self) -> None:
         self.label = json.loads(self.row["label"])
@@ -92,7 +92,7 @@ class Problem:
 
     @property
     def best(self) -> Candidate | None:
-        """The best candidate tried so far, by the deployment weights; the first one of equals."""
+        """The best candidate tried so far, under the deployment weights; the first of equals."""
         return max((c for c in self.tried if c.text is not None), key=lambda c: c.value, default=None)
 
     def text(self, shown: Sequence[Candidate] = ()) -> Prompt:
@@ -108,7 +108,7 @@ class Problem:
         return with_instruction(prompt, lambda text: f"{text.rstrip()}{told}")
 
     async def propose(self, text: Prompt, start: str = "", known: int = 0) -> Proposal:
-        """Ask for a response to the text that begins with `start` (see `Question`), and try its candidates."""
+        """Ask for a response that begins with `start` (see `Question`), and try its candidates."""
         question = Question(self.questions, text, start, known)
         self.questions += 1
         proposal = await self.ask(self, question)
@@ -124,7 +124,7 @@ class Problem:
         return Candidate(text, vector, float(vector @ self.weights))
 
     def canonical(self, text: str) -> Hashable:
-        """The key by which candidates are equal."""
+        """The key that equal candidates share."""
         return canonical(self.spec, text, self.label)
 
     def _rewards(self, candidate: Candidate) -> str:
@@ -132,7 +132,7 @@ class Problem:
 
 
 class Procedure(Protocol):
-    """One way to search."""
+    """A way to search."""
 
     async def run(self, problem: Problem) -> None:
         """Ask until the problem is no longer open."""

@@ -1,4 +1,4 @@
-"""`vpo search`: spend a budget of candidates on each prompt, by one or several procedures, until it is solved.
+"""`vpo search`: spend a budget of candidates on each prompt, with one or several procedures, until it is solved.
 
 A resumed search replays its stored rounds (`searches.py`), so nothing is sampled or scored twice.
 """
@@ -57,13 +57,13 @@ def run_searches(
     openevolve: Path | None,
     folder: Path,
 ) -> dict[str, Search]:
-    """Run the unfinished part of each procedure; returns the searches by procedure.
+    """Run the unfinished part of each procedure; return the searches by procedure.
 
     Args:
-        budget: maximum number of candidates for each prompt.
+        budget: maximum number of candidates per prompt.
         unsolved_in: pools; only prompts that none of them solves are searched.
-        openevolve: OpenEvolve's configuration for the evolution.
-        folder: output folder with a subfolder for each procedure; resumed if it exists.
+        openevolve: OpenEvolve's configuration for `evolution`.
+        folder: output folder with a subfolder per procedure; resumed if it exists.
 
     Raises:
         RuntimeError: another command works there, or see `search_all`.
@@ -71,14 +71,14 @@ def run_searches(
     procedures = list(procedures)
     if settings.temperature == 0 and budget > 1 and "best_of_k" in procedures:
         raise ValueError(
-            "temperature is 0, so best_of_k would try the same response again and again: sample at a temperature above "
+            "temperature is 0, so best_of_k would repeat the same response: sample at a temperature above "
             "0, or leave best_of_k out (--procedure)."
         )
     open_prompts = unsolved_prompts(load_spec(settings.spec), unsolved_in)[: settings.prompts] if unsolved_in else None
     spec, rows, made = read_task(settings, open_prompts)
     if spec.group_scorer:
         raise ValueError(
-            f"The scorer of {spec.name!r} compares the rollouts of a prompt, but a search scores each as it comes: use "
+            f"The scorer of {spec.name!r} compares the rollouts of a prompt, but a search scores them one by one: use "
             "`vpo evaluate`."
         )
     made |= {"budget": budget}
@@ -99,7 +99,7 @@ def run_searches(
 
 
 def make_procedure(name: str, openevolve: Path | None = None) -> Procedure:
-    """The procedure of this name, one of `PROCEDURES`."""
+    """The procedure with this name, one of `PROCEDURES`."""
     if name == "best_of_k":
         return BestOfK()
     if name == "refinement":
@@ -120,7 +120,7 @@ def unsolved_prompts(spec: RewardSpec, pools: Sequence[Path]) -> list[dict[str, 
     solved = np.any([targets.solved(targets.rewards(pool.candidates)).any(1) for pool in loaded.values()], axis=0)
     if solved.all():
         raise ValueError(
-            f"The pools {[str(folder) for folder in pools]} solve all of their prompts: nothing to search."
+            f"The pools {[str(folder) for folder in pools]} solve all their prompts: there is nothing to search."
         )
     return [dict(row) for row, done in zip(rows, solved, strict=True) if not done]
 
@@ -137,7 +137,7 @@ def search_all(
     folder: Path,
     on_scorer_error: OnError = "raise",
 ) -> None:
-    """Run a procedure on every prompt, resume after the rounds of the claimed folder, and store the result.
+    """Run a procedure on every prompt, after replaying the claimed folder's rounds, and store the result.
 
     Raises:
         RuntimeError: the policy cannot be reached, or the scorer failed; finished rounds are kept.
@@ -195,13 +195,13 @@ class Rounds:
         self.waiting: list[tuple[Problem, Question, asyncio.Future[Proposal]]] = []
 
     async def ask(self, problem: Problem, question: Question) -> Proposal:
-        """The response to a question: a stored one, or one from the next round."""
+        """The response to a question, from a stored round or from the next one."""
         recorded = self.recorded.pop((problem.number, question.number), None)
         if recorded is not None:
             return _proposal(problem, recorded)
         loop = asyncio.get_running_loop()
         if not self.waiting:
-            loop.call_soon(self._answer)  # after all that can run now, hence when every prompt waits
+            loop.call_soon(self._answer)  # runs when every prompt waits
         self.waiting.append((problem, question, loop.create_future()))
         return await self.waiting[-1][2]
 
@@ -244,7 +244,7 @@ class Rounds:
         return rows
 
     def show_progress(self) -> None:
-        """The number of candidates that were tried or are no longer needed, and of solved prompts."""
+        """Show the number of candidates tried or no longer needed, and of solved prompts."""
         done = sum(len(problem.tried) if problem.open else problem.budget for problem in self.problems)
         solved = sum(problem.solved_after is not None for problem in self.problems)
         self.bar.set_postfix_str(f"{solved} of {len(self.problems)} prompts solved", refresh=False)

@@ -1,7 +1,7 @@
-"""A stored search: a folder with `search.json`, which says how it is made, one Parquet file per round, and the result.
+"""Stored searches: a folder with `search.json`, which says how it was made, a Parquet file per round, and the result.
 
-In a round every open prompt gets a response, one row each. At the end `result.parquet` has one row per prompt. Files
-are written atomically, so the existing ones are valid after an interruption.
+In a round every open prompt gets a response, one row each. At the end, `result.parquet` has one row per prompt. Files
+are written atomically, so stored ones are valid after an interruption.
 """
 
 import itertools
@@ -23,9 +23,9 @@ SCHEMA = pa.schema(
         ("prompt", pa.int64()),  # number of the prompt, from 0
         ("question", pa.int64()),  # number of the question about it, from 0
         *PROMPT,
-        ("asked", pa.string()),  # the text that the policy was given, before any chat template
-        ("start", pa.string()),  # what the response was made to begin with
-        ("known", pa.int64()),  # how many of its candidates that is, tried before
+        ("asked", pa.string()),  # the policy's prompt, before any chat template
+        ("start", pa.string()),  # the given beginning of the response
+        ("known", pa.int64()),  # number of candidates in that beginning, tried before
         *RESPONSE,
     ]
 )
@@ -33,7 +33,7 @@ RESULT = "result.parquet"
 RESULT_SCHEMA = pa.schema(
     [
         *PROMPT,
-        ("solved_after", pa.int64()),  # candidates, null if it was not solved
+        ("solved_after", pa.int64()),  # candidates, null if not solved
         ("tried", pa.int64()),  # candidates
         ("best", pa.string()),  # candidate, null if none could be parsed
         ("reward", pa.float64()),  # of the best, under the deployment weights
@@ -51,7 +51,7 @@ class Search:
     rows: Sequence[Mapping[str, Any]]
     """The prompts: input and label."""
     solved_after: np.ndarray
-    """(prompts,): how many candidates were needed to solve each; inf if the budget was too small."""
+    """(prompts,): number of candidates needed to solve each; inf if the budget was too small."""
     tokens: int
     """Number of tokens written for all prompts together."""
 

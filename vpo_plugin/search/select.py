@@ -1,4 +1,4 @@
-"""`vpo select`: the best candidate of a pool for each prompt, under the user's own weights."""
+"""`vpo select`: pick the best candidate of a pool for each prompt, under the user's own weights."""
 
 import json
 import math
@@ -16,17 +16,17 @@ from vpo_plugin.targets import read_targets
 
 
 def parse_weights(text: str, spec: RewardSpec) -> Floats:
-    """The weights of `gold=2,avoid_lava=1` for all of a spec's objectives, summing to 1: `(objectives,)`.
+    """Parse weights such as `gold=2,avoid_lava=1` into `(objectives,)`, for all of a spec's objectives, with sum 1.
 
     Raises:
-        ValueError: an unknown or repeated objective, or weights that are not numbers, are negative, or are all 0.
+        ValueError: an objective is unknown or repeated, or weights are not numbers, are negative, or are all 0.
     """
     keys = spec.objective_keys
     given: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, equals, number = (piece.strip() for piece in part.partition("="))
         if not equals:
-            raise ValueError(f"The weights {text!r} must read like gold=2,avoid_lava=1; {part!r} does not.")
+            raise ValueError(f"The weights {text!r} must look like gold=2,avoid_lava=1; {part!r} does not.")
         if key not in keys or key in given:
             what = "name the objective twice:" if key in given else "name an unknown objective:"
             raise ValueError(f"The weights {text!r} {what} {key!r}; the objectives are {', '.join(keys)}.")
@@ -35,7 +35,7 @@ def parse_weights(text: str, spec: RewardSpec) -> Floats:
         except ValueError as error:
             raise ValueError(f"The weight of {key} is {number!r}, which is not a number.") from error
         if not (math.isfinite(given[key]) and given[key] >= 0):
-            raise ValueError(f"The weight of {key} is {number}: weights are finite and not negative.")
+            raise ValueError(f"The weight of {key} is {number}: weights must be finite and not negative.")
     weights = np.array([given.get(key, 0.0) for key in keys])
     if not weights.sum():
         raise ValueError(f"The weights {text!r} are all 0: give at least one objective a positive weight.")
@@ -45,7 +45,7 @@ def parse_weights(text: str, spec: RewardSpec) -> Floats:
 def select(pool: Pool, weights: Floats) -> tuple[list[dict[str, Any]], Floats]:
     """The best parsed candidate of each prompt (the first of equals) as rows, and their rewards, `(prompts,)`.
 
-    A prompt without any candidate has None, and gets the reward of the pool's empty slots, the floor.
+    A prompt without any candidate gets None, and the reward of the pool's empty slots, the floor.
     """
     keys = weights[: pool.candidates.shape[2]]
     values = np.nan_to_num(pool.candidates.astype(np.float64)) @ keys  # (prompts, candidates)
@@ -69,14 +69,14 @@ def select(pool: Pool, weights: Floats) -> tuple[list[dict[str, Any]], Floats]:
 
 
 def what_it_gives_up(pool: Pool, spec: RewardSpec, weights: Floats, values: Floats) -> str:
-    """Sentences on the reward of the choice, and how far it is from the best possible under these weights."""
+    """Sentences on the reward of the choice, and its distance from the best possible under these weights."""
     asked = ", ".join(f"{key} {weight:.2f}" for key, weight in zip(spec.objective_keys, weights, strict=True) if weight)
     chosen = read_targets(spec, pool.rows).rewards(pool.candidates).argmax(1)
     vectors = np.nan_to_num(pool.candidates[np.arange(len(chosen)), chosen].astype(np.float64))
     by_deployment = vectors @ weights[: vectors.shape[1]]
     lines = [
         f"Weights {asked}. The best of {pool.candidates.shape[1]} candidates is worth {_mean(values)} on "
-        f"{len(values)} prompts; the one that the deployment weights would choose, {_mean(by_deployment)}."
+        f"{len(values)} prompts; the choice of the deployment weights is worth {_mean(by_deployment)}."
     ]
     if spec.front:
         reachable = []
@@ -91,8 +91,8 @@ def what_it_gives_up(pool: Pool, spec: RewardSpec, weights: Floats, values: Floa
         )
     else:
         lines.append(
-            f"The spec {spec.name!r} does not say what could be reached; compare with a pool of a policy that was "
-            "trained for these weights."
+            f"The spec {spec.name!r} does not give the best possible reward; compare with a pool of a policy trained "
+            "for these weights."
         )
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ Procedure = Literal["best_of_k", "refinement", "evolution"]
 
 
 class PolicySettings(BaseModel):
-    """Which policy to ask, and for what."""
+    """The policy to sample, the prompts, and the sampling."""
 
     model_config = ConfigDict(extra="forbid")
 

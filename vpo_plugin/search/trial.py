@@ -1,4 +1,4 @@
-"""A few responses of a policy to a spec's prompts: can their candidates be read, and do the objectives disagree?"""
+"""Sample a few responses of a policy to a spec's prompts: are candidates readable, and do the objectives disagree?"""
 
 import json
 from typing import Any
@@ -14,14 +14,14 @@ from vpo_plugin.search.pool import full_prompt
 from vpo_plugin.search.settings import PolicySettings
 
 PROMPTS, RESPONSES = 4, 4
-ENOUGH = 0.5  # share of candidates that can be read from which training can begin
+ENOUGH = 0.5  # training can begin from this share of readable candidates
 
 
 def try_model(spec: RewardSpec, scoring: Scoring, model: str, folder: str) -> list[str]:
     """Sentences on 16 responses of a model to the first training prompts.
 
     Args:
-        model: the user's name for it; its files are in `folder`, or it is a hub id.
+        model: the user's name for the model, whose folder or hub id is `folder`.
 
     Raises ValueError for a chat without a chat template, a prompt without room for a response, or an unknown model.
     """
@@ -39,7 +39,7 @@ def try_model(spec: RewardSpec, scoring: Scoring, model: str, folder: str) -> li
 
 
 def findings(policy: Policy, spec: RewardSpec, scoring: Scoring, rows: list[dict[str, Any]], model: str) -> list[str]:
-    """The same for a given policy, and prompts in a pool's format."""
+    """Sentences on the responses of a given policy to prompts in a pool's format."""
     m = spec.candidates
     requests = [Request(full_prompt(spec, row["input"], m), RESPONSES) for row in rows]
     samples = [
@@ -52,7 +52,7 @@ def findings(policy: Policy, spec: RewardSpec, scoring: Scoring, rows: list[dict
     found = [f"Of the {asked} candidates that {len(scored)} responses of {model} should hold, {read} can be read."]
     if read < ENOUGH * asked:
         found.append(
-            "That is fewer than half, and unreadable candidates earn nothing. Teach the policy the format first: "
+            "That is less than half, and unreadable candidates earn nothing. Teach the policy the format first: "
             f"`vpo warm_start --model {model}` with this spec."
         )
     return found + measure_disagreement(spec, [one.matrix.astype(float) for one in scored])

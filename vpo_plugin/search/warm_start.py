@@ -1,8 +1,8 @@
 """Teach a policy the candidate format of a spec with its own answers, without hand-written data.
 
 A policy that cannot write several candidates in the format gets no reward for any, and learns nothing from VPO. But it
-can give single answers. They are sampled on the training prompts and scored. The best distinct ones of a prompt form a
-set in the spec's format, in random order, and the host's own `train_sft` trains the policy on these sets.
+can give single answers: they are sampled on the training prompts and scored. The best distinct answers to a prompt form
+a set in the spec's format, in random order, and the host's own `train_sft` trains the policy on these sets.
 """
 
 import json
@@ -64,7 +64,7 @@ class WarmStart:
     prompts: int
     """Number of answered prompts."""
     readable_before: float
-    """Share of readable candidates on held-out prompts, of those asked for."""
+    """Share of the requested candidates that are readable, on held-out prompts."""
     readable_after: float
     policy: Path
 
@@ -112,11 +112,11 @@ def warm_start(settings: WarmStartSettings) -> WarmStart:
 def make_sets(
     spec: RewardSpec, rows: Sequence[dict[str, Any]], answers: Sequence[Sequence[str]], candidates: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """A set of the best distinct answers of each prompt that has enough of them, as `{"prompt", "response"}`.
+    """Yield a set of the best distinct answers for each prompt that has enough, as `{"prompt", "response"}`.
 
     Args:
-        answers: responses to each row's prompt that asks for one candidate. One without the format counts as its
-            candidate.
+        answers: responses to each row's prompt for one candidate. A response without the format counts as the
+            candidate itself.
     """
     rng = random.Random(f"warm start {seed}")
     found = [list(dict.fromkeys(filter(None, (single_answer(spec, text) for text in texts)))) for texts in answers]
@@ -148,17 +148,17 @@ def make_sets(
         prompt, response = ask(spec, row["prompt"], candidates), write_response(spec, chosen)
         if isinstance(prompt, str):
             yield {"prompt": prompt, "response": response}
-        else:  # as the host takes a chat
+        else:  # the host's format for a chat
             yield {"prompt": prompt, "response": [{"role": "assistant", "content": response}]}
 
 
 def single_answer(spec: RewardSpec, response: str) -> str | None:
-    """The candidate of a response that was asked for one: the part in the format, or else the whole answer."""
+    """The candidate of a response with one candidate: the part in the format, or else the whole answer."""
     return parse(spec, response, 1)[0] or answer_of(response)[: spec.limits.response_chars].strip() or None
 
 
 def readable(spec: RewardSpec, responses: Sequence[str], candidates: int) -> float:
-    """The share of the candidates asked for that can be read."""
+    """The share of requested candidates that can be read."""
     found = [parse(spec, response, candidates) for response in responses]
     return sum(text is not None for texts in found for text in texts) / (len(found) * candidates)
 
@@ -175,7 +175,7 @@ def _still_distinct(spec: RewardSpec, texts: list[str], label: object) -> bool:
 
 
 def _in_a_process(model: str, groups: list[Any], settings: WarmStartSettings) -> list[list[list[str]]]:
-    """The responses to each group of requests, from an engine in a process of its own, which ends and frees memory."""
+    """The responses to each group of requests, from an engine in its own process, which ends and frees memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(_sample, model, groups, settings).result()
 
