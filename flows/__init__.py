@@ -1,8 +1,8 @@
-"""The Prefect flows: they chain, retry, skip and record; what is chained lives in `vpo_plugin`."""
+"""The Prefect flows: they chain, retry, skip and record the work, which lives in `vpo_plugin`."""
 
 import os
 
-# Prefect gives its temporary server 20 s to start, too little for a busy laptop. Telemetry is off unless the user turns
+# Prefect gives its temporary server 20 s to start, too little on a busy laptop. Telemetry is off unless the user turns
 # it on.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

@@ -1,4 +1,4 @@
-"""The `vpo` commands that need Prefect, entry points of the group `vpo_plugin.commands`. Each imports its work late."""
+"""The `vpo` commands that need Prefect, as entry points of the group `vpo_plugin.commands`; each imports lazily."""
 
 
 def run(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The deployable flows, as prefect.yaml names them: the pipeline, its parts on their own, and retraining."""
+"""The deployable flows that prefect.yaml names: the pipeline, its parts, and retraining."""
 
 import shlex
 from pathlib import Path
@@ -27,18 +27,18 @@ from vpo_plugin.rewards import check_spec, load_spec
 
 @settings_flow(DataSettings, name="prepare-data")
 def prepare_data_flow(settings: DataSettings) -> State:
-    """Check a specification and write its prompts, train and held out; a pipeline of that name starts from them."""
+    """Check a specification and write its training and held-out prompts; a pipeline of that name reuses them."""
     check_spec(load_spec(settings.spec))
     folder = prepare_data(settings)
     train_prompts = settings.steps * settings.prompts_per_step
     return Completed(
-        message=f"{train_prompts} prompts to train on and {settings.eval_prompts} held out are in {folder}."
+        message=f"{train_prompts} training prompts and {settings.eval_prompts} held-out prompts are in {folder}."
     )
 
 
 @settings_flow(PipelineSettings, name="train")
 def train_flow(settings: PipelineSettings) -> State:
-    """Train a policy with each method; a pipeline with the same parameters starts from them."""
+    """Train a policy with each method; a pipeline with the same parameters reuses them."""
     spec = check_specification(settings)
     data = prepare_data(settings)
     base = prepare_policy(settings)
@@ -68,7 +68,7 @@ def search_eval(settings: SearchSettings) -> State:
 
 @task(task_run_name="report")
 def report_search(settings: SearchSettings, pools: dict[str, Path], data: Path, command: str) -> str:
-    """Compare the pools and write report.json, report.html and best_at_k.png; returns what came out, in a sentence."""
+    """Compare the pools and write report.json, report.html and best_at_k.png; return the result as a sentence."""
     return report_pools(settings, pools, data, command, training={})
 
 

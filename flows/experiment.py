@@ -1,7 +1,7 @@
 """The experiment: several methods and seeds at matched compute, on the same held-out prompts.
 
-`vpo experiment --methods grpo,vpo --seeds 0,1,2` trains one policy for each method and seed (a cell), samples its
-pool, and writes results.json, summary.md and the plots. A cell that has finished is kept, so a killed run continues.
+`vpo experiment --methods grpo,vpo --seeds 0,1,2` trains one policy per method and seed (a cell), samples its pool, and
+writes results.json, summary.md and the plots. Finished cells are kept, so a killed run can resume.
 """
 
 import os
@@ -33,8 +33,8 @@ from vpo_plugin.search.pool import Pool, load_pool, load_prompts
 
 
 def vpo_experiment(settings: ExperimentSettings) -> Path:
-    """Run an experiment as a Prefect flow; returns its folder."""
-    if settings.parallel > 1:  # else each cell would compute with all cores
+    """Run an experiment as a Prefect flow; return its folder."""
+    if settings.parallel > 1:  # else each cell would use all cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.parallel)))
     runner = ThreadPoolTaskRunner(max_workers=settings.parallel)  # type: ignore[var-annotated]
     with owned(settings.folder):
@@ -43,7 +43,7 @@ def vpo_experiment(settings: ExperimentSettings) -> Path:
 
 @flow(name="vpo-experiment", flow_run_name="{settings.name}")
 def experiment_flow(settings: ExperimentSettings) -> Path:
-    """Train every method with every seed, and compare what their pools give a search."""
+    """Train every method with every seed, and compare their pools for search."""
     spec = load_spec(settings.spec)
     m = settings.candidates or spec.candidates
     base = prepare_policy(settings)
@@ -61,8 +61,8 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
         folders[f"{BASE}, sets of {m}", first] = sets
     rollouts = single_rollouts(settings, m, [load_pool(by_heat[heats[0]]) for by_heat in folders.values()])
 
-    # What fails where the cells' threads race for it is done before them: lazy imports, and the lock of progress bars,
-    # which a bar of datasets.load_from_disk deletes again if it was the one to make it.
+    # Threads of cells would race for lazy imports and for the lock of progress bars, so set both up first. A bar of
+    # datasets.load_from_disk deletes a lock that it created.
     import tqdm
     import transformers.models.auto  # noqa: F401
 
@@ -84,8 +84,8 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
         named = ", ".join(f"{method} with seed {seed}" for method, seed in failed)
         error = next(iter(failed.values())).result(raise_on_failure=False)
         raise RuntimeError(
-            f"{len(failed)} of {len(futures)} cells failed ({named}). The first one said: {error} The finished cells "
-            "are kept: the same command continues with the others."
+            f"{len(failed)} of {len(futures)} cells failed ({named}). The first error: {error} Finished cells are "
+            "kept: the same command runs the others."
         )
 
     for method in settings.methods:
@@ -98,7 +98,7 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
 def run_cell(
     settings: PipelineSettings, method: str, candidates: int, base: str, data: Path, heats: list[float]
 ) -> dict[float, Path]:
-    """Train one policy and sample its pools; returns their folders by temperature."""
+    """Train one policy and sample its pools; return their folders by temperature."""
     policy = train(settings, method, candidates, base, data)
     return evaluate_at(heats, settings, method, policy, candidates, data)
 
@@ -106,20 +106,20 @@ def run_cell(
 def evaluate_at(
     heats: list[float], settings: PipelineSettings, name: str, policy: str, candidates: int, data: Path
 ) -> dict[float, Path]:
-    """Sample a pool at each temperature; returns their folders."""
+    """Sample a pool at each temperature; return their folders."""
     return {heat: evaluate(settings, name, policy, candidates, data, heat) for heat in heats}
 
 
 def cell_settings(settings: ExperimentSettings, seed: int) -> PipelineSettings:
-    """The settings of one seed's cells, whose folders lie in the experiment's."""
+    """The settings of one seed's cells, whose folders are inside the experiment's."""
     shared = settings.model_dump(include=set(PipelineSettings.model_fields))
     return PipelineSettings(**shared | {"runs": settings.folder, "name": f"seed-{seed}", "seed": seed})
 
 
 def single_rollouts(settings: ExperimentSettings, m: int, bases: list[Pool]) -> int:
-    """Rollouts for each prompt of a method of single candidates, at the compute of a set method's.
+    """Rollouts per prompt of a single-candidate method, matched to the compute of a set method.
 
-    As many candidates; or as many tokens as the first policy's responses have, rounded to an even number.
+    Matches candidates, or tokens by the lengths of the first policy's responses, rounded to an even number.
     """
     if settings.match == "candidates" or len(bases) == 1:
         return settings.rollouts_per_prompt * m
@@ -128,7 +128,7 @@ def single_rollouts(settings: ExperimentSettings, m: int, bases: list[Pool]) -> 
 
 
 def training_curves(log_dir: Path) -> dict[str, list[float]]:
-    """What a training logged, by step; E_w and L1 distance of all candidates of a prompt, so that methods compare."""
+    """Logged curves by step; E_w and L1 distance use all candidates of a prompt, so that methods are comparable."""
     keys = ("expected_set_reward", "pairwise_l1", "reward", "tokens", "candidates")
     curves: dict[str, list[float]] = {key: [] for key in keys}
     for step in read_steps(log_dir):
@@ -153,7 +153,7 @@ def compare(
     first, *others = settings.temperatures
     pools = {t: {cell: load_pool(of[t]) for cell, of in folders.items()} for t in settings.temperatures}
     rows = load_prompts(spec, data / "test")
-    logs = settings.folder.glob  # of each seed's run
+    logs = settings.folder.glob  # finds logs in each seed's run
     training = {
         method: [
             training_curves(log) for seed in settings.seeds for log in logs(f"seed-{seed}/train/{method}/policy/vpo")
@@ -189,7 +189,7 @@ def compare(
 
 
 def main(settings: ExperimentSettings) -> int:
-    """Run the experiment that the settings describe."""
+    """Run an experiment."""
     exit_on_sigterm()
     check_server()
     check_experiment(settings)
@@ -198,10 +198,10 @@ def main(settings: ExperimentSettings) -> int:
 
 
 def check_experiment(settings: ExperimentSettings) -> None:
-    """Refuse, before anything is spent, bad settings (`check_settings`) and unknown methods.
+    """Check methods and settings (`check_settings`) before anything is spent.
 
     Raises:
-        ValueError: as said.
+        ValueError: a method is unknown, or see `check_settings`.
         OSError: see `check_settings`.
     """
     for method in settings.methods:

@@ -1,4 +1,4 @@
-"""The registry of policies, mirrored to MLflow's where a tracking URI is set (`MLFLOW_TRACKING_URI`)."""
+"""Mirror the registry of policies to MLflow's if a tracking URI is set (`MLFLOW_TRACKING_URI`)."""
 
 import os
 from pathlib import Path
@@ -11,12 +11,12 @@ ALIAS = "champion"
 
 
 def tracking_uri() -> str | None:
-    """Where MLflow's registry is, None where none is asked for."""
+    """The URI of MLflow's registry, None if none is set."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def check_mlflow() -> None:
-    """Refuse, before anything is spent, an MLflow that is asked for and cannot be used.
+    """If a tracking URI is set, check MLflow before anything is spent.
 
     Raises:
         RuntimeError: mlflow is not installed, or its server does not answer.
@@ -30,19 +30,18 @@ def check_mlflow() -> None:
         raise RuntimeError(
             f"MLFLOW_TRACKING_URI is {uri}, but mlflow is not installed: pip install 'vpo-plugin[mlflow]', or unset it."
         ) from error
-    except Exception as error:  # MLflow raises what its many stores raise
+    except Exception as error:  # MLflow raises any error of its stores
         raise RuntimeError(f"The MLflow registry at {uri} does not answer: {error}") from error
 
 
 def mirror(folder: Path) -> str | None:
     """Bring MLflow's registered model up to date with a registry: versions, figures, files, champion.
 
-    The model is named `vpo-` and the name of the registry's specification.
-
-    Nothing is mirrored twice, so what an earlier failure left out is made up for.
+    The model is named `vpo-SPEC` after the registry's specification. Nothing is mirrored twice, so the next call makes
+    up for an earlier failure.
 
     Returns:
-        What was done, in a sentence; None where no tracking URI is set, or the registry has no champion.
+        What was done, in a sentence; None if no tracking URI is set or the registry has no champion.
     """
     uri = tracking_uri()
     if uri is None:

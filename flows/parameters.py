@@ -1,4 +1,4 @@
-"""Flows whose parameters are the fields of a settings model: one form in Prefect's page, one set of descriptions."""
+"""Flows whose parameters are the fields of a settings model: one form on Prefect's page, one set of descriptions."""
 
 import functools
 import inspect
@@ -13,14 +13,14 @@ from flows.stage import alone_in
 
 
 def settings_flow(model: type[RunSettings], name: str) -> Callable[[Callable[..., Any]], Flow]:
-    """A flow that takes each field of `model` as a keyword, and hands its function the checked model.
+    """Make a flow that takes each field of `model` as a keyword, and calls its function with the checked model.
 
-    The function has the run's folder for itself. Types, bounds, defaults and descriptions reach Prefect through the
-    signature and the docstring of what is made here. What goes wrong is explained on the run's page.
+    The function has exclusive use of the run's folder. Types, bounds, defaults and descriptions reach Prefect through
+    the flow's signature and docstring. Failures are explained on the run's page.
 
     Args:
         model: the settings; each field has a default and a description.
-        name: of the flow; a run has that of its settings.
+        name: name of the flow; a run is named by its settings.
     """
 
     def decorate(function: Callable[..., Any]) -> Flow:

@@ -1,6 +1,6 @@
 """The pipeline: specification -> prompts -> policy -> training -> pools -> report.
 
-Each stage writes into its own folder under `runs/<name>/` and is skipped when it has finished with the same inputs.
+Each stage writes into its own folder under `runs/<name>/` and is skipped if it finished before with the same inputs.
 """
 
 import json
@@ -48,7 +48,7 @@ FREE_BYTES = 200 << 20
 
 @settings_flow(PipelineSettings, name="pipeline")
 def pipeline(settings: PipelineSettings) -> State:
-    """Train a policy with each method and compare them, and the policy they started from, as search would use them."""
+    """Train a policy with each method; compare these policies and the initial one as search would use them."""
     spec = check_specification(settings)
     data = prepare_data(settings)
     base = prepare_policy(settings)
@@ -67,7 +67,7 @@ def pipeline(settings: PipelineSettings) -> State:
 
 @task(task_run_name="check-spec")
 def check_specification(settings: PipelineSettings) -> RewardSpec:
-    """Check the specification on its own data, and the settings against it and the run's folder."""
+    """Check the specification on its own data, and the settings against the specification and the run's folder."""
     spec = load_spec(settings.spec)
     check_settings(settings, spec)
     settings.folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def check_specification(settings: PipelineSettings) -> RewardSpec:
 
 @task(task_run_name="prepare-data")
 def prepare_data(settings: RunSettings, test_seed: int | None = None) -> Path:
-    """Write the prompts, train and held out, as `datasets` datasets; the fingerprint is in `stage.json`.
+    """Write training and held-out prompts as `datasets` datasets; the fingerprint is in `stage.json`.
 
     Runs with the same `test_seed` share their held-out prompts, whatever the seeds of their settings.
     """
@@ -97,7 +97,7 @@ def prepare_data(settings: RunSettings, test_seed: int | None = None) -> Path:
                 continue
             rows = list(read_rows(spec, split, size, seeds[split]))
             if len(rows) < size:
-                raise ValueError(f"The {split} split of spec {spec.name!r} has {len(rows)} rows, {size} are needed.")
+                raise ValueError(f"The {split} split of spec {spec.name!r} has {len(rows)} rows, but needs {size}.")
             fingerprint = write_prompts(rows, folder / split)
             get_run_logger().info(f"{size} {split} prompts, fingerprint {fingerprint}")
     return folder
@@ -111,13 +111,13 @@ def prepare_policy(settings: PipelineSettings) -> str:
 
 
 def first_policy(settings: PipelineSettings, base: str, candidates: int) -> str:
-    """The policy that a method begins with, by the candidates of its responses."""
+    """The policy that a method starts from, by the number of candidates in its responses."""
     return teach_format(settings, base, candidates) if settings.warm_start and candidates > 1 else base
 
 
 @task(task_run_name="warm-start-{candidates}")
 def teach_format(settings: PipelineSettings, base: str, candidates: int) -> str:
-    """A policy that has learnt to write that many candidates."""
+    """Warm-start a policy to write that many candidates; return its folder."""
     folder = settings.folder / f"warm_start_{candidates}"
     command = [
         *(sys.executable, "-m", "vpo_plugin.cli", "warm_start", "--spec", settings.spec, "--model", base),
@@ -147,9 +147,9 @@ def evaluate(
     data: Path,
     temperature: float | None = None,
 ) -> Path:
-    """Sample and score a pool of candidates for each held-out prompt; returns the pool's folder.
+    """Sample and score a pool of candidates for each held-out prompt; return the pool's folder.
 
-    A `temperature` other than that of the settings has a folder of its own.
+    A `temperature` other than that of the settings gets its own folder.
     """
     usual = settings.eval_temperature or settings.temperature
     temperature = temperature or usual
@@ -187,7 +187,7 @@ def evaluate(
 
 @task(task_run_name="report")
 def report(settings: PipelineSettings, pools: dict[str, Path], data: Path) -> str:
-    """Compare the pools and write report.json, report.html and best_at_k.png; returns what came out, in a sentence."""
+    """Compare the pools and write report.json, report.html and best_at_k.png; return the result as a sentence."""
     command = ["vpo", "run", "pipeline", *flags(settings)]
     training = {
         method: training_curve(settings.folder / "train" / method / "policy" / "vpo") for method in settings.methods
@@ -198,7 +198,7 @@ def report(settings: PipelineSettings, pools: dict[str, Path], data: Path) -> st
 def report_pools(
     settings: RunSettings, pools: dict[str, Path], data: Path, command: str, training: dict[str, list[dict[str, float]]]
 ) -> str:
-    """Write the report of these pools into the run's folder, show it to the reader, and say what came out."""
+    """Write the report of these pools into the run's folder, show it, and return the result as a sentence."""
     from vpo_plugin.report.tables import format_table
     from vpo_plugin.report.write import write_report
     from vpo_plugin.search.comparison import Comparison
@@ -228,24 +228,24 @@ def report_pools(
 
 
 def candidates_of(method: str, m: int) -> int:
-    """Candidates in a response of a method: those that it names (`vpo_at_k:1`), m if it rewards sets, else one."""
+    """Candidates in a method's response: the number in its name (`vpo_at_k:1`), m if it rewards sets, else 1."""
     name, candidates = parse_method(method)
     if candidates is not None:
         return candidates
     if name not in advantage_estimator_names():
         return 1
     estimator = get_advantage_estimator(name)
-    # What takes any number takes the best of them, but for grpo, which takes their mean and gains nothing by a set.
+    # Estimators for any number use the best candidate, except grpo, which uses the mean and gains nothing from a set.
     rewards_sets = estimator.candidates == "several" or (estimator.candidates == "any" and estimator.takes_k)
     return m if rewards_sets else 1
 
 
 def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
-    """Refuse, before anything is spent, settings that cannot work and a folder that cannot be used.
+    """Check the settings and the run's folder before anything is spent.
 
     Raises:
-        ValueError: a method that the specification does not fit, candidates that responses do not fill or that a
-            response cannot hold, a folder of another specification.
+        ValueError: a method does not fit the specification, numbers of candidates do not divide evenly or do not fit
+            in a response, or the folder belongs to another specification.
         OSError: the policy's folder has no model, the Ray cluster does not answer, or the disk of the run's folder is
             full.
     """
@@ -260,24 +260,24 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
     for candidates in sorted({m, *(candidates_of(method, m) for method in settings.methods)}):
         if settings.eval_candidates % candidates:
             raise ValueError(
-                f"eval_candidates is {settings.eval_candidates}, which responses of {candidates} candidates do not "
-                f"fill: make it a multiple of {candidates}."
+                f"eval_candidates is {settings.eval_candidates}, but responses have {candidates} candidates: make it "
+                f"a multiple of {candidates}."
             )
         if settings.rollouts_per_prompt * m % candidates:
             raise ValueError(
-                f"A prompt has {settings.rollouts_per_prompt * m} candidates (rollouts_per_prompt times {m}), which "
-                f"responses of {candidates} do not fill: another method would have more."
+                f"A prompt has {settings.rollouts_per_prompt * m} candidates (rollouts_per_prompt times {m}), which is "
+                f"not a multiple of {candidates}, so methods would get different numbers: change rollouts_per_prompt."
             )
         needed = candidates * spec.limits.tokens_per_candidate
         if settings.max_new_tokens < needed:
             raise ValueError(
-                f"max_new_tokens is {settings.max_new_tokens}, {candidates} candidates of spec {spec.name!r} take up "
-                f"to {needed}."
+                f"max_new_tokens is {settings.max_new_tokens}, but {candidates} candidates of spec {spec.name!r} take "
+                f"up to {needed}."
             )
     marker = settings.folder / "run.json"
     if marker.exists() and (earlier := json.loads(marker.read_text())["spec"]) != spec.name:
         raise ValueError(
-            f"{settings.folder} holds a run of spec {earlier!r}, and this run is of {spec.name!r}: give the run "
+            f"{settings.folder} holds a run of spec {earlier!r}, but this run has {spec.name!r}: give the run "
             "another name, or delete that folder."
         )
     if settings.cluster is not None:
@@ -287,11 +287,11 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
     folder = settings.folder.resolve()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if free < FREE_BYTES:
-        raise OSError(f"The disk of {settings.folder} has {free >> 20} MiB left, a run needs {FREE_BYTES >> 20} MiB.")
+        raise OSError(f"The disk of {settings.folder} has {free >> 20} MiB free; a run needs {FREE_BYTES >> 20} MiB.")
 
 
 def write_prompts(rows: list[dict[str, Any]], folder: Path) -> str:
-    """Write rows of a specification as the dataset that the host and the evaluation read; returns a fingerprint."""
+    """Write rows of a specification as the dataset that the host and the evaluation read; return a fingerprint."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()

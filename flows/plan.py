@@ -1,4 +1,4 @@
-"""What a run would do, without doing any of it: its stages, and the host's commands as they would be run."""
+"""Plan a run without running it: its stages, and the host's exact commands."""
 
 import shlex
 import tempfile
@@ -17,7 +17,7 @@ from vpo_plugin.rewards.task import read_rows
 
 
 def plan(flow: str, settings: BaseModel) -> str:
-    """The stages of a flow with these settings, checked as the flow would check them.
+    """The stages of a flow with these settings, after the flow's own checks.
 
     Raises:
         ValueError: the settings cannot work.
@@ -44,7 +44,7 @@ def plan(flow: str, settings: BaseModel) -> str:
 
 
 def check(settings: BaseModel) -> None:
-    """Refuse what a flow with these settings would refuse at its start. Raises what `plan` raises."""
+    """Run the checks that a flow with these settings runs at its start. Raises what `plan` raises."""
     if isinstance(settings, RetrainSettings):
         check_retraining(settings)
     elif isinstance(settings, PipelineSettings):
@@ -66,7 +66,7 @@ def _retraining(settings: RetrainSettings, spec: RewardSpec) -> list[tuple[str, 
     return [
         champion,
         prompts,
-        *_training(training, spec, "of a first retraining with all of these prompts: "),
+        *_training(training, spec, "for a first retraining with all these prompts: "),
         *(_evaluation(settings, name) for name in ("champion", "challenger")),
         ("compare", f"best@{settings.deployment_k} above {settings.margin:+g}, guarded: pass@1, format rate"),
         ("record", f"into {settings.registry}"),
@@ -78,11 +78,11 @@ def _evaluation(settings: TrainSettings | SearchSettings, name: str) -> tuple[st
 
 
 def _training(settings: PipelineSettings, spec: RewardSpec, note: str = "") -> list[tuple[str, str]]:
-    """One stage a method, with the host's command."""
+    """One stage per method, with the host's command."""
     policy, tokenizer = _policy(settings)
     m = settings.candidates or spec.candidates
     stages = []
-    with tempfile.TemporaryDirectory() as folder:  # the command depends on the prompts: its longest counts
+    with tempfile.TemporaryDirectory() as folder:  # the command depends on the longest prompt
         data, base = Path(folder).resolve() / "data", Path(folder).resolve() / "policy"
         write_prompts(list(read_rows(spec, "train", settings.train_prompts, settings.seed)), data / "train")
         tokenizer.save_pretrained(base)
@@ -98,7 +98,7 @@ def _training(settings: PipelineSettings, spec: RewardSpec, note: str = "") -> l
 
 
 def _policy(settings: PipelineSettings) -> tuple[str, Any]:
-    """Where the policy to start from will be, and its tokenizer."""
+    """The place of the policy to start from, and its tokenizer."""
     from transformers import AutoTokenizer
 
     cache = settings.folder / "policy"
@@ -114,5 +114,5 @@ def _policy(settings: PipelineSettings) -> tuple[str, Any]:
 
 
 def _wrapped(command: str) -> str:
-    """One flag a line, to be read and to be pasted."""
+    """The command with one flag per line, to read or paste."""
     return "     " + command.replace(" --", " \\\n       --")

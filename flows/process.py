@@ -1,6 +1,6 @@
-"""Run one heavy program of a stage: its output to a file, its progress to the reader, never two at once.
+"""Run the heavy program of a stage, with output to a file and progress reports, never two for one log.
 
-The program outlives a flow that is killed: started again, the flow finds it by its lock and follows it on.
+The program outlives a killed flow: a restarted flow finds it by its lock and follows it.
 """
 
 import os
@@ -17,9 +17,9 @@ from vpo_plugin.locks import is_held, take
 from vpo_plugin.openrlhf.log import last_words
 
 POLL_SECONDS = 1.0
-STOP_SECONDS = 20.0  # less than the 30 that Prefect gives a flow run that it cancels
+STOP_SECONDS = 20.0  # less than the 30 s that Prefect gives a cancelled flow run
 
-# Leads the program's process group, says which program runs there (number, then command), and keeps its exit code.
+# Leads the program's process group, records its number and command, and then its exit code.
 LEADER = """
 printf '%s\\n' $$ "$@" > "$0.job"
 trap : TERM INT
@@ -33,13 +33,13 @@ _stopping = threading.Event()
 def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callable[[], None] = lambda: None) -> None:
     """Run a command with its output in `log`, calling `on_poll` about once a second.
 
-    If the same command still runs for this log, started by a flow that was killed, that one is followed; if it ended
-    with nobody to see it, its end counts. The command is stopped when this function is left early: SIGTERM to its
-    process group, and SIGKILL if that does not end it in 20 s.
+    If a killed flow started the same command for this log, it is followed while it runs; if it ended unobserved, its
+    exit code counts. If this function exits early, it stops the command: SIGTERM to its process group, and SIGKILL if
+    that does not end it in 20 s.
 
     Raises:
-        RuntimeError: the command failed; the message ends with its last words and names the log. Or another command
-            still runs for this log. Or the flow is stopped, see `stopping_threads`.
+        RuntimeError: the command failed (the message ends with its last error and names the log), another command
+            still runs for this log, or the flow is being stopped (see `stopping_threads`).
     """
     log = log.resolve()
     job, exit_code = Path(f"{log}.job"), Path(f"{log}.exit")
@@ -50,7 +50,7 @@ def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callabl
         if group is not None and not _is_of(job, command):
             raise RuntimeError(f"{what} cannot start: {describe(group)} still writes to {log}.")
         held = _follow(log, group, what, on_poll)
-        if group is not None and not job.exists():  # another flow followed the program as well, and has seen its end
+        if group is not None and not job.exists():  # another flow also followed the program and handled its end
             os.close(held)
             return
     try:
@@ -66,7 +66,7 @@ def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callabl
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    pass_fds=[held],  # from here on the program has the lock, for as long as a process of it lives
+                    pass_fds=[held],  # the program now holds the lock while any of its processes lives
                 )
             os.close(held)
             held = None
@@ -84,7 +84,7 @@ def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callabl
 
 
 def pause(what: str, seconds: float = POLL_SECONDS) -> None:
-    """Wait until a program is looked at again.
+    """Wait before the next poll of a program.
 
     Raises:
         RuntimeError: the flow is being stopped, see `stopping_threads`.
@@ -95,9 +95,9 @@ def pause(what: str, seconds: float = POLL_SECONDS) -> None:
 
 @contextmanager
 def stopping_threads() -> Iterator[None]:
-    """If the body is left by an exception, the programs that other threads follow are stopped.
+    """If the body raises, stop the programs that other threads follow.
 
-    A signal reaches the main thread alone, and Prefect waits for the threads of a flow before it ends.
+    A signal reaches only the main thread, and Prefect waits for the threads of a flow before it ends.
     """
     _stopping.clear()
     try:
@@ -108,31 +108,31 @@ def stopping_threads() -> Iterator[None]:
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM end this command as Ctrl-C does, with all that it has started; exit code 143."""
+    """Let SIGTERM end this command and all that it started, as Ctrl-C does; exit code 143."""
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
 
 
 def running(log: Path) -> int | None:
     """The process group of the program that writes to this log, None if none runs.
 
-    The program has the log's lock, and so have the processes that it started: it runs as long as one of them lives,
-    also where the one that leads them was killed.
+    The program and its children hold the log's lock: it counts as running while one of them lives, even if the leader
+    was killed.
     """
     lock = _lock(log)
     while is_held(lock):
         with suppress(OSError, ValueError):
             return int(Path(f"{log.resolve()}.job").read_text().split("\n", 1)[0])
-        time.sleep(0.1)  # a flow has the lock for a moment before the program starts and after its end
+        time.sleep(0.1)  # a flow briefly holds the lock before and after the program
     return None
 
 
 def describe(group: int) -> str:
-    """A program that runs, and how it is stopped, in words."""
+    """A running program, and how to stop it, in words."""
     return f"an earlier run (stop it with `kill -TERM -- -{group}`)"
 
 
 def stop(log: Path, group: int) -> None:
-    """End a program and all of its process group."""
+    """End a program with its whole process group."""
     for signum in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(group, signum)
@@ -152,7 +152,7 @@ def _is_of(job: Path, command: Sequence[str]) -> bool:
 
 
 def _follow(log: Path, group: int | None, what: str, on_poll: Callable[[], None]) -> int:
-    """Wait until a program has ended, and take over its lock."""
+    """Wait until a program ends, and take over its lock; stop the program on an exception."""
     try:
         while (held := take(_lock(log))) is None:
             pause(what)

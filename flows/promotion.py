@@ -1,4 +1,4 @@
-"""Whether a challenger takes the champion's place: a paired comparison on the same held-out prompts."""
+"""Decide whether a challenger replaces the champion: a paired comparison on the same held-out prompts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ class Change(BaseModel):
 
 
 class Decision(BaseModel):
-    """What the comparison says."""
+    """The result of the comparison."""
 
     promote: bool
     reason: str
@@ -36,18 +36,18 @@ def decide(
 ) -> Decision:
     """Promote if best@deployment_k is better by more than the margin and no guarded metric falls too far.
 
-    Better means that the lower end of the paired bootstrap's 95 % interval lies above `settings.margin`. Guarded are
-    pass@1 and the share of candidates that could be read; their mean may fall by their allowance at most.
+    Better means that the lower end of the paired bootstrap's 95 % interval lies above `settings.margin`. The guarded
+    metrics are pass@1 and the share of readable candidates; their means may fall by at most their allowances.
 
     Args:
         champion, challenger: pools of the same prompts, `rows`.
 
     Raises:
-        ValueError: the pools hold different prompts, or fewer than `deployment_k` candidates a prompt.
+        ValueError: the pools hold different prompts, or fewer than `deployment_k` candidates per prompt.
     """
     k = settings.deployment_k
     if len(champion.reward_matrices) != len(rows):
-        raise ValueError(f"The pool holds {len(champion.reward_matrices)} prompts, {len(rows)} were held out.")
+        raise ValueError(f"The pool holds {len(champion.reward_matrices)} prompts, but {len(rows)} were held out.")
     compared = Comparison({("champion", 0): champion, ("challenger", 0): challenger}, spec, rows)
     if k not in compared.ks:
         raise ValueError(f"best@{k} needs {k} candidates per prompt, but the pools have {compared.ks[-1]} in common.")

@@ -1,7 +1,7 @@
-"""Run one heavy program as a job of a Ray cluster, with Ray's own job API.
+"""Run a heavy program as a job on a Ray cluster, with Ray's own job API.
 
-The submission id says what the job does, so a flow that is started again finds its job; Ray itself refuses a second one
-of the same id. An id cannot be used twice, so its last part counts the tries.
+The submission id identifies the work, so a restarted flow finds its job, and Ray refuses a second job with the same id.
+An id cannot be used twice, so its last part counts the attempts.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from vpo_plugin.openrlhf.log import last_words
 
 POLL_SECONDS = 1.0
 LOST_SECONDS = 30.0
-"""How long a cluster may not answer before a job counts as lost."""
+"""A job counts as lost when its cluster has not answered for this long."""
 STOP_SECONDS = 25.0
 NO_ANSWER = (OSError, RuntimeError)
-"""What a request raises that is not answered, or not as it should be; those of `requests` are OSErrors."""
+"""Errors of a request without a valid answer; those of `requests` are OSErrors."""
 
 
 class Client(JobSubmissionClient):
-    """Ray's client, whose requests would wait for ever for a machine that is cut off.
+    """Ray's client with a timeout; without it, requests to an unreachable machine would wait for ever.
 
-    `_do_request` (Ray 2.55) hands its options to `requests.request`.
+    `_do_request` (Ray 2.55) passes its options to `requests.request`.
     """
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
@@ -41,7 +41,7 @@ class Client(JobSubmissionClient):
 
 
 class RayCluster(Block):
-    """A Ray cluster that trains, by the address of its dashboard."""
+    """A Ray cluster for training, by the address of its dashboard."""
 
     _block_type_slug = "ray-cluster"
     _block_type_name = "Ray cluster"
@@ -52,7 +52,7 @@ class RayCluster(Block):
 
 
 def resolve_cluster(cluster: str) -> RayCluster:
-    """The cluster of an address, or of a saved block named `ray-cluster/NAME`.
+    """The cluster at an address, or of a saved block named `ray-cluster/NAME`.
 
     Raises:
         ValueError: there is no such block.
@@ -60,7 +60,7 @@ def resolve_cluster(cluster: str) -> RayCluster:
     slug, _, name = cluster.partition("/")
     if slug != RayCluster._block_type_slug:
         return RayCluster(address=cluster)
-    loaded: Any = RayCluster.load(name)  # ValueError where there is none
+    loaded: Any = RayCluster.load(name)  # ValueError if there is none
     return loaded
 
 
@@ -76,7 +76,7 @@ def connect(cluster: RayCluster) -> JobSubmissionClient:
         reason = str(error).splitlines()[0]
         raise ConnectionError(
             f"The Ray cluster {cluster.address} does not answer ({reason}). Its dashboard must run, and the address "
-            "be the dashboard's, http://HOST:8265."
+            "must be the dashboard's, http://HOST:8265."
         ) from error
 
 
@@ -92,17 +92,17 @@ def run_job(
 ) -> None:
     """Run a command on the cluster with its output in `log`, calling `on_poll` about once a second.
 
-    If a job of that name runs already, it is followed; one that succeeded counts where its result is still there. The
-    job is stopped when this function is left early.
+    A running job of that name is followed; a job that succeeded counts if its result still exists. If this function
+    exits early, it stops the job.
 
     Raises:
-        RuntimeError: the job failed; the message ends with its last words and names the log. Or the cluster was lost.
+        RuntimeError: the cluster was lost, or the job failed; the message ends with its last error and names the log.
         ConnectionError: the cluster does not answer at the start.
     """
     client = connect(cluster)
     pause(what, 0)
     job, is_new = submit(client, command, cluster, name, result)
-    if is_new and log.exists():  # of an earlier try
+    if is_new and log.exists():  # of an earlier attempt
         tries = len(list(log.parent.glob(f"{log.stem}.*{log.suffix}")))
         log.rename(log.with_suffix(f".{tries + 1}{log.suffix}"))
     copier = threading.Thread(target=_copy_log, args=(client, job, log), daemon=True)
@@ -123,7 +123,7 @@ def run_job(
 def submit(
     client: JobSubmissionClient, command: Sequence[str], cluster: RayCluster, name: str, result: Path
 ) -> tuple[str, bool]:
-    """The id of the job of that name that runs or has left its result, else of a new one; and whether it is new."""
+    """The id of the job of that name that runs or left its result, else of a new job; and whether it is new."""
     number = re.compile(re.escape(name) + r"-(\d+)")
     tries = [(int(m[1]), job) for job in client.list_jobs() if (m := number.fullmatch(job.submission_id or ""))]
     last, latest = max(tries, key=lambda numbered: numbered[0], default=(0, None))
@@ -138,9 +138,9 @@ def submit(
             env = {"env_vars": cluster.env_vars}
             return client.submit_job(entrypoint=shlex.join(command), submission_id=job, runtime_env=env), True
         except RuntimeError as error:
-            if job in {other.submission_id for other in client.list_jobs()}:  # another flow was quicker
+            if job in {other.submission_id for other in client.list_jobs()}:  # another flow was faster
                 return job, False
-            if time.monotonic() > deadline:  # before, the cluster may be starting
+            if time.monotonic() > deadline:  # until then, the cluster may still be starting
                 reason = str(error).splitlines()[0]
                 raise RuntimeError(
                     f"The Ray cluster {cluster.address} does not take the job {job}: {reason}"
@@ -149,7 +149,7 @@ def submit(
 
 
 def stop(client: JobSubmissionClient, job: str) -> None:
-    """Stop a job and wait until Ray has ended it, or is gone itself."""
+    """Stop a job and wait until it has ended or the cluster no longer answers."""
     with suppress(*NO_ANSWER):
         client.stop_job(job)
         deadline = time.monotonic() + STOP_SECONDS
@@ -158,7 +158,7 @@ def stop(client: JobSubmissionClient, job: str) -> None:
 
 
 def _follow(client: JobSubmissionClient, job: str, what: str, on_poll: Callable[[], None]) -> JobStatus:
-    """Wait for a job's end; ConnectionError when its cluster has not answered for some time."""
+    """Wait for a job's end. Raises ConnectionError if its cluster has not answered for `LOST_SECONDS`."""
     answered = time.monotonic()
     while True:
         try:
@@ -175,7 +175,7 @@ def _follow(client: JobSubmissionClient, job: str, what: str, on_poll: Callable[
 
 
 def _copy_log(client: JobSubmissionClient, job: str, log: Path) -> None:
-    """Copy a job's output, which Ray sends from its beginning, until the job ends."""
+    """Copy a job's output, which Ray sends from the beginning, until the job ends."""
 
     async def copy() -> None:
         with log.open("w") as file:
@@ -183,5 +183,5 @@ def _copy_log(client: JobSubmissionClient, job: str, log: Path) -> None:
                 file.write(text)
                 file.flush()
 
-    with suppress(*NO_ANSWER, aiohttp.ClientError):  # the cluster is gone: what came is kept
+    with suppress(*NO_ANSWER, aiohttp.ClientError):  # the cluster is gone: keep what was received
         asyncio.run(copy())

@@ -1,12 +1,12 @@
-"""A registry of policies on disk: versions, the one that is deployed (the champion), and how it came to be that.
+"""A registry of policies on disk: versions, the deployed version (the champion), and the history of champions.
 
     runs/registry/
-      v0001.json, …    one file a version, written once: its policy, its prompts, how it compared
-      champion         the id of the champion, replaced whole; a deployment reads this
-      history.jsonl    each change of the champion, oldest first; where `champion` is damaged, this is right
-      lock             held for as long as a change takes
+      v0001.json, …    one file per version, written once: its policy, its prompts, its comparison
+      champion         the id of the champion, replaced atomically; a deployment reads this
+      history.jsonl    each change of the champion, oldest first; authoritative if `champion` is damaged
+      lock             held during a change
 
-Versions are numbered in the order in which they were added, whatever the clock says.
+Versions are numbered in the order in which they are added, whatever the clock says.
 """
 
 import re
@@ -26,7 +26,7 @@ _ID = re.compile(r"v(\d{4,})")
 
 
 class RegistryError(ValueError):
-    """A registry that cannot answer; the message names the file and says what to do."""
+    """The registry cannot answer; the message names the file and says what to do."""
 
 
 class ChampionChanged(RegistryError):
@@ -50,17 +50,17 @@ class Version(_Record):
     parent: str | None = None
     """The champion that it was trained from."""
     run: str | None = None
-    """Fingerprint of what it was made from: the same retraining, run again, finds its version here."""
+    """Fingerprint of its inputs: the same retraining, run again, finds its version by this."""
     prompts: list[str] = []
     """Fingerprints of the prompts that it was trained on."""
     evaluation: dict[str, Any] | None = None
-    """How it compared with its parent: `flows.promotion.Decision`."""
+    """The comparison with its parent, a `flows.promotion.Decision`."""
     created: str
-    """UTC; for people, nothing depends on it."""
+    """UTC time, for people only."""
 
 
 class Change(_Record):
-    """The champion changed."""
+    """A change of the champion."""
 
     champion: str
     previous: str | None
@@ -72,21 +72,21 @@ def versions(folder: Path) -> list[Version]:
     """All versions, oldest first.
 
     Raises:
-        RegistryError: the file of one is damaged.
+        RegistryError: a version's file is damaged.
     """
     return [read_version(folder, version) for version in version_ids(folder)]
 
 
 def version_ids(folder: Path) -> list[str]:
-    """The ids of all versions, oldest first, damaged ones too."""
+    """The ids of all versions, also damaged ones, oldest first."""
     return sorted((file.stem for file in folder.glob("v*.json") if _ID.fullmatch(file.stem)), key=_number)
 
 
 def read_version(folder: Path, version: str) -> Version:
-    """One version.
+    """Read one version.
 
     Raises:
-        RegistryError: there is none of this id, or its file is damaged.
+        RegistryError: there is no version with this id, or its file is damaged.
     """
     file = folder / f"{version}.json"
     if not _ID.fullmatch(version) or not file.is_file():
@@ -122,10 +122,10 @@ def history(folder: Path) -> list[Change]:
 
 
 def champion(folder: Path) -> Version | None:
-    """The version that is deployed; None in a registry that has had none.
+    """The deployed version; None if the registry never had one.
 
     Raises:
-        RegistryError: the pointer is damaged (`repair` mends it), or the version's file is.
+        RegistryError: the pointer (`repair` rebuilds it) or the version's file is damaged.
     """
     named = _pointer(folder)
     if named != _recorded(folder):
@@ -134,10 +134,10 @@ def champion(folder: Path) -> Version | None:
 
 
 def repair(folder: Path) -> str | None:
-    """Rebuild a damaged or outdated champion pointer from the history; says what was done, None if nothing was.
+    """Rebuild a damaged or outdated champion pointer from the history; return what was done, None for nothing.
 
     Raises:
-        RegistryError: the history is damaged too, or lost.
+        RegistryError: the history is also damaged, or lost.
     """
     if not folder.exists():
         return None
@@ -147,7 +147,7 @@ def repair(folder: Path) -> str | None:
             return None
         if recorded is None:
             raise RegistryError(
-                f"{folder / POINTER} names {named!r} and {folder / HISTORY} is empty or lost: restore it from a copy, "
+                f"{folder / POINTER} names {named!r}, but {folder / HISTORY} is empty or lost: restore it from a copy, "
                 "or name the champion with `vpo registry rollback VERSION`."
             )
         files.write(folder / POINTER, recorded + "\n")
@@ -159,7 +159,7 @@ HEADER = ("", "version", "parent", "prompts", "outcome", "created", "policy")
 
 
 def overview(folder: Path) -> list[tuple[str, ...]]:
-    """A row of `HEADER` for each version: whether it is champion, where it came from, and what became of it.
+    """A row with the columns `HEADER` for each version; a star marks the champion.
 
     Raises:
         RegistryError: the pointer or the history is damaged.
@@ -184,7 +184,7 @@ def overview(folder: Path) -> list[tuple[str, ...]]:
 
 
 def outcome_of(reasons: list[str]) -> str:
-    """What a retraining decided on its version, and whether a person decided otherwise later.
+    """The retraining's decision on its version, and whether a person rolled back to it later.
 
     Args:
         reasons: why the version became champion, each time.
@@ -194,7 +194,7 @@ def outcome_of(reasons: list[str]) -> str:
 
 
 def pending(folder: Path, current: Version) -> Version | None:
-    """The version that beat the present champion and was never promoted: its retraining ended in between."""
+    """The version that beat the present champion but was never promoted, because its retraining ended before that."""
     past = {change.champion for change in history(folder)}
     won = [
         version
@@ -205,10 +205,10 @@ def pending(folder: Path, current: Version) -> Version | None:
 
 
 def add_version(folder: Path, **fields: Any) -> Version:
-    """Add a version; it gets the next number. One of the same `run` is not added twice, and returned.
+    """Add a version with the next number; if one with the same `run` exists, return that one instead.
 
     Args:
-        fields: of `Version`, without `version` and `created`.
+        fields: fields of `Version`, without `version` and `created`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
@@ -217,7 +217,7 @@ def add_version(folder: Path, **fields: Any) -> Version:
             for version in known:
                 if (earlier := read_version(folder, version)).run == fields["run"]:
                     return earlier
-        named = [change.champion for change in history(folder)]  # the number of a lost file is not given again
+        named = [change.champion for change in history(folder)]  # the number of a lost file is not reused
         number = max((_number(version) for version in [*known, *named]), default=0) + 1
         added = Version(version=f"v{number:04d}", created=_now(), **fields)
         files.write(folder / f"{added.version}.json", added.model_dump_json(indent=2) + "\n")
@@ -225,10 +225,10 @@ def add_version(folder: Path, **fields: Any) -> Version:
 
 
 def promote(folder: Path, version: str, *, over: str | None, why: str) -> None:
-    """Make a version champion instead of the one that it was compared with.
+    """Make a version champion instead of `over`, the champion that it was compared with.
 
     Raises:
-        ChampionChanged: that one is champion no more; nothing is changed.
+        ChampionChanged: `over` is no longer champion; nothing is changed.
         RegistryError: there is no such version.
     """
     read_version(folder, version)
@@ -237,7 +237,7 @@ def promote(folder: Path, version: str, *, over: str | None, why: str) -> None:
         if current != over:
             raise ChampionChanged(
                 f"{version} was compared with {over}, but {current} is champion by now: {version} stays in the "
-                "registry as it is, compare it with the new champion."
+                "registry unchanged; compare it with the new champion."
             )
         _change(folder, version, current, why)
 
@@ -246,7 +246,7 @@ def rollback(folder: Path, version: str | None = None) -> Change:
     """Make an earlier version champion again: the named one, or the one before the present champion.
 
     Raises:
-        RegistryError: there is no such version, it is champion already, or there was no champion before.
+        RegistryError: there is no such version, it is already champion, or there was no earlier champion.
     """
     if not folder.is_dir():
         raise RegistryError(f"There is no registry in {folder}.")
@@ -255,16 +255,16 @@ def rollback(folder: Path, version: str | None = None) -> Change:
         current = reigns[-1] if reigns else None
         if version is None:
             if len(reigns) < 2:
-                raise RegistryError(f"The registry {folder} has had no champion before {current}.")
+                raise RegistryError(f"The registry {folder} had no champion before {current}.")
             version = reigns[-2]
         if version == current:
-            raise RegistryError(f"{version} is the champion already.")
+            raise RegistryError(f"{version} is already the champion.")
         read_version(folder, version)
         return _change(folder, version, current, ROLLED_BACK)
 
 
 def _reigns(folder: Path) -> list[str]:
-    """The champions that a rollback steps through, the present one last: what was rolled back is left out."""
+    """The champions that a rollback steps through, the present one last, without those rolled back."""
     reigns: list[str] = []
     for change in history(folder):
         if change.champion in reigns:
@@ -274,7 +274,7 @@ def _reigns(folder: Path) -> list[str]:
 
 
 def _change(folder: Path, version: str, previous: str | None, why: str) -> Change:
-    """History first: a crash in between leaves an old pointer, which `repair` brings up to date."""
+    """Write the history first: a crash in between leaves an old pointer, which `repair` rebuilds."""
     change = Change(champion=version, previous=previous, why=why, created=_now())
     lines = [one.model_dump_json() + "\n" for one in [*history(folder), change]]
     files.write(folder / HISTORY, "".join(lines))

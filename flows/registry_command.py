@@ -34,7 +34,7 @@ class Rollback(Registry):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command that is named."""
+    """Run the named subcommand."""
     return choose({"list": show_all, "show": show, "rollback": roll_back}, arguments, "vpo registry")
 
 
@@ -74,13 +74,13 @@ def roll_back(arguments: list[str]) -> int:
 
 
 def mended(folder: Path) -> Path:
-    """The registry's folder; a damaged champion pointer is rebuilt, with a message.
+    """The registry's folder, after rebuilding a damaged champion pointer, with a message.
 
     Raises:
         FileNotFoundError: there is no registry.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no registry in {folder}; a retraining makes one.")
+        raise FileNotFoundError(f"There is no registry in {folder}; a retraining creates one.")
     if done := repair(folder):
         print(f"vpo: {done}", file=sys.stderr)
     return folder

@@ -1,4 +1,4 @@
-"""Retraining: the champion learns from prompts that no version has seen, and what is better takes its place."""
+"""Retraining: a copy of the champion learns from prompts that no version has seen, and replaces it if better."""
 
 import shlex
 from pathlib import Path
@@ -52,12 +52,12 @@ def retrain(settings: RetrainSettings) -> State:
 
 
 def check_retraining(settings: RetrainSettings) -> None:
-    """Refuse, before anything is spent, a method that cannot retrain, and settings that cannot make the first champion.
+    """Check the method, and for a first champion the other settings, before anything is spent.
 
     Raises:
-        ValueError: a method that tells weights, or see `check_settings`.
+        ValueError: the method states weights in prompts, or see `check_settings`.
         OSError: see `check_settings`.
-        ConnectionError: an MLflow registry is named that does not answer.
+        RuntimeError: see `check_mlflow`.
     """
     if tells_weights(settings.method):
         raise ValueError(
@@ -69,12 +69,12 @@ def check_retraining(settings: RetrainSettings) -> None:
 
 
 def challenge(settings: RetrainSettings) -> State:
-    """One retraining, alone on its registry."""
+    """Run one retraining, with the registry's lock held."""
     champion = find_champion(settings)
     fresh, held_out = choose_prompts(settings)
     if len(fresh) < settings.min_new_prompts:
         return skipped(
-            f"{len(fresh)} prompts that no version was trained on, and at least {settings.min_new_prompts} are needed "
+            f"{len(fresh)} prompts that no version was trained on, but at least {settings.min_new_prompts} are needed "
             f"(min_new_prompts). {champion.version} stays champion."
         )
     fresh = fresh[: len(fresh) // settings.prompts_per_step * settings.prompts_per_step]  # whole steps
@@ -110,8 +110,8 @@ def find_champion(settings: RetrainSettings) -> Version:
         get_run_logger().info("The registry is new: %s is its first champion, %s.", settings.model, first.version)
     if champion.spec != spec.name:
         raise ValueError(
-            f"The champion {champion.version} of {settings.registry} is of spec {champion.spec!r}, and this retraining "
-            f"is of {spec.name!r}: give each spec its own registry."
+            f"The champion {champion.version} of {settings.registry} has spec {champion.spec!r}, but this retraining "
+            f"has {spec.name!r}: give each spec its own registry."
         )
     if winner := registry.pending(settings.registry, champion):
         why = f"{winner.evaluation['reason']} (Its retraining ended before it was promoted.)"  # type: ignore[index]
@@ -125,26 +125,26 @@ def find_champion(settings: RetrainSettings) -> Version:
 
 @task(task_run_name="choose-prompts")
 def choose_prompts(settings: RetrainSettings) -> tuple[Rows, Rows]:
-    """Prompts to train on, which no version has seen, and held-out ones, which none was trained on."""
+    """Training prompts and held-out prompts; no version was trained on any of them."""
     spec = load_spec(settings.spec)
     seen = {prompt for version in registry.versions(settings.registry) for prompt in version.prompts}
     held_out = unseen(spec, "test", settings.eval_prompts, settings.seed, seen)
     if len(held_out) < settings.eval_prompts:
         raise ValueError(
-            f"The test split of spec {spec.name!r} has {len(held_out)} prompts that no version was trained on, "
-            f"{settings.eval_prompts} are needed (eval_prompts)."
+            f"The test split of spec {spec.name!r} has {len(held_out)} prompts that no version was trained on, but "
+            f"needs {settings.eval_prompts} (eval_prompts)."
         )
     kept_out = {fingerprint(row) for row in held_out}
     fresh = unseen(spec, "train", settings.train_prompts, settings.seed, seen | kept_out)
     get_run_logger().info(
-        "%s prompts were trained on before; %s new ones, %s held out", len(seen), len(fresh), len(held_out)
+        "%s prompts were trained on before; %s are new, %s held out", len(seen), len(fresh), len(held_out)
     )
     return fresh, held_out
 
 
 @task(task_run_name="write-prompts")
 def write_data(training: PipelineSettings, fresh: Rows, held_out: Rows) -> Path:
-    """Write the prompts where training and evaluation read them."""
+    """Write the prompts for training and evaluation."""
     folder = training.folder / "data"
     splits = {"train": fresh, "test": held_out}
     inputs = {split: digest(rows) for split, rows in splits.items()}
@@ -157,7 +157,7 @@ def write_data(training: PipelineSettings, fresh: Rows, held_out: Rows) -> Path:
 
 @task(task_run_name="compare")
 def compare(settings: RetrainSettings, training: PipelineSettings, pools: dict[str, Path], data: Path) -> Decision:
-    """Decide, and write the report of both."""
+    """Decide between both policies, and write their report."""
     spec = load_spec(settings.spec)
     champion, challenger = (load_pool(pools[name]) for name in ("champion", "challenger"))
     decision = decide(champion, challenger, spec, load_prompts(spec, data / "test"), settings)
@@ -179,7 +179,7 @@ def record(
     decision: Decision,
     fresh: Rows,
 ) -> tuple[str, str]:
-    """Put the challenger into the registry and promote it if it won; returns `Promoted` or `Kept`, and why."""
+    """Add the challenger to the registry and promote it if it won; return `Promoted` or `Kept`, and why."""
     challenger = registry.add_version(
         settings.registry,
         policy=absolute(policy),
@@ -204,13 +204,13 @@ def record(
         f"**{name}.** {decision.reason}\n\n{outcome}\n\n{table(decision, (champion.version, challenger.version))}\n"
         f"The registry `{settings.registry}`, the champion marked:\n\n{versions}\n{how_to_open(training.folder)}",
         key="decision",
-        description="Whether the challenger took the champion's place, and all versions.",
+        description="Whether the challenger replaced the champion, and all versions.",
     )
     return name, f"{decision.reason} {outcome}"
 
 
 def challenger_settings(settings: RetrainSettings, champion: Version, fresh: Rows, held_out: Rows) -> PipelineSettings:
-    """The challenger's own run; its folder is named after what it is made from, so that a restart resumes it."""
+    """The settings of the challenger's own run, named by a digest of its inputs, so that a restart resumes it."""
     training = settings.training(
         model=champion.policy, steps=len(fresh) // settings.prompts_per_step, runs=settings.folder
     )
@@ -221,8 +221,8 @@ def challenger_settings(settings: RetrainSettings, champion: Version, fresh: Row
 def unseen(spec: RewardSpec, split: str, number: int, seed: int, seen: set[str]) -> Rows:
     """At most `number` distinct rows of a split that were not seen before, in the order of the split.
 
-    A specification is asked for a number of rows, which for a generator has no end; it is asked for more until enough
-    are new, or until more brings nothing new.
+    A specification's generator may be endless, so rows are read by number: ever more, until enough are new or more
+    rows bring nothing new.
     """
     asked, new = 0, -1
     rows: dict[str, dict[str, Any]] = {}
@@ -237,15 +237,15 @@ def unseen(spec: RewardSpec, split: str, number: int, seed: int, seen: set[str])
 
 
 def fingerprint(row: dict[str, Any]) -> str:
-    """What identifies a prompt: its text and its label."""
+    """A digest of a prompt's text and label, which identify it."""
     return digest([row["prompt"], row["label"]])
 
 
 def absolute(policy: str) -> str:
-    """A policy's folder wherever it is read from; the id of one that the hub holds stays as it is."""
+    """The absolute path of a policy's folder; a hub id is unchanged."""
     return str(Path(policy).resolve()) if Path(policy).exists() else policy
 
 
 def skipped(why: str) -> State:
-    """A completed run that had nothing to do."""
+    """The state of a completed run that had nothing to do."""
     return Completed(name="Skipped", message=f"Skipped: {why}")

@@ -16,7 +16,7 @@ from vpo_plugin.cli import UsageError
 from vpo_plugin.cli.settings import Command, read, read_yaml
 
 FLOW = "flow"
-DRY_RUN = (bool, Field(False, description="Print the stages and the host's exact commands, and run nothing."))
+DRY_RUN = (bool, Field(False, description="Print the stages and the host's exact commands; run nothing."))
 
 
 class Run(Command):
@@ -59,7 +59,7 @@ def start(flow: str, settings: BaseModel) -> None:
 
     Raises:
         ConnectionError: a Prefect server is configured and does not answer.
-        ValueError: the settings cannot work; it is raised before Prefect starts.
+        ValueError: the settings cannot work; raised before Prefect starts.
         OSError: the policy cannot be read, or the disk is full.
     """
     from flows.plan import check
@@ -87,7 +87,7 @@ def shipped() -> dict[str, Path]:
 
 
 def first_comment(file: Path) -> str:
-    """What a configuration says about itself."""
+    """The comment on a configuration's first line, its description."""
     line = file.read_text().splitlines()[0]
     return line.removeprefix("#").strip() if line.startswith("#") else ""
 
@@ -97,14 +97,14 @@ TOGGLES = {"dry_run", *(name for m in SETTINGS.values() for name, f in m.model_f
 
 
 def load_config(what: str, words: list[str]) -> tuple[str, BaseModel, bool]:
-    """The flow to run, its settings, which are checked, and whether it is a dry run.
+    """The flow to run, its checked settings, and whether it is a dry run.
 
     Args:
         what: a YAML file, the name of a shipped one, or a flow.
-        words: `KEY=VALUE`, where the value is YAML, or flags; they win over the file.
+        words: flags, or `KEY=VALUE` with a YAML value; they override the file.
 
     Raises:
-        ValueError: what is wrong with the file or a setting, one line each.
+        ValueError: the file or a setting is wrong; one line per mistake.
         FileNotFoundError: the configuration does not exist.
     """
     flags = as_flags(words)
@@ -115,7 +115,7 @@ def load_config(what: str, words: list[str]) -> tuple[str, BaseModel, bool]:
         given = {FLOW: what}
     else:
         known = ", ".join([*shipped(), *SETTINGS])
-        raise FileNotFoundError(f"There is no configuration '{what}': no such file, and {known} are known.")
+        raise FileNotFoundError(f"There is no file or configuration '{what}'; the configurations are {known}.")
     named = [flag.removeprefix(f"--{FLOW}=") for flag in flags if flag.startswith(f"--{FLOW}=")]
     flow = [given.pop(FLOW, "pipeline"), *named][-1]
     if flow not in SETTINGS:
@@ -128,7 +128,7 @@ def load_config(what: str, words: list[str]) -> tuple[str, BaseModel, bool]:
 
 
 def as_flags(words: list[str]) -> list[str]:
-    """The words with each `KEY=VALUE` as a flag; lists and mappings of YAML become JSON, which flags take."""
+    """Turn each `KEY=VALUE` into a flag; YAML lists and mappings become JSON, which flags take."""
     flags = []
     for before, word in pairwise(["", *words]):
         flag = before.removeprefix("--").replace("-", "_")
@@ -138,7 +138,7 @@ def as_flags(words: list[str]) -> list[str]:
             continue
         key, equals, text = word.partition("=")
         if not (key.isidentifier() and equals):
-            raise ValueError(f"A setting on the command line reads KEY=VALUE, not {word!r}.")
+            raise ValueError(f"Write a setting on the command line as KEY=VALUE, not {word!r}.")
         flags.append(f"--{key}={_as_json(key, text)}")
     return flags
 

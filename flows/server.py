@@ -1,4 +1,4 @@
-"""The Prefect server that flows report to: one that is configured, or a temporary one that ends with its flow."""
+"""The Prefect server that flows report to: the configured one, or a temporary one that ends with its flow."""
 
 import functools
 import subprocess
@@ -9,13 +9,13 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL
 
 _watchers: list[subprocess.Popen[bytes]] = []
-"""Each ends its server when its input ends, which this process holds open for as long as it lives."""
+"""Each kills its server when its input ends; this process holds the input open while it lives."""
 
 
 def check_server() -> None:
-    """Refuse to start anything when a server is configured and does not answer.
+    """Check that a configured server answers, before anything starts.
 
-    Where none is configured, Prefect starts a temporary one, which is made to end with this process, however it ends.
+    Without a configured server, Prefect starts a temporary one; make that one end with this process, however it ends.
 
     Raises:
         ConnectionError: the server does not answer.
@@ -40,9 +40,9 @@ def check_server() -> None:
 
 @functools.cache
 def end_servers_with_this_process() -> None:
-    """Give each temporary server that Prefect starts here a watcher, which outlives a SIGKILL of this process.
+    """Give each temporary server that Prefect starts here a watcher, which survives a SIGKILL of this process.
 
-    `SubprocessASGIServer._run_uvicorn_command` (Prefect 3.4 to 3.7) starts it, and only `atexit` ends it.
+    `SubprocessASGIServer._run_uvicorn_command` (Prefect 3.4 to 3.7) starts the server, and only `atexit` ends it.
     """
     start = SubprocessASGIServer._run_uvicorn_command
 

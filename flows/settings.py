@@ -12,11 +12,11 @@ from vpo_plugin.rewards.files import spec_files
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 HOST_ESTIMATORS = ("gae", "reinforce", "rloo", "reinforce_baseline", "group_norm", "dr_grpo", "flash_reinforce")
-"""The host's own: choices of its `--algo.advantage.estimator` (OpenRLHF 0.11.2, `cli/train_ppo_ray.py`)."""
+"""The host's estimators: choices of `--algo.advantage.estimator` (OpenRLHF 0.11.2, `cli/train_ppo_ray.py`)."""
 
 
 def _estimators() -> list[str]:
-    """The plugin's estimators, whose modules import torch: a help does without."""
+    """The plugin's estimators. Their modules import torch, which --help should not need."""
     from vpo_plugin.advantages import advantage_estimator_names
 
     return advantage_estimator_names()
@@ -33,12 +33,12 @@ def _known_method(method: str) -> str:
 
 
 def _choices(names: list[str]) -> WithJsonSchema:
-    """A form that offers these names and takes any other text as well."""
+    """A form that offers these names and accepts any other text."""
     return WithJsonSchema({"anyOf": [{"type": "string", "enum": names}, {"type": "string"}]})
 
 
 class _MethodForm:
-    """How a form offers methods: by name, or by name with the candidates of a response."""
+    """The form's schema of methods: a name, or a name with the candidates of a response."""
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         names = {"type": "string", "enum": [*_estimators(), *HOST_ESTIMATORS]}
@@ -57,12 +57,12 @@ SCORER_ERROR: Any = Field(
 
 
 class RunSettings(BaseModel):
-    """Settings that every flow has."""
+    """Settings of every flow."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field("demo", pattern=NAME, description="Name of the run and of its folder.")
-    runs: Path = Field(Path("runs"), description="Folder that holds the runs' folders.")
+    runs: Path = Field(Path("runs"), description="Folder with the folders of all runs.")
     spec: Spec = Field("maze_small", description="Reward specification, by name or path.")
     eval_prompts: int = Field(200, ge=1, description="Held-out prompts to evaluate on.")
     seed: int = Field(0, ge=0, description="Seed of prompts, training and evaluation.")
@@ -79,19 +79,19 @@ class RunSettings(BaseModel):
 
 
 class DataSettings(RunSettings):
-    """Settings of the prompts of one run."""
+    """Settings of a run's prompts."""
 
     steps: int = Field(25, ge=1, description="Training steps of each method.")
     prompts_per_step: int = Field(16, ge=1, description="Prompts in one step's batch.")
 
     @property
     def train_prompts(self) -> int:
-        """Prompts to train on: each is used once."""
+        """Number of training prompts, each used once."""
         return self.steps * self.prompts_per_step
 
 
 class TrainSettings(DataSettings):
-    """Settings of training and evaluation, whichever the methods. The defaults are the demo's."""
+    """Settings of training and evaluation for any method. The defaults are the demo's."""
 
     model: Model = Field(
         "tiny-maze",
@@ -101,25 +101,23 @@ class TrainSettings(DataSettings):
         None, ge=1, description="Candidates in one response of a set method (m); default: the specification's."
     )
     rollouts_per_prompt: int = Field(
-        8, ge=2, description="Rollouts for each prompt of a set method; a single-candidate method gets m times as many."
+        8, ge=2, description="Rollouts per prompt for a set method; a single-candidate method gets m times as many."
     )
     max_new_tokens: int = Field(64, ge=1, description="Longest response, in tokens.")
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description='Options of the chat template, such as {"enable_thinking": false} for Qwen3.'
     )
     learning_rate: float = Field(2e-4, gt=0, description="AdamW learning rate, constant.")
-    kl_loss: float = Field(0.02, ge=0, description="KL loss (k3) coefficient against the initial policy; 0: no loss.")
+    kl_loss: float = Field(0.02, ge=0, description="Coefficient of the KL loss (k3) to the initial policy; 0: no loss.")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature in training.")
     eval_temperature: float | None = Field(
         None, gt=0, description="Sampling temperature in evaluation; default: that of training."
     )
-    eval_candidates: int = Field(
-        30, ge=1, description="Candidates for each held-out prompt, the same for every policy."
-    )
+    eval_candidates: int = Field(30, ge=1, description="Candidates per held-out prompt, the same for every policy.")
     save_steps: int | None = Field(
         None,
         ge=1,
-        description="Steps between checkpoints, from which an interrupted training resumes; default: a tenth of all.",
+        description="Steps between checkpoints, from which an interrupted training resumes; default: a tenth of them.",
     )
     cluster: str | None = Field(
         None,
@@ -128,7 +126,7 @@ class TrainSettings(DataSettings):
     )
     on_scorer_error: OnScorerError = SCORER_ERROR
     host_flags: list[str] = Field(
-        [], description="More flags of openrlhf.cli.train_ppo_ray; they override the settings above."
+        [], description="More flags for openrlhf.cli.train_ppo_ray; they override the settings above."
     )
 
 
@@ -138,34 +136,34 @@ class PipelineSettings(TrainSettings):
     methods: list[Method] = Field(
         ["grpo", "vpo", "vpo_at_k:1"],
         min_length=1,
-        description="Advantage estimators to train with, one policy each. The last is compared with the others.",
+        description="Advantage estimators to train with, one policy each. The last one is compared with the others.",
     )
     warm_start: bool = Field(
         False,
         description="First teach the policy the format of several candidates with its own answers (vpo "
-        "warm_start). Methods that write sets start from the resulting policy, the others from the model.",
+        "warm_start). Set methods start from the resulting policy, other methods from the model.",
     )
 
 
 class ExperimentSettings(PipelineSettings):
-    """Train and compare several methods and seeds. Each cell has the settings of a pipeline."""
+    """Train and compare several methods and seeds. Each cell has a pipeline's settings."""
 
     name: str = Field("experiment", pattern=NAME, description="Name of the run and of its folder.")
     methods: list[Method] = Field(
         default_factory=lambda: [name for name in _estimators() if name != "vpo"] + ["vpo"],
         min_length=1,
-        description="Advantage estimators to compare; default: all. The last is compared with each of the others.",
+        description="Advantage estimators to compare; default: all. The last one is compared with each other one.",
     )
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="Training seeds: one policy per seed and method.")
     match: Literal["candidates", "tokens"] = Field(
         "candidates",
-        description="What all methods get the same number of, in training and in the search: 'candidates', or "
-        "generated 'tokens' (training by the first policy's response lengths, the search by each policy's own).",
+        description="What to match between methods, in training and search: 'candidates', or generated 'tokens' "
+        "(in training by the first policy's response lengths, in search by each policy's own).",
     )
     eval_temperatures: list[Annotated[float, Field(gt=0)]] = Field(
         [],
-        description="Sampling temperatures of the evaluation: a pool at each, and each method at its own best one. The "
-        "first gives the headline figures. Default: eval_temperature alone.",
+        description="Sampling temperatures in evaluation: a pool at each, and a comparison of each method at its best "
+        "one. The first gives the main figures. Default: only eval_temperature.",
     )
     parallel: int = Field(1, ge=1, description="Cells to run at once. A cell on a CPU uses little more than one core.")
 
@@ -183,7 +181,7 @@ class ExperimentSettings(PipelineSettings):
 
 
 class Policy(BaseModel):
-    """One of the policies that a search evaluation compares."""
+    """A policy of a search evaluation."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -198,38 +196,38 @@ class SearchSettings(RunSettings):
     policies: list[Policy] = Field(
         [Policy(name="base", model="tiny-maze")],
         min_length=1,
-        description="Policies to compare on the same prompts. The last is compared with the others.",
+        description="Policies to compare on the same prompts. The last one is compared with the others.",
     )
     max_new_tokens: int = Field(64, ge=1, description="Longest response, in tokens.")
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description='Options of the chat template, such as {"enable_thinking": false} for Qwen3.'
     )
     temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
-    eval_candidates: int = Field(30, ge=1, description="Candidates for each held-out prompt, the same for each policy.")
+    eval_candidates: int = Field(30, ge=1, description="Candidates per held-out prompt, the same for every policy.")
     on_scorer_error: OnScorerError = SCORER_ERROR
 
     @model_validator(mode="after")
     def _fits(self) -> "SearchSettings":
         names = [policy.name for policy in self.policies]
         if len(set(names)) < len(names):
-            raise ValueError(f"Each policy needs its own name, but these have {', '.join(names)}.")
+            raise ValueError(f"Each policy needs its own name, but the names are {', '.join(names)}.")
         for policy in self.policies:
             if self.eval_candidates % policy.candidates:
                 raise ValueError(
-                    f"eval_candidates is {self.eval_candidates}, which responses of {policy.candidates} candidates "
-                    f"({policy.name}) do not fill: make it a multiple of {policy.candidates}."
+                    f"eval_candidates is {self.eval_candidates}, but responses of {policy.name} have "
+                    f"{policy.candidates} candidates: make it a multiple of {policy.candidates}."
                 )
         return self
 
 
 class RetrainSettings(TrainSettings):
-    """Settings of one retraining: a challenger learns from new prompts, and replaces the champion if it is better."""
+    """Settings of a retraining: a challenger learns from new prompts and replaces the champion if it is better."""
 
     method: Method = Field("vpo", description="Advantage estimator of the challenger.")
     steps: int = Field(100, ge=1, description="Maximum training steps; fewer if there are too few new prompts.")
     registry: Path = Field(Path("runs/registry"), description="Folder of the registry of policies.")
     min_new_prompts: int = Field(
-        256, ge=1, description="Prompts needed that no version was trained on; with fewer, the run ends as 'skipped'."
+        256, ge=1, description="Least number of prompts that no version was trained on; with fewer, the run is skipped."
     )
     deployment_k: int = Field(
         10, ge=1, description="Number of candidates in the deployed search: best@k at this k decides."
@@ -237,11 +235,11 @@ class RetrainSettings(TrainSettings):
     margin: float = Field(
         0.0,
         description="The 95 % interval of the challenger's gain in best@k must lie above this. A negative margin "
-        "accepts a challenger that is not worse by more than this amount.",
+        "accepts a challenger that is at most this much worse.",
     )
-    pass_at_1_allowance: float = Field(0.05, ge=0, le=1, description="Maximum fall of pass@1 below the champion's.")
+    pass_at_1_allowance: float = Field(0.05, ge=0, le=1, description="Largest allowed drop of pass@1.")
     format_allowance: float = Field(
-        0.02, ge=0, le=1, description="Maximum fall of the share of readable candidates below the champion's."
+        0.02, ge=0, le=1, description="Largest allowed drop of the share of readable candidates."
     )
 
     @model_validator(mode="after")
@@ -249,11 +247,11 @@ class RetrainSettings(TrainSettings):
         if not self.prompts_per_step <= self.min_new_prompts <= self.train_prompts:
             raise ValueError(
                 f"min_new_prompts is {self.min_new_prompts}: it must be at least prompts_per_step "
-                f"({self.prompts_per_step}), one step, and at most steps times that ({self.train_prompts})."
+                f"({self.prompts_per_step}) and at most steps times prompts_per_step ({self.train_prompts})."
             )
         if self.deployment_k > self.eval_candidates:
             raise ValueError(
-                f"deployment_k is {self.deployment_k}, and only {self.eval_candidates} candidates are sampled for each "
+                f"deployment_k is {self.deployment_k}, but only {self.eval_candidates} candidates are sampled for each "
                 "held-out prompt (eval_candidates)."
             )
         return self

@@ -1,4 +1,4 @@
-"""A stage of a run: a folder with results, done once for the same inputs."""
+"""Stages of a run: a folder with results, computed once for the same inputs."""
 
 import functools
 import importlib.util
@@ -25,10 +25,10 @@ DONE = "stage.json"
 STARTED = "started.json"
 
 command_started: float | None = None
-"""When the command began that does nothing but run a flow; None where a flow is a part of something longer."""
+"""Start time of a command that only runs a flow; None if the flow is part of a longer process."""
 
 _worked: list[tuple[float, float]] = []
-"""Start and seconds of each piece of a stage's work that this process did."""
+"""Start and duration, in seconds, of each piece of stage work in this process."""
 
 
 def file_digest(path: Path) -> str:
@@ -38,7 +38,7 @@ def file_digest(path: Path) -> str:
 
 
 def policy_digest(policy: str) -> str:
-    """What identifies a policy: the files of its folder, or the id of one that the hub holds."""
+    """An identifier of a policy: a digest of its folder's files, or its hub id."""
     folder = Path(policy)
     return digest_files(folder, sorted(folder.glob("*"))) if folder.is_dir() else policy
 
@@ -54,7 +54,7 @@ def spec_digest(spec: RewardSpec) -> str:
 
 @functools.cache
 def code_version(*parts: str) -> str:
-    """A short fingerprint of the plugin's subpackages and modules that a result depends on, and of the host."""
+    """A short fingerprint of these subpackages and modules of the plugin, and of the host's version."""
     home = Path(vpo_plugin.__path__[0])
     files = [
         file for part in parts for file in ([home / part] if part.endswith(".py") else (home / part).rglob("*.py"))
@@ -68,7 +68,7 @@ def is_done(folder: Path, inputs: dict[str, Any]) -> bool:
 
 
 def skip(folder: Path, inputs: dict[str, Any]) -> bool:
-    """Whether a stage has nothing to do, said in the log. Results that were set aside for others are put back."""
+    """Whether a stage is done already, which is logged. Restores set-aside results of the same inputs."""
     kept = folder.with_name(f"{folder.name}.{digest(inputs)}")
     if kept.exists() and not is_done(folder, inputs):
         _clear(folder)
@@ -81,7 +81,7 @@ def skip(folder: Path, inputs: dict[str, Any]) -> bool:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Be the only flow that works in a run's folder, as long as the body runs; waits for one that does.
+    """Hold the lock of a run's folder while the body runs; wait if another flow holds it.
 
     Raises:
         RuntimeError: the flow is stopped while it waits.
@@ -89,7 +89,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     held = take(folder / LOCK)
     if held is None:
-        get_run_logger().warning("Another run works in %s: this one waits for its end.", folder)
+        get_run_logger().warning("Another run works in %s: this run waits for its end.", folder)
     while held is None:
         pause("This run")
         held = take(folder / LOCK)
@@ -101,10 +101,10 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def working_on(folder: Path, inputs: dict[str, Any], *, resume: bool = False) -> Iterator[Path]:
-    """Empty the folder, hand it out, and mark it done when the body succeeds.
+    """Empty the folder, yield it, and mark it done when the body succeeds.
 
-    With `resume` it is not emptied where an earlier try with the same inputs was not finished. Finished results of
-    other inputs are set aside, as `<folder>.<fingerprint of the inputs>`.
+    With `resume`, the folder keeps the files of an unfinished attempt with the same inputs. Finished results of other
+    inputs are set aside as `<folder>.<fingerprint of the inputs>`.
 
     Raises:
         RuntimeError: a program of an earlier run still works there.
@@ -121,7 +121,7 @@ def working_on(folder: Path, inputs: dict[str, Any], *, resume: bool = False) ->
 
 @contextmanager
 def timed() -> Iterator[None]:
-    """Count the time of the body as a stage's work, and not as what the pipeline adds to it."""
+    """Count the time of the body as stage work, not as overhead."""
     started = time.time()
     try:
         yield
@@ -130,12 +130,12 @@ def timed() -> Iterator[None]:
 
 
 def overhead(flow_started: float) -> dict[str, float]:
-    """What orchestration has added so far: start-up of command and server, looking for what is done, Prefect's own.
+    """The overhead of orchestration so far: start-up of command and server, checks for finished stages, Prefect itself.
 
     Args:
-        flow_started: when the flow run began, in seconds of `time.time`.
+        flow_started: start of the flow run, in seconds of `time.time`.
     Returns:
-        `stages`: seconds of the stages' own work; `seconds`: the rest of the time since then.
+        `stages`: seconds of stage work; `seconds`: the rest of the time since the start.
     """
     since = flow_started if command_started is None else command_started
     stages = sum(seconds for started, seconds in _worked if started >= since)
@@ -145,7 +145,7 @@ def overhead(flow_started: float) -> dict[str, float]:
 def _clear(folder: Path) -> None:
     for job in folder.glob("*.job"):
         if (group := running(job.with_suffix(""))) is not None:
-            raise RuntimeError(f"{folder} is in use: {describe(group)} works there, with other settings.")
+            raise RuntimeError(f"{folder} is in use: {describe(group)} works there with other settings.")
     if (key := _key(folder / DONE)) is not None:
         kept = folder.with_name(f"{folder.name}.{key}")
         shutil.rmtree(kept, ignore_errors=True)
@@ -154,7 +154,7 @@ def _clear(folder: Path) -> None:
 
 
 def _key(marker: Path) -> str | None:
-    """The inputs that a marker was written for; None where there is none, or a full disk cut it short."""
+    """The digest of a marker's inputs; None if there is no marker, or a full disk cut it short."""
     try:
         return str(json.loads(marker.read_text())["key"])
     except (FileNotFoundError, ValueError):

@@ -33,7 +33,7 @@ from vpo_plugin.rewards.files import spec_files
 
 PROGRESS_SECONDS = 10.0
 DRAW_SECONDS = 60.0
-# Flags that say where things are and how often they are saved: a training with others of these is the same training.
+# Flags for places and save intervals: they do not change the training.
 PLACES = (
     "vpo.spec",
     "actor.model_name_or_path",
@@ -46,12 +46,12 @@ PLACES = (
 
 @task(task_run_name="train-{method}")
 def train(settings: PipelineSettings, method: str, candidates: int, base: str, data: Path) -> str:
-    """Train one policy with the host's own command; returns the checkpoint's folder.
+    """Train one policy with the host's own command; return its folder.
 
-    An interrupted training resumes from its last checkpoint, and one that still runs is followed.
+    An interrupted training resumes from its last checkpoint; a running one is followed.
 
     Raises:
-        RuntimeError: the training failed, with the last that it said.
+        RuntimeError: the training failed; the message has its last error.
     """
     folder = settings.folder / "train" / method
     policy = folder / "policy"
@@ -97,7 +97,7 @@ def train(settings: PipelineSettings, method: str, candidates: int, base: str, d
 def training_flags(
     settings: PipelineSettings, method: str, candidates: int, base: str, data: Path, output: Path
 ) -> dict[str, Any]:
-    """The host's flags with which one method is trained: one optimizer step for each batch of fresh rollouts."""
+    """The host's flags to train one method, with one optimizer step per batch of fresh rollouts."""
     from transformers import AutoTokenizer
 
     from vpo_plugin.search.policy import as_chat
@@ -158,13 +158,13 @@ def training_flags(
 
 
 def tells_weights(method: str) -> bool:
-    """Whether a method's prompts tell objective weights, in training and in the search."""
+    """Whether a method's prompts state objective weights, in training and in search."""
     name, _candidates = parse_method(method)
     return name in advantage_estimator_names() and get_advantage_estimator(name).weights_in_prompt
 
 
 def host_command(settings: PipelineSettings, flags: dict[str, Any]) -> list[str]:
-    """The host's command with these flags and the settings' own; on a cluster, `python` is its nodes' Python."""
+    """The host's command with these flags and the settings' `host_flags`; on a cluster, with its nodes' `python`."""
     command = ["python" if settings.cluster else sys.executable, "-m", "vpo_plugin.train_ppo_ray"]
     for flag, value in flags.items():
         command += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
@@ -172,9 +172,9 @@ def host_command(settings: PipelineSettings, flags: dict[str, Any]) -> list[str]
 
 
 class TrainingProgress:
-    """Says now and then how far a training is: a line in the log, and Prefect's progress bar with a small plot.
+    """Reports a training's progress now and then: a line in the log, and Prefect's progress bar with a small plot.
 
-    The plugin's own remarks in the training's output, such as the step it resumes from, are passed on.
+    Passes on the plugin's remarks in the training's output, such as the step it resumes from.
     """
 
     def __init__(self, log: Path, log_dir: Path, steps: int, method: str) -> None:
@@ -197,7 +197,7 @@ class TrainingProgress:
         last, times = done[-1], [step["time"] for step in done[-10:]]
         said = f"{self.method}: step {len(done)}/{self.steps}, reward {last['reward']:.3f}, "
         said += f"set reward {last['set_reward']:.3f}"
-        if len(done) < self.steps and times[1:]:  # the median, for a step before which the training stood still
+        if len(done) < self.steps and times[1:]:  # the median ignores a long pause before a step
             left = statistics.median(b - a for a, b in pairwise(times)) * (self.steps - len(done))
             said += time.strftime(", %H:%M:%S left", time.gmtime(left))
         self.logger.info(said)
@@ -206,7 +206,7 @@ class TrainingProgress:
             if self.plot is None or len(done) == self.steps or time.monotonic() - self.drawn_at >= DRAW_SECONDS:
                 self._draw()
         except (httpx.HTTPError, ObjectNotFound) as error:
-            self.logger.warning("Prefect's server does not take the progress (%s). The training continues.", error)
+            self.logger.warning("Prefect's server rejects the progress (%s). The training continues.", error)
 
     def _draw(self) -> None:
         self.drawn_at = time.monotonic()

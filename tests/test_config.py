@@ -71,7 +71,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ("steps: two", [], "config.yaml: steps is two: it must be a valid integer"),
         ("stepz: 2", [], "config.yaml: the key 'stepz' is unknown; is it 'steps'?"),
         ("name: ../x", [], "config.yaml: name is ../x: String should match pattern"),
-        ("flow: retrain\ndeployment_k: 40", [], "vpo: deployment_k is 40, and only 30 candidates"),
+        ("flow: retrain\ndeployment_k: 40", [], "vpo: deployment_k is 40, but only 30 candidates"),
         (
             "flow: nothing",
             [],
@@ -81,10 +81,10 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ("", [], "is not a configuration: it must be a mapping"),
         ("a: [", [], "config.yaml is not YAML"),
         ("a: !!python/object/apply:os.system ['true']", [], "config.yaml is not YAML"),
-        ("name: x", ["steps"], "vpo: A setting on the command line reads KEY=VALUE, not 'steps'."),
+        ("name: x", ["steps"], "vpo: Write a setting on the command line as KEY=VALUE, not 'steps'."),
         ("name: x", ["methods=[vpo"], "vpo: The value of methods is not YAML: '[vpo'."),
         ("name: x", ["spec=no_such"], "vpo: There is no spec 'no_such'"),
-        ("name: x", ["eval_candidates=7"], "vpo: eval_candidates is 7, which responses of 3 candidates do not fill"),
+        ("name: x", ["eval_candidates=7"], "vpo: eval_candidates is 7, but responses have 3 candidates"),
         ("name: x", ["model=./nowhere"], "vpo: ./nowhere is not a model folder"),
         ("name: x", ["model=/"], "vpo: / is not a model folder"),
         ("name: x", ["methods=[vpo,nope]"], "vpo: --methods.1: There is no advantage estimator named 'nope'."),
@@ -109,7 +109,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
 
 def test_no_such_configuration(tmp_path: Path) -> None:
     done = vpo_run(tmp_path, "nothing")
-    assert done.returncode == 1 and done.stderr.startswith("vpo: There is no configuration 'nothing'")
+    assert done.returncode == 1 and done.stderr.startswith("vpo: There is no file or configuration 'nothing'")
     assert vpo_run(tmp_path).returncode == 2
 
 

@@ -206,7 +206,7 @@ def test_the_same_on_postgres(on_postgres: Service, tmp_path: Path) -> None:
         on_postgres, "prepare-data/maze-cpu", steps=2, runs=str(tmp_path), prompts_per_step=4, eval_prompts=6
     )
     assert run["state"]["type"] == "COMPLETED", output + str(run["state"])
-    assert run["state"]["message"].startswith("8 prompts to train on and 6 held out are in ")
+    assert run["state"]["message"].startswith("8 training prompts and 6 held-out prompts are in ")
     assert (tmp_path / "maze-cpu" / "data" / "stage.json").exists()
 
 
@@ -284,8 +284,8 @@ def test_a_killed_run_is_crashed_and_says_how_to_go_on(worked: Service, home: Pa
     while "failure" not in (artifacts := worked.artifacts(run)):
         assert time.monotonic() < deadline, (home / "worker.log").read_text()
         time.sleep(0.5)
-    assert "was ended from outside" in artifacts["failure"]["data"]
-    assert "it resumes from them" in artifacts["failure"]["data"]
+    assert "was stopped from outside" in artifacts["failure"]["data"]
+    assert "to resume from them" in artifacts["failure"]["data"]
     for one in family:  # a killed process cannot end what it started
         if one.is_running():
             one.kill()
@@ -345,7 +345,7 @@ def test_retrainings_never_overlap_and_skip_what_is_too_little(worked: Service, 
     runs = worked.runs("retrain")[-2:]
     for run in runs:
         assert run["state"]["name"] == "Skipped"
-        assert run["state"]["message"].startswith("Skipped: 3 prompts that no version was trained on, and at least 256")
+        assert run["state"]["message"].startswith("Skipped: 3 prompts that no version was trained on, but at least 256")
     first, second = sorted(runs, key=lambda run: run["start_time"])
     assert first["end_time"] <= second["start_time"]
     assert [file.name for file in (tmp_path / "registry").glob("v*.json")] == ["v0001.json"]

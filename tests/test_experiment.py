@@ -274,7 +274,7 @@ def test_every_rollout_of_a_search_is_told_weights_of_its_own() -> None:
     [
         (["--methods", "vpo,grpoo"], "no advantage estimator named 'grpoo'"),
         (["--methods", "vpo,maxrl:3"], "maxrl rewards one candidate per response"),
-        (["--methods", "vpo,vpo_at_k:7"], "responses of 7 candidates do not fill"),
+        (["--methods", "vpo,vpo_at_k:7"], "responses have 7 candidates"),
         (["--seeds", "1,1"], "--seeds: names something twice"),
         (["--steps", "many"], "--steps is many: it must be a valid integer"),
         (["--spec", "code", "--methods", "goal_conditioned"], "their number differs from prompt to prompt"),

@@ -102,7 +102,7 @@ def test_a_challenger_is_trained_compared_and_promoted(tmp_path: Path) -> None:
 
     second = retrain(tmp_path, spec)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "Skipped: 1 prompts that no version was trained on, and at least 8 are needed" in second.stdout
+    assert "Skipped: 1 prompts that no version was trained on, but at least 8 are needed" in second.stdout
     assert champion(folder) == challenger and len(versions(folder)) == 2
 
     with FileLock(folder / "retraining.lock"):
@@ -126,10 +126,10 @@ def test_what_is_not_better_stays_aside(tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         ({"min_new_prompts": 3}, "min_new_prompts is 3: it must be at least prompts_per_step (4)"),
-        ({"min_new_prompts": 9}, "at most steps times that (8)"),
-        ({"deployment_k": 7}, "deployment_k is 7, and only 6 candidates are sampled"),
+        ({"min_new_prompts": 9}, "at most steps times prompts_per_step (8)"),
+        ({"deployment_k": 7}, "deployment_k is 7, but only 6 candidates are sampled"),
         ({"model": "./nowhere"}, "./nowhere is not a model folder"),
-        ({"eval_candidates": 7}, "eval_candidates is 7, which responses of 3 candidates do not fill"),
+        ({"eval_candidates": 7}, "eval_candidates is 7, but responses have 3 candidates"),
         ({"method": "goal_conditioned"}, "goal_conditioned states weights in each prompt"),
     ],
 )
@@ -146,7 +146,7 @@ def test_a_registry_of_another_spec_is_refused(tmp_path: Path) -> None:
     """And, in the first retraining, more held-out prompts than there are."""
     done = retrain(tmp_path, write_growing_spec(tmp_path / "growing", train=9, test=7), eval_prompts=8)
     assert done.returncode == 1
-    assert "has 7 prompts that no version was trained on, 8 are needed" in done.stderr
+    assert "has 7 prompts that no version was trained on, but needs 8" in done.stderr
     done = retrain(tmp_path, Path("maze_small"))
     assert done.returncode == 1 and "give each spec its own registry" in done.stderr
 
@@ -243,7 +243,7 @@ def test_guarded_metrics_hold_a_better_challenger_back() -> None:
 
 
 def test_pools_of_other_prompts_are_refused() -> None:
-    with pytest.raises(ValueError, match="40 prompts, 39 were held out"):
+    with pytest.raises(ValueError, match="40 prompts, but 39 were held out"):
         decide(pool(BASE), pool(BASE), SPEC, ROWS[:39], settings())
 
 
