@@ -1,8 +1,8 @@
-"""Where a training step on a CPU spends its time, in two checkouts: `python -m benchmarks.cpu_step --before DIR`.
+"""Time the phases of a CPU training step in two checkouts: `python -m benchmarks.cpu_step --before DIR`.
 
-The plugin's own command trains in the checkout DIR and in this one, in turns, since a machine is not equally busy all
-the time; the host's log says what each phase took. Printed are the medians over all steps but each training's first,
-in seconds, and before divided by after.
+The plugin's own command trains in the checkout DIR and in this one, in turns, because the machine's load varies; the
+host's log has the time of each phase. Prints medians in seconds, over all steps but each training's first, and before
+divided by after.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def train(checkout: Path, policy: str, output: Path, steps: int) -> list[dict[str, float]]:
-    """The seconds of each phase, and of all, in each step of one training in a checkout."""
+    """Seconds of each phase and of all phases, per step of one training in a checkout."""
     output.mkdir()
     (output / "spec.yaml").write_text(SPEC)
     (output / "cpu_step_task.py").write_text(TASK)

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.estimator`: what the estimators `vpo` and `vpo_at_k` cost, and how exact they are.
+"""`python -m benchmarks.estimator`: time and error of the estimators `vpo` and `vpo_at_k`.
 
-Beside `vpo`, in alternation in one run: the usual implementation, a Python loop over rollouts with 100 independent
-Dirichlet draws a group. `vpo_at_k` takes the best of half the rollouts.
+`vpo` alternates in one run with the usual implementation: a Python loop over rollouts with 100 independent Dirichlet
+draws per group. `vpo_at_k` takes the best of half the rollouts.
 """
 
 import argparse
@@ -35,17 +35,17 @@ POINTS_AT_ONCE = 2**11
 
 @dataclass(frozen=True)
 class Measurement:
-    """One way to compute the advantages of one shape."""
+    """The measurement of one method on one shape."""
 
     method: str
     milliseconds: float
     """Median wall time of a call."""
     error: float
-    """Root mean square difference from the reference's advantages, over rollouts and calls."""
+    """Root mean square difference from the reference advantages, over rollouts and calls."""
 
 
 def loop_advantages(reward_matrices: Tensor) -> Tensor:
-    """The usual implementation: rollout by rollout, 100 independent weights for each group, with torch's generator."""
+    """The usual implementation: rollout by rollout, 100 independent weights per group, with torch's generator."""
     dirichlet = torch.distributions.Dirichlet(torch.ones(reward_matrices.shape[-1]))
     advantages = []
     for group in reward_matrices:
@@ -57,18 +57,18 @@ def loop_advantages(reward_matrices: Tensor) -> Tensor:
 
 
 def vpo_advantages(reward_matrices: Tensor, num_weights: int | None = None) -> Tensor:
-    """What `vpo` computes, `(G, N, m, k)` -> `(G, N)`."""
+    """Advantages of `vpo`, `(G, N, m, k)` -> `(G, N)`."""
     return get_advantage_estimator("vpo")(RewardBatch(reward_matrices, num_weights=num_weights))
 
 
 def vpo_at_k_advantages(reward_matrices: Tensor, num_weights: int | None = None) -> Tensor:
-    """What `vpo_at_k` computes, of size 1 on the groups that have a reference: `(G, N, m, k)` -> `(G, N)`."""
+    """Advantages of `vpo_at_k`, scaled to RMS 1 on the groups with a reference, `(G, N, m, k)` -> `(G, N)`."""
     gains = get_advantage_estimator("vpo_at_k_derived")(RewardBatch(reward_matrices, num_weights=num_weights))
     return gains / root_mean_square(gains[:REFERENCE_GROUPS])
 
 
 def plain_gains(values: Tensor) -> Tensor:
-    """The formula of `vpo_at_k` for half of the rollouts, by an ordinary sort: `(N, W)` -> `(N, W)`."""
+    """The formula of `vpo_at_k` for half of the rollouts, with an ordinary sort: `(N, W)` -> `(N, W)`."""
     rollouts = len(values)
     k = max(2, rollouts // 2)
     ranked, order = values.sort(0)
@@ -85,14 +85,14 @@ FORMULAS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]
     "vpo": (lambda values: values, group_z_norm),
     "vpo_at_k": (plain_gains, lambda gains: gains / root_mean_square(gains)),
 }
-"""What a rollout gets of each weighting, values `(N, W)` -> `(N, W)`, and its mean over weightings at the size of 1."""
+"""Gains of rollouts per weighting, `(N, W)` -> `(N, W)`, and the normalization of their means over weightings."""
 
 
 def reference_advantages(reward_matrices: Tensor, seed: int, estimator: str = "vpo") -> tuple[Tensor, float]:
-    """The advantages `(G, N)` from 2^20 points in float64, and an estimate of their root mean square error.
+    """Advantages `(G, N)` from 2^20 points in float64, and an estimate of their root mean square error.
 
-    The points are 16 independent scrambles of a Sobol sequence, whose spread gives the error. Memory is bounded by
-    `POINTS_AT_ONCE`.
+    The points are 16 independent scrambles of a Sobol sequence; their spread gives the error. `POINTS_AT_ONCE` bounds
+    the memory.
     """
     of_weightings, scale = FORMULAS[estimator]
     rewards = reward_matrices.double()
@@ -115,7 +115,7 @@ def measure(
     """Time and error of an estimator at each number of weights, on uniform random rewards.
 
     Returns:
-        The measurements, for `vpo` the loop's first, and the error of the reference itself.
+        The measurements (for `vpo`, the loop comes first) and the error of the reference itself.
     """
     rewards = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
     reference, reference_error = reference_advantages(rewards[:REFERENCE_GROUPS], seed + 1, estimator)
@@ -126,7 +126,7 @@ def measure(
     squares: dict[str, list[float]] = {name: [] for name in methods}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 2)
-        for call in range(repeats + 1):  # the first warms up
+        for call in range(repeats + 1):  # the first call warms up
             for name, method in methods.items():
                 started = time.perf_counter()
                 advantages = method()

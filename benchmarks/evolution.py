@@ -1,9 +1,9 @@
 """Evidence: what policies find by evolution on the prompts that best-of-k leaves unsolved.
 
-`python -m benchmarks.evolution --spec maze_small --policies base=PATH grpo=PATH vpo=PATH --sets vpo`: samples a pool
-of each policy on the same held-out prompts, takes those that the pools leave unsolved, searches them with every policy
-by best-of-k and by evolution at the same budget, and writes summary.md, results.json and solved.png. What was done
-before is not done again.
+`python -m benchmarks.evolution --spec maze_small --policies base=PATH grpo=PATH vpo=PATH --sets vpo` samples a pool of
+each policy on the same held-out prompts, searches the prompts that the pools leave unsolved, with every policy, by
+best-of-k and by evolution at the same budget, and writes summary.md, results.json and solved.png. Finished parts are
+not repeated.
 """
 
 import argparse
@@ -37,7 +37,7 @@ DASHES = {"best_of_k": ":", "evolution": "-"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is missing and write the evidence."""
+    """Run the missing parts and write the evidence."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evolution", description=__doc__.partition("\n")[0])
     parser.add_argument("--spec", default="maze_small")
@@ -107,15 +107,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def vpo(*arguments: str) -> None:
-    """Run a `vpo` command in a process of its own. Raises RuntimeError if it fails; it has said why."""
+    """Run a `vpo` command in its own process. Raises RuntimeError if it fails; its output says why."""
     print("vpo " + shlex.join(arguments), flush=True)
     done = subprocess.run([sys.executable, "-m", "vpo_plugin.cli", *arguments], check=False)
     if done.returncode:
-        raise RuntimeError(f"`vpo {arguments[0]}` failed; what is wrong stands above.")
+        raise RuntimeError(f"`vpo {arguments[0]}` failed; see the error above.")
 
 
 def verdicts(evolved: Sequence[tuple[str, str, Search]], over: str = "grpo", above: int = 30) -> list[str]:
-    """Whether the paper's claim on evolution holds: what each policy's search solves beside grpo's, as sentences."""
+    """Sentences on whether the paper's claim on evolution holds: what each policy's search solves beside `over`'s."""
     after = {policy: search.solved_after for policy, _, search in evolved}
     if over not in after:
         return []
@@ -159,7 +159,7 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def plot(figure: Figure, results: dict[str, Any]) -> None:
-    """Solved prompts against the budget: a colour for each policy, a dash for each procedure."""
+    """Plot solved prompts against the budget: a colour per policy, a dash per procedure."""
     axes = figure.add_subplot()
     colours = styles([curve["policy"] for curve in results["search"]])
     for curve in results["search"]:

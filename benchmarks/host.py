@@ -1,4 +1,4 @@
-"""`python -m benchmarks.host`: time of a training step with `vpo` and with the host's `group_norm`, in alternation."""
+"""`python -m benchmarks.host`: time a training step with `vpo` and with the host's `group_norm`, in alternation."""
 
 import argparse
 import importlib.resources
@@ -22,11 +22,11 @@ from vpo_plugin.rewards.task import read_rows
 
 HOST_PROMPTS = 16
 HOST_WARM_UP = 2
-"""First steps of a training that are not counted, after the very first one, which has no beginning in the log."""
+"""Steps left out after a training's first one, which is also left out because the log lacks its start."""
 
 
 def bench_host(args: argparse.Namespace) -> None:
-    """Train with `vpo` and with the host's `group_norm` on the same prompts, in turns, and print the steps' times."""
+    """Train with `vpo` and the host's `group_norm` on the same prompts, in turns, and print the times of steps."""
     from datasets import Dataset
 
     spec = load_spec("maze_small")
@@ -50,7 +50,7 @@ def bench_host(args: argparse.Namespace) -> None:
                     *("--rollout.max_new_tokens", "64", "--rollout.batch_size", str(HOST_PROMPTS)),
                     *("--rollout.n_samples_per_prompt", "8", "--rollout.micro_batch_size", "32"),
                     *("--train.batch_size", str(8 * HOST_PROMPTS), "--train.micro_batch_size", "32"),
-                    *("--actor.adam.lr", "1e-9", "--algo.kl.init_coef", "0"),  # the responses stay as long as they are
+                    *("--actor.adam.lr", "1e-9", "--algo.kl.init_coef", "0"),  # keeps the length of responses
                 ]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:

@@ -1,4 +1,4 @@
-"""Draw who imports whom, from the imports themselves: python -m benchmarks.imports writes docs/imports.svg."""
+"""Draw the imports between the project's parts: python -m benchmarks.imports writes docs/imports.svg."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ COLOURS = ("#3b6ea5", "#b5651d", "#4f8a4f", "#8a4f7d", "#a53b3b", "#55606e")
 
 
 def layers() -> list[list[str]]:
-    """The parts of the project, those that may import all others first, as pyproject.toml orders them."""
+    """The parts of the project in pyproject.toml's order: each may only import later ones."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     outer, inner = ([row.split(" | ") for row in contract["layers"]] for contract in contracts)
     return [*outer[:-1], *([f"{PLUGIN}.{name}" for name in row] for row in inner)]
 
 
 def arcs(rows: list[list[str]]) -> list[tuple[int, int]]:
-    """Pairs (importer, imported) of rows between which there is an import, inside a function too."""
+    """Pairs (importer, imported) of rows with an import between them, also inside functions."""
     graph = grimp.build_graph(*{name.split(".")[0] for row in rows for name in row}, cache_dir=None)
     row_of = {
         module: i for i, row in enumerate(rows) for name in row for module in (name, *graph.find_descendants(name))
@@ -33,7 +33,7 @@ def arcs(rows: list[list[str]]) -> list[tuple[int, int]]:
 
 
 def draw() -> str:
-    """The picture as SVG: a box a row, an arc for each import, all of which lead down."""
+    """The picture as SVG: a box per row and an arc per import; all arcs lead down."""
     rows = layers()
     height = ROW * len(rows) + 16
     lines = [

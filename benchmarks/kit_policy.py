@@ -1,7 +1,7 @@
 """Make the tiny warm-started policy of the kit task: `python -m benchmarks.kit_policy --output DIR`.
 
-The examples are kits that are good for random weightings of the needs, with noise. Nothing tells the policy which
-weighting a kit was made for, so it packs for many of them.
+The examples are kits that are good for random weightings of the needs, with noise. The prompts do not state the
+weighting of a kit, so the policy learns to pack for many weightings.
 """
 
 import random
@@ -17,14 +17,14 @@ from vpo_plugin.rewards.formats import render_prompt, write_response
 from vpo_plugin.rewards.task import read_rows
 
 NOISE = 1.0
-"""Scale of the Gumbel noise on what an item is worth to a weighting, in units of its value from 0 to 9."""
+"""Scale of the Gumbel noise on an item's value under a weighting, in units of values from 0 to 9."""
 KITS_PER_ROW = 8
 
 
 def sft_examples(spec: RewardSpec, num_rows: int, seed: int) -> Iterator[dict[str, str]]:
     """`num_rows` prompts with responses, half of them of one kit, half of `spec.candidates` different kits.
 
-    One example in eight tells objective weights, which the kit does not mind, for `goal_conditioned`.
+    One example in eight states objective weights, which its kit ignores, for `goal_conditioned`.
     """
     rng = random.Random(f"warm start {seed}")
     draws = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ def sft_examples(spec: RewardSpec, num_rows: int, seed: int) -> Iterator[dict[st
 
 
 def random_kits(label: dict, candidates: int, draws: np.random.Generator) -> list[str]:
-    """Different kits, each of the items that are worth most to a weighting of its own, with noise."""
+    """Different kits, each with the best items for its own random weighting, with noise."""
     values = np.array(label["items"], dtype=float)
     kits: list[str] = []
     while len(kits) < candidates:

@@ -1,7 +1,7 @@
 """Make the tiny warm-started maze policy: `python -m benchmarks.maze_policy --output DIR`.
 
-The examples are diverse valid routes. They know nothing of rewards: they are shortest paths under random edge lengths,
-some by way of a random cell.
+The examples are diverse valid routes that ignore the rewards: shortest paths under random edge lengths, some by way of
+a random cell.
 """
 
 import heapq
@@ -15,7 +15,7 @@ from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.formats import render_prompt, write_response
 from vpo_plugin.rewards.task import read_rows
 
-EDGE_NOISE = 4.0  # an edge is 1 long, plus a uniform number up to this,
+EDGE_NOISE = 4.0  # an edge has length 1, plus a uniform number up to this,
 OFF_DIAGONAL = 1.0  # plus this for each step that it lies off the diagonal from start to exit
 WAYPOINT_SHARE = 0.1  # of the routes go by way of a random cell
 ROWS_PER_MAZE = 8
@@ -24,8 +24,8 @@ ROWS_PER_MAZE = 8
 def sft_examples(spec: RewardSpec, num_rows: int, seed: int) -> Iterator[dict[str, str]]:
     """`num_rows` prompts with responses, half of them of one route, half of `spec.candidates` different routes.
 
-    Every fourth prompt of one route tells objective weights, which the route does not mind: `goal_conditioned`
-    starts from a policy that has seen such prompts.
+    Every fourth prompt for one route states objective weights, which the route ignores: `goal_conditioned` starts from
+    a policy that has seen such prompts.
     """
     rng = random.Random(f"warm start {seed}")
     mazes = list(read_rows(spec, "train", -(-num_rows // ROWS_PER_MAZE), seed))
@@ -45,7 +45,7 @@ def sft_examples(spec: RewardSpec, num_rows: int, seed: int) -> Iterator[dict[st
 
 
 def random_routes(maze: Maze, candidates: int, rng: random.Random) -> list[list[str]]:
-    """Valid routes, different from each other as long as 50 draws find that many."""
+    """Valid routes, all different if 50 draws find that many."""
     routes: list[list[str]] = []
     for _ in range(50):
         route = random_route(maze, rng)
@@ -71,9 +71,7 @@ def random_route(maze: Maze, rng: random.Random) -> list[str]:
 
 
 def random_path(maze: Maze, source: Cell, goal: Cell, rng: random.Random) -> list[Cell]:
-    """The shortest path between two cells under fresh random edge lengths (Dijkstra), not through the
-    exit.
-    """
+    """The shortest path between two cells under fresh random edge lengths (Dijkstra), not through the exit."""
     lengths: dict[tuple[Cell, Cell], float] = {}
     best, came_from, queue = {source: 0.0}, {}, [(0.0, source)]
     while queue:

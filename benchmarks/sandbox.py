@@ -1,7 +1,7 @@
-"""How fast programs are tested: python -m benchmarks.sandbox
+"""Measure how fast programs are tested: python -m benchmarks.sandbox
 
-Each program is run on 1, 4 and 16 tests, as many programs at once as there are cores; and for comparison each test by a
-Python of its own in a box of its own, started for it.
+Each program runs on 1, 4 and 16 tests, one program per core at a time. For comparison, each test also runs in a new
+Python in a new box.
 """
 
 import argparse

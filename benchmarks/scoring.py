@@ -1,10 +1,10 @@
-"""How fast responses are scored: python -m benchmarks.scoring [--before DIR]
+"""Measure how fast responses are scored: python -m benchmarks.scoring [--before DIR]
 
-On one core of this process, and by the scoring service, as every command scores, on one core and on all of them: one
-process a core, and its own side, which hands over and collects, on the same cores. Each task's responses hold three
-candidates, with a few words before them.
+Scores on one core in this process, and with the scoring service of every command on one core and on all cores: one
+process per core, with the service's own side on the same cores. Each task's responses hold three candidates, after a
+few words.
 With --before, a checkout from before the scoring service scores the same responses in turns with this one.
-Programs: python -m benchmarks.sandbox.
+For programs, see python -m benchmarks.sandbox.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def on_one_core(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) -> float:
-    """Responses in a second of CPU time."""
+    """Responses per second of CPU time, in this process."""
     score = response_scorer(spec)
     started, scored = time.process_time(), 0
     while time.process_time() - started < seconds:
@@ -75,14 +75,14 @@ def on_one_core(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) 
 
 
 def on_one_core_of(checkout: Path, name: str, pairs: list[tuple[str, Any]], seconds: float) -> float:
-    """The same of another checkout."""
-    command, given = [sys.executable, "-c", OLD], json.dumps([name, pairs, seconds])  # finds the packages beside it
+    """Responses per second of CPU time, in another checkout."""
+    command, given = [sys.executable, "-c", OLD], json.dumps([name, pairs, seconds])  # imports from its own folder
     done = subprocess.run(command, input=given, cwd=checkout, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout)
 
 
 def by_the_service(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float, cores: list[int]) -> float:
-    """Responses in a second on some cores, with the processes started before."""
+    """Responses per second of the scoring service on these cores, without its start-up."""
     items = [Item(response, label, 3, "") for response, label in pairs]
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)  # the scoring processes inherit it
@@ -99,7 +99,7 @@ def by_the_service(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: floa
 
 
 def mazes(spec: RewardSpec) -> Iterator[tuple[str, Any]]:
-    """Eight responses to each of 32 mazes, each with a route of the solver's, and the same one cut once and twice."""
+    """Eight responses to each of 32 mazes, each with a solved route, and the same without its last 1 and 2 moves."""
     for row in read_rows(spec, "train", 32, 0):
         routes = itertools.cycle(route.split() for route, _ in known_answers(spec, row["label"]))
         for route in itertools.islice(routes, 8):

@@ -1,7 +1,7 @@
-"""A picture of a run's page in Prefect, taken in a real browser (Chromium, from Debian's package).
+"""Take a picture of a run's page in Prefect with a real browser (Chromium, from Debian's package).
 
-`python -m benchmarks.screenshot [RUN_ID] [--output page.png]`: the page of a flow run, of the newest one by default,
-on the server that PREFECT_API_URL names.
+`python -m benchmarks.screenshot [RUN_ID] [--output page.png]` shows a flow run, by default the newest one, on the
+server that PREFECT_API_URL names.
 """
 
 import argparse
@@ -41,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def find_run(run: UUID | None) -> UUID:
-    """The id of a flow run that the server has: of this one, or of the newest that has started.
+    """The id of this flow run, or of the newest one that has started, if the server has it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the server has no such run.
     """
     wanted = None if run is None else FlowRunFilter(id=FlowRunFilterId(any_=[run]))
     with get_client(sync_client=True) as client:
@@ -55,7 +55,7 @@ def find_run(run: UUID | None) -> UUID:
 
 
 def take(url: str, tab: str, output: Path) -> None:
-    """Open a run's page in a headless browser, choose a tab of it, and save what it shows.
+    """Open a run's page in a headless browser, choose a tab, and save a picture of it.
 
     Raises:
         RuntimeError: no browser is installed, or the page does not show that tab.
@@ -65,7 +65,7 @@ def take(url: str, tab: str, output: Path) -> None:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise RuntimeError("No browser is installed: apt-get install chromium.")
-    flags = ["--no-sandbox"] if os.geteuid() == 0 else []  # the browser's own sandbox refuses root
+    flags = ["--no-sandbox"] if os.geteuid() == 0 else []  # the browser's sandbox refuses root
     with sync_playwright() as playwright:
         try:
             page = playwright.chromium.launch(executable_path=browser, args=flags).new_page(
@@ -76,7 +76,7 @@ def take(url: str, tab: str, output: Path) -> None:
             tabs = page.get_by_role("tablist")
             tabs.get_by_text(tab, exact=True).click()  # some are hidden until the page knows the run
             page.wait_for_load_state("networkidle")
-            page.wait_for_timeout(2000)  # what fades in
+            page.wait_for_timeout(2000)  # wait for fading elements
             page.screenshot(path=output)
         except Error as error:
             raise RuntimeError(f"{browser} took no picture of {url}: {error.message.splitlines()[0]}") from error

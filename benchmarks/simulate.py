@@ -1,8 +1,8 @@
-"""`python -m benchmarks.simulate`: what the plugin adds to a large run, measured with synthetic rollouts.
+"""`python -m benchmarks.simulate`: measure the plugin's overhead in a large run, with synthetic rollouts.
 
-`step`: the way of a step's rollouts through the plugin, at growing sizes: scoring, the reward matrices through Ray's
-object store, the hook in the trainer, the estimator alone. `engine`: whether scoring slows generation, with a real
-vLLM engine in the actor that the host runs it in. docs/scaling.md shows what both print.
+`step` measures a step's rollouts in the plugin, at growing sizes: scoring, the reward matrices through Ray's object
+store, the hook in the trainer, and the estimator by itself. `engine` measures whether scoring slows generation, with a
+real vLLM engine in the host's actor. docs/scaling.md shows both outputs.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ENGINES = 64
 ROLLOUTS_PER_PROMPT = 8
 CANDIDATES, OBJECTIVES = 5, 16
 SIZES = (1024, 2048, 4096, 8192)
-"""Rollouts of a step; at the last, 16 prompts for each of 64 engines."""
+"""Rollouts per step; the last size is 16 prompts for each of 64 engines."""
 PROMPT_TOKENS, RESPONSE_TOKENS = 128, 384
 NO_LABEL = "null"
 REPEATS = 5
@@ -65,11 +65,11 @@ COSTS = {
     "waits": "time.sleep({seconds})",
     "computes": "end = time.thread_time() + {seconds}\n    while time.thread_time() < end: pass",
 }
-"""What a scorer spends on a candidate: nothing, the time of a judge's answer, or CPU time with Python's lock held."""
+"""The scorer's time per candidate: none, waiting as for a judge's answer, or CPU time with Python's lock held."""
 
 
 def write_spec(folder: Path, candidates: int, objectives: int, cost: str = "none", seconds: float = 0.0) -> Path:
-    """Write a specification of this shape, whose scorer costs so much a candidate; returns its folder."""
+    """Write a specification of this shape, whose scorer takes this time per candidate; return its folder."""
     keys = [f"r{i:02}" for i in range(objectives)]
     listed = ", ".join(f"{{key: {key}, description: digit}}" for key in keys)
     weights = ", ".join(f"{key}: {1 / objectives}" for key in keys)
@@ -89,7 +89,7 @@ def synthetic_text(generator: random.Random, candidates: int = CANDIDATES, objec
 
 
 def synthetic_response(matrix: np.ndarray | None, reward: float) -> dict[str, Any]:
-    """A rollout as the host's agent executor returns it, with its reward matrix or without."""
+    """A rollout as the host's agent executor returns it, with or without its reward matrix."""
     extra = {} if matrix is None else {matrices.INFO_KEY: matrices.pack(matrix)}
     return {
         "prompt": "x" * 4 * PROMPT_TOKENS,
@@ -132,7 +132,7 @@ def simulate_step(args: argparse.Namespace) -> None:
 
 
 def measure_step(rollouts: int, spec_folder: Path, ray: Any) -> dict[str, float]:
-    """Seconds and bytes of one step of so many rollouts."""
+    """Seconds and bytes of one step with this number of rollouts."""
     from vpo_plugin.rewards import load_spec
 
     spec = load_spec(str(spec_folder))
@@ -169,7 +169,7 @@ def measure_step(rollouts: int, spec_folder: Path, ray: Any) -> dict[str, float]
 
 
 def through_ray(responses: list[dict[str, Any]], ray: Any) -> tuple[float, int]:
-    """Seconds to fetch a step's responses, an object a prompt as the engines return them, and the objects' bytes."""
+    """Seconds to fetch a step's responses, one object per prompt as from the engines, and the objects' bytes."""
     groups = [responses[i : i + ROLLOUTS_PER_PROMPT] for i in range(0, len(responses), ROLLOUTS_PER_PROMPT)]
     references = [ray.put(group) for group in groups]
     started = time.perf_counter()
@@ -181,7 +181,7 @@ def through_ray(responses: list[dict[str, Any]], ray: Any) -> tuple[float, int]:
 
 
 def in_the_trainer(responses: list[dict[str, Any]]) -> tuple[float, float]:
-    """Seconds of the plugin's hook, the host's share in it included, and of the host's group_norm by itself."""
+    """Seconds of the plugin's hook, including the host's part, and of the host's group_norm by itself."""
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
     from openrlhf.trainer.ppo_utils.kl_controller import FixedKLController
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
@@ -198,7 +198,7 @@ def in_the_trainer(responses: list[dict[str, Any]]) -> tuple[float, float]:
         samples_generator = SamplesGenerator(strategy, None, None, None, None)
         samples = [samples_generator._process_response_into_experience(r, max_len=2048) for r in responses]
         experiences = maker.split_rollout_samples(samples)
-        for experience in experiences:  # what the models' forward passes add
+        for experience in experiences:  # added by the models' forward passes
             experience.kl = torch.zeros(experience.action_mask.shape)
         started = time.perf_counter()
         if estimator == "vpo":
@@ -210,7 +210,7 @@ def in_the_trainer(responses: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def host_arguments(estimator: str) -> SimpleNamespace:
-    """The host's arguments, as far as its experience maker reads them."""
+    """The host's arguments that its experience maker reads."""
     return SimpleNamespace(
         algo=SimpleNamespace(
             advantage=SimpleNamespace(estimator=estimator, gamma=1.0, lambd=1.0, no_std_norm=False),
@@ -231,12 +231,12 @@ def host_arguments(estimator: str) -> SimpleNamespace:
 
 
 def time_and_memory(function: Callable[[], Any]) -> tuple[float, float, int]:
-    """Median seconds of a call by the wall clock and by the CPU's, and the most bytes that the process held above what
-    it held before."""
+    """Median seconds of a call, in wall-clock and CPU time, and the peak of bytes that the process held above those
+    before."""
     import psutil
 
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, so that it is not taken for unused room
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system, so that it does not hide new use
     before = psutil.Process().memory_info().rss
     wall, cores, peak = [], [], 0
     for _ in range(REPEATS):
@@ -251,7 +251,7 @@ def time_and_memory(function: Callable[[], Any]) -> tuple[float, float, int]:
 
 
 def simulate_engine(args: argparse.Namespace) -> None:
-    """Generate with scoring and without, in alternation in one engine, and print both throughputs."""
+    """Generate with and without scoring, in alternation in one engine, and print both throughputs."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not cpu.cuda_available():
         cpu.install()
@@ -306,14 +306,14 @@ def start_engine(model: str, max_length: int, ray: Any) -> Any:
         async def generate(self, *args: Any, **kwargs: Any) -> Any:
             output = await super().generate(*args, **kwargs)
             self.generated_at = time.perf_counter()
-            output.outputs[0].text = synthetic_text(self.random)  # what the scorer reads; the tokens stay the engine's
+            output.outputs[0].text = synthetic_text(self.random)  # for the scorer; the tokens stay the engine's
             return output
 
         async def measure(self, responses: int, tokens: int, scoring: bool) -> tuple[float, float, float]:
-            """Tokens a second until the last is generated, until all is scored, and the longest pause of the loop."""
+            """Tokens per second until all are generated, and until all are scored; the longest pause of the loop."""
             self.random = random.Random(0)
             executor = self.executor if scoring else SingleTurnAgentExecutor(None)
-            # Of many lengths, so that the first are scored while the last are still being written.
+            # Lengths vary, so that the first are scored while the last are still being generated.
             lengths = [max(1, tokens * (i + 1) // responses) for i in range(responses)]
             sampling = [SamplingParams(max_tokens=n, min_tokens=n, ignore_eos=True) for n in lengths]
             watch = asyncio.create_task(longest_pause())
@@ -349,7 +349,7 @@ def start_engine(model: str, max_length: int, ray: Any) -> Any:
 
 
 async def longest_pause() -> float:
-    """Seconds by which the event loop was late at most, until this is cancelled."""
+    """The longest delay of the event loop in seconds, until this is cancelled."""
     longest, tick = 0.0, 0.005
     try:
         while True:

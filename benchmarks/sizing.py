@@ -1,4 +1,4 @@
-"""`python -m benchmarks.sizing`: what a step moves and costs on 1 to 64 nodes, worked out on paper.
+"""`python -m benchmarks.sizing`: calculate the traffic and cost of a step on 1 to 64 nodes.
 
 The assumptions are the constants below; docs/scaling.md explains them and shows the table.
 """
@@ -8,28 +8,28 @@ from dataclasses import dataclass
 
 GPUS_PER_NODE = 8
 FLOPS = 989e12 * 0.4
-"""Of one H100 in bf16, at 40 % of its peak."""
+"""Operations per second of one H100 in bf16, at 40 % of its peak."""
 MEMORY = 3.35e12 * 0.6
-"""Bytes a second that a decoding step reads weights with."""
+"""Bytes per second at which a decoding step reads weights."""
 STEP_SECONDS = 0.005
-"""Of a decoding step, whatever the model: attention, sampling, scheduling."""
+"""Fixed time of a decoding step for any model: attention, sampling, scheduling."""
 NETWORK = 50e9
-"""Bytes a second of one 400 Gb/s link."""
+"""Bytes per second of one 400 Gb/s link."""
 STATE_BYTES = 16
-"""Of the optimizer's state for each parameter: weights and gradients in bf16, weights and two moments in float32."""
+"""Training state per parameter: weights and gradients in bf16, weights and two moments in float32."""
 TOKEN_BYTES = 5.0
-"""Of a token on its way from the engine to the trainer (a pickled int above 65,535; below, 3)."""
+"""Size of a token on its way from the engine to the trainer (a pickled int above 65,535; smaller ones take 3)."""
 REWARD_BYTES = 9.0
-"""Of a reward on its way (a pickled float)."""
+"""Size of a reward on its way (a pickled float)."""
 HOOK_SECONDS = 1e-4
-"""Of the trainer's core for a rollout: the plugin's hook, as `simulate step` measured it, less than a tenth of it the
-estimator (5 candidates, 16 objectives)."""
+"""A trainer core's time per rollout in the plugin's hook, measured by `simulate step` (5 candidates, 16 objectives);
+the estimator takes less than a tenth of it."""
 PROMPT_TOKENS, RESPONSE_TOKENS = 512, 2048
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One training: a model on so many nodes, with policy and engines in turns on every GPU."""
+    """A training of a model on some nodes; policy and engines take turns on every GPU."""
 
     nodes: int
     model: str
@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def tokens(self) -> float:
-        """Of all the step's rollouts."""
+        """Tokens of all rollouts of a step."""
         return self.rollouts * (PROMPT_TOKENS + RESPONSE_TOKENS)
 
 
@@ -63,14 +63,14 @@ LAYOUTS = (
 
 
 def state_gb(layout: Layout) -> float:
-    """Training state on a GPU: ZeRO 2 shares out gradients and optimizer, ZeRO 3 the weights too."""
+    """Training state per GPU: ZeRO 2 shards gradients and optimizer, ZeRO 3 also the weights."""
     if layout.zero_stage == 3:
         return STATE_BYTES * layout.parameters / layout.gpus / 1e9
     return (2 * layout.parameters + (STATE_BYTES - 2) * layout.parameters / layout.gpus) / 1e9
 
 
 def table() -> list[tuple[str, list[str]]]:
-    """Titles and a cell for each layout."""
+    """Titles, and a cell per layout."""
     rows: list[tuple[str, list[str]]] = []
 
     def row(title: str, cell: Sequence[float | str], form: str = "") -> None:

@@ -1,5 +1,5 @@
 """Make a tiny policy that knows a task's format: a word-level tokenizer, a Llama of about one million parameters, and
-the host's own supervised trainer (`vpo_plugin.train_sft`) on examples of a task's own.
+the host's own supervised trainer (`vpo_plugin.train_sft`) on examples of the task.
 """
 
 import argparse
@@ -17,7 +17,7 @@ Examples = Callable[[RewardSpec, int, int], Iterator[dict[str, str]]]
 """`examples(spec, num_rows, seed)` yields `num_rows` mappings `{"prompt", "response"}`."""
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
-# Words are split at white space, and the weights that a prompt may tell, such as "0.25,", into their digits.
+# Words are split at white space; weights in a prompt, such as "0.25,", are split into digits.
 WORDS = pre_tokenizers.Sequence(
     [
         pre_tokenizers.WhitespaceSplit(),
@@ -67,7 +67,7 @@ def words(text: str) -> list[str]:
 
 
 def save_untrained_policy(examples: list[dict[str, str]], folder: Path, seed: int) -> None:
-    """A tokenizer with one token for each word of the examples, and a Llama with random weights."""
+    """A tokenizer with one token per word of the examples, and a Llama with random weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -1,6 +1,6 @@
 """Serve SmolLM2 as the judge of the personas spec, with vLLM, on a CPU or a GPU: python -m examples.persona_judge
 
-Other flags go to vLLM's server: `--port 8001`, `--max-num-seqs 32`.
+Further flags go to vLLM's server: `--port 8001`, `--max-num-seqs 32`.
 """
 
 import os
@@ -18,7 +18,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-    # The server's module: vLLM's own command looks for a package named vllm, which the CPU build is not.
+    # The server's module, because vLLM's own command needs a package named vllm, and the CPU build has another name.
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     flags = ["--model", model, "--served-model-name", SMOLLM2, "--host", "127.0.0.1", "--max-model-len", "2048"]
     os.execv(server[0], [*server, *flags, "--enforce-eager", *sys.argv[1:]])

@@ -1,10 +1,10 @@
-"""A multi-turn agent: program repair. The policy writes a program, sees the first test that it fails, and tries again.
+"""A multi-turn agent for program repair: the policy writes a program, sees its first failed test, and tries again.
 
     python -m vpo_plugin.train_ppo_ray --advantage vpo --vpo.spec code --vpo.candidates 1 \\
         --train.agent_func_path examples/program_repair.py --data.prompt_dataset … --data.label_key label …
 
-It is an agent of OpenRLHF as any other (`openrlhf.utils.agent`). What it adds is one line: the rewards of all attempts
-as a matrix, a row an attempt and a column a test, in `extra_logs`. Programs run in the sandbox, which needs bubblewrap.
+It is an ordinary OpenRLHF agent (`openrlhf.utils.agent`) plus one line: the rewards of all attempts as a matrix in
+`extra_logs`, a row per attempt and a column per test. Programs run in the sandbox, which needs bubblewrap.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from vpo_plugin.rewards.sandbox import StdinTest, run_program
 
 ATTEMPTS = 3
 SHOWN = 400
-"""Characters of an input or an output that the policy is shown."""
+"""Most characters of an input or output that the policy sees."""
 
 
 class Repair(AgentInstanceBase):
@@ -45,7 +45,7 @@ class Repair(AgentInstanceBase):
 
 
 def feedback(program: str | None, rewards: list[float], label: dict[str, Any]) -> str:
-    """What the policy reads before its next attempt."""
+    """The feedback that the policy reads before its next attempt."""
     if program is None:
         return "\n\nThere is no program in a ```python block. Write one.\n\n"
     number = rewards.index(0.0)
@@ -59,7 +59,7 @@ def feedback(program: str | None, rewards: list[float], label: dict[str, Any]) -
 
 
 class AgentExecutor(MultiTurnAgentExecutor):
-    """What the host looks for in this file."""
+    """The executor that the host looks for in this file."""
 
     def __init__(self) -> None:
         super().__init__(Repair)

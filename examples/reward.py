@@ -1,4 +1,4 @@
-"""A reward function of one's own, as OpenRLHF takes it, that returns a vector instead of a number.
+"""Your own reward function, with OpenRLHF's signature, that returns a vector instead of a number.
 
     examples/train.sh --reward.remote_url examples/reward.py --vpo.candidates 1
 

@@ -1,9 +1,9 @@
-"""Serve the champion of a registry with vLLM at one address, and serve the new one after each promotion or rollback.
+"""Serve the champion of a registry with vLLM at one address, and switch after each promotion or rollback.
 
     python examples/serve_champion.py --registry runs/registry --port 8000
 
-Clients ask the model `champion` at http://HOST:8000/v1, whichever version that is. vLLM loads the new version when the
-registry names it; until it answers, requests are refused, which clients repeat. Flags after `--` are vLLM's.
+Clients use the model `champion` at http://HOST:8000/v1, whichever version that is. vLLM loads the new version when the
+registry names it. Until it answers, requests are refused, so clients must retry. Flags after `--` are for vLLM.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from flows.registry import RegistryError, champion
 from vpo_plugin.locks import temporary_home
 
 VLLM = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
-"""`vllm serve`, which vLLM's CPU build does not have."""
+"""The same as `vllm serve`, which vLLM's CPU build lacks."""
 POLL_SECONDS = 5.0
 STOP_SECONDS = 60.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until SIGTERM or Ctrl-C; a vLLM that ends by itself ends this too, with its exit code."""
+    """Serve until SIGTERM or Ctrl-C; if vLLM ends by itself, end with its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--registry", type=Path, default=Path("runs/registry"))
     parser.add_argument("--host", default="127.0.0.1")
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     current, served, server = None, None, None
     try:
         while server is None or server.poll() is None:
-            with suppress(*[RegistryError] if served else []):  # while it changes, what is served stays
+            with suppress(*[RegistryError] if served else []):  # keep serving while the registry changes
                 current = champion(args.registry)
             if current is None:
                 sys.exit(f"The registry {args.registry} has no champion yet: run a retraining first.")
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def stop(server: "subprocess.Popen[bytes] | None") -> None:
-    """End a server, which finishes what it answers."""
+    """End a server after it finishes its open requests."""
     if server is None:
         return
     server.terminate()

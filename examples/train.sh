@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A launch script of OpenRLHF for one node of 8 GPUs, with the two lines that change: the module, and the estimator with its
-# specification. Before, they read
+# OpenRLHF's launch script for one node of 8 GPUs, with the two lines that change: the module, and the estimator with its
+# specification. Before, they were
 #   python -m openrlhf.cli.train_ppo_ray \
 #     --algo.advantage.estimator group_norm --reward.remote_url my_reward.py \
-# Other flags, and other values of those below, follow on the command line: examples/train.sh --rollout.temperature 0.8
+# Add further flags, or override those below, on the command line: examples/train.sh --rollout.temperature 0.8
 set -euo pipefail
 model=${MODEL:-Qwen/Qwen3-1.7B} spec=${SPEC:-examples/menu} prompts=${PROMPTS:-examples/menu/rows.jsonl}
 

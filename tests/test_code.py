@@ -352,7 +352,7 @@ def test_the_larger_data_sets_extend_the_spec() -> None:
         ({"tests": [{"stdin": "1"}]}, "all have 'stdin' and 'stdout'"),
         ({"tests": [*SUMS["tests"], *TWICE["tests"]]}, "all have"),
         ({"tests": TWICE["tests"]}, "needs its name as 'function'"),
-        ({"tests": [{"stdin": 1, "stdout": ""}]}, "'stdin' is text"),
+        ({"tests": [{"stdin": 1, "stdout": ""}]}, "'stdin' must be text"),
     ],
 )
 def test_a_label_without_what_the_scorer_needs(label: object, sentence: str) -> None:

@@ -204,7 +204,7 @@ def test_a_budget_that_breaks_a_promise(max_steps: int, broken: str) -> None:
 
 
 def test_a_detour_that_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="A detour takes 12 steps, the budget is 8"):
+    with pytest.raises(ValueError, match="A detour takes 12 steps, but the budget is 8"):
         prove(Maze(("S.#.G", "..#..", ".....", "..#..", "D...E"), 8))
 
 

@@ -14,19 +14,19 @@ def rows(split, num_rows, seed):
 
 
 def read_order(candidate, menu):
-    """The dishes of an order, None if it is no order of this menu. What a model wrote may be anything."""
+    """The dishes of an order, None if it is not an order of this menu. The text may be anything."""
     names = [name.strip().lower() for name in candidate[:500].split(",")]
     return names if len(set(names)) == DISHES == len(names) and set(names) <= set(menu) else None
 
 
 def canonical(candidate, menu):
-    """Orders of the same dishes are the same order."""
+    """Orders with the same dishes are duplicates."""
     order = read_order(candidate, menu)
     return candidate if order is None else frozenset(order)
 
 
 def score(candidate, menu):
-    """Protein, price and greens. What is no order is worth nothing: 1 is the worst price, since price is minimized."""
+    """Protein, price and greens. Anything but an order gets the worst values; price is minimized, so its worst is 1."""
     order = read_order(candidate, menu)
     if order is None:
         return [0.0, 1.0, 0.0]
@@ -36,7 +36,7 @@ def score(candidate, menu):
 
 
 def front(menu):
-    """Every order that no other one beats in all objectives, with its rewards: the ceiling of reports."""
+    """Every order that no other order dominates, with its rewards: the ceiling in reports."""
     scored = {}
     for order in combinations(menu, DISHES):
         protein, price, greens = score(", ".join(order), menu)
@@ -51,5 +51,5 @@ def front(menu):
 
 
 def answers(menu):
-    """Candidates whose rewards are known: `vpo spec check` proves that they get them."""
+    """Candidates with known rewards, which `vpo spec check` verifies."""
     return [("soup of the day", [0, 0, 0])]

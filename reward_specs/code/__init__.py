@@ -1,1 +1,1 @@
-"""Programs, one objective a test."""
+"""Programs, with one objective per test."""

@@ -1,9 +1,9 @@
-"""Python programs, judged test by test in `vpo_plugin.rewards.sandbox`: 1 for a test passed, 0 for one failed.
+"""Python programs, judged test by test in `vpo_plugin.rewards.sandbox`: 1 for a passed test, 0 for a failed one.
 
 A label is `{"tests": […], "function": str | None, "preamble": str, "solution": str | None}`. All tests of a label are
-of one kind: `{"stdin", "stdout"}` (a script, judged by what it prints), `{"arguments", "returns"}` (a call of
-`function`, JSON values) or `{"code"}` (code that calls `function` and raises where an answer is wrong). The preamble
-runs before the program: imports and helpers that the task gives.
+of one kind: `{"stdin", "stdout"}` (a script, judged by its output), `{"arguments", "returns"}` (a call of `function`
+with JSON values) or `{"code"}` (code that calls `function` and raises on a wrong answer). The preamble holds imports
+and helpers of the task, and runs before the program.
 """
 
 import ast
@@ -14,7 +14,7 @@ from typing import Any
 from vpo_plugin.rewards.sandbox import CallTest, CodeTest, Limits, Outcome, StdinTest, returned, run_program
 
 MAX_TESTS = 16
-PARSED_CHARS = 20_000  # a longer program is compared as text: a deeply nested one can end an older Python's parser
+PARSED_CHARS = 20_000  # longer programs are compared as text: deep nesting can crash an older Python's parser
 LIMITS = Limits(cpu_seconds=4, wall_seconds=30.0, program_cpu_seconds=16.0, program_wall_seconds=90.0)
 KINDS = ({"stdin", "stdout"}, {"arguments", "returns"}, {"code"})
 
@@ -32,7 +32,7 @@ def label_check(label: object) -> None:
         raise ValueError("A code label whose tests call a function needs its name as 'function'.")
     for key in ("stdin", "stdout", "code"):
         if key in tests[0] and not all(isinstance(test[key], str) for test in tests):
-            raise ValueError(f"A code label's '{key}' is text.")
+            raise ValueError(f"A code label's '{key}' must be text.")
 
 
 def count(label: dict[str, Any]) -> int:
@@ -67,9 +67,9 @@ def _passed(outcome: Outcome, test: dict[str, Any]) -> bool:
 
 
 def same_output(printed: str, expected: str) -> bool:
-    """Whether two outputs are the same to a judge: line by line, trailing white space and empty lines at the end aside.
+    """Whether two outputs match, line by line, without trailing white space and empty lines at the end.
 
-    Lines of numbers are the same if the numbers are, exactly: `0.5` and `0.50`, as LiveCodeBench compares them.
+    Lines of numbers match if the numbers are exactly equal, such as `0.5` and `0.50`, as in LiveCodeBench.
     """
     lines, wanted = ([line.rstrip() for line in text.rstrip().split("\n")] for text in (printed, expected))
     return len(lines) == len(wanted) and all(a == b or _same_numbers(a, b) for a, b in zip(lines, wanted, strict=True))
@@ -87,7 +87,7 @@ def _same_numbers(printed: str, expected: str) -> bool:
 
 
 def answers(label: dict[str, Any]) -> list[tuple[str, list[float]]]:
-    """The solution, where there is one, passes every test."""
+    """The solution, if the label has one, passes every test."""
     solution = label.get("solution")
     return [(solution, [1.0] * count(label))] if solution else []
 
@@ -96,7 +96,7 @@ def answers(label: dict[str, Any]) -> list[tuple[str, list[float]]]:
 
 
 def canonical(candidate: str, label: dict[str, Any]) -> str:
-    """A program's syntax tree without comments, docstrings and the names of its variables; its text if it has none."""
+    """A program's syntax tree without comments, docstrings and variable names; its text if it cannot be parsed."""
     try:
         if len(candidate) > PARSED_CHARS:
             return candidate
@@ -127,8 +127,8 @@ def _normalize(node: ast.AST, names: dict[str, str]) -> None:
 def _new_names(tree: ast.Module) -> dict[str, str]:
     """New names for a program's variables, in order of appearance, one for one over the whole program.
 
-    Names that more than variables may bear keep theirs: builtins, attributes, keywords, functions, classes, imports;
-    and all do where a program can look its names up.
+    Names that others than variables may use stay: builtins, attributes, keywords, functions, classes, imports. If the
+    program can look up names at run time, all stay.
     """
     variables: dict[str, None] = {}
     kept = set(vars(builtins))

@@ -25,8 +25,8 @@ from math import *
 from typing import *
 from builtins import *
 """
-PACKED_BYTES = 256 << 20  # most that packed tests may unpack to
-TEST_CHARS = 100_000  # a test with more input and output than this is left out
+PACKED_BYTES = 256 << 20  # largest size of unpacked tests
+TEST_CHARS = 100_000  # tests with more input and output are left out
 
 # ------------------------------------------------------------------------------------------------ LiveCodeBench
 
@@ -62,7 +62,7 @@ def _contest_prompt(row: Mapping[str, Any]) -> str:
 def contest_label(row: Mapping[str, Any]) -> dict[str, Any]:
     """The label of a LiveCodeBench row: its public tests, then its private ones, at most 16 in all.
 
-    Raises ValueError if the row has no test that can be used, or tests that are not what they should be.
+    Raises ValueError if the row has no usable test, or tests in another format.
     """
     cases = read_cases(row["public_test_cases"]) + read_cases(row["private_test_cases"])
     small = [case for case in cases if len(case["input"]) + len(case["output"]) <= TEST_CHARS][:MAX_TESTS]
@@ -85,8 +85,8 @@ def contest_label(row: Mapping[str, Any]) -> dict[str, Any]:
 def read_cases(text: str) -> list[dict[str, str]]:
     """The tests that LiveCodeBench keeps as JSON text, or as base64 of zlib of a pickle of JSON text.
 
-    The pickle is not loaded: it is read as a list of opcodes, and only those that a single string is written with are
-    let through. Raises ValueError for anything else, and for more than PACKED_BYTES.
+    The pickle is never loaded: it is read as a list of opcodes, and only those of a single string are allowed. Raises
+    ValueError for anything else, and for more than PACKED_BYTES.
     """
     if not text.lstrip().startswith("["):
         text = _unpack(text)
@@ -146,10 +146,10 @@ def humaneval(
 
 
 def function_label(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The label of a HumanEval row: each assertion of its `check`, with what comes before it, is a test, 16 at most.
+    """The label of a HumanEval row: each assertion of its `check`, with the code before it, is a test, at most 16.
 
-    What the prompt gives beside the function (imports, helpers) is the preamble. Assertions that call nothing test
-    nothing and are left out. Raises ValueError if none is left.
+    The prompt's code beside the function (imports, helpers) is the preamble. Assertions that call nothing are left out.
+    Raises ValueError if none is left.
     """
     given = ast.parse(row["prompt"])
     given.body = [node for node in given.body if getattr(node, "name", None) != row["entry_point"]]
@@ -166,7 +166,7 @@ def function_label(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_check(test: str, function: str) -> list[str]:
-    """The tests in `def check(candidate)`: the code of each assertion (or loop with assertions) behind what it needs.
+    """The tests in `def check(candidate)`: each assertion (or loop with assertions), after the code that it needs.
 
     Raises ValueError if there is no such function.
     """

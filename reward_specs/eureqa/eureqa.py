@@ -23,13 +23,13 @@ SHUFFLE_SEED = 0  # of the hard questions, before they are halved
 def rows(split: str, num_rows: int, seed: int, *, source: str) -> Iterator[dict]:
     """At most `num_rows` questions of five layers as `{"prompt", "label"}`.
 
-    From the hub, `train` is all normal questions and half of the hard ones, `test` the other half, as in the paper. A
-    file or folder of rows in the same format is read as it is.
+    From the hub, `train` has all normal questions and half of the hard ones, `test` the other half, as in the paper. A
+    file or folder of rows in the same format is read unchanged.
     """
     for row in shuffled(_hub_split(source, split) if on_hub(source) else read_dataset(source, split), num_rows, seed):
         masks, entities = row["entity_masks"][: len(LETTERS)], row["entities"][: len(LETTERS)]
         if len(entities) < len(LETTERS):
-            raise ValueError(f"A EUREQA question needs 5 masked entities, {row.get('idx')!r} has {len(entities)}.")
+            raise ValueError(f"A EUREQA question needs 5 masked entities, but {row.get('idx')!r} has {len(entities)}.")
         story = "\n".join(row["question"])
         wanted = "\n".join(f"{letter}: {mask}" for letter, mask in zip(LETTERS, masks, strict=True))
         yield {
@@ -61,14 +61,14 @@ def label_check(label: object) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _name(entity: str | None) -> str:
-    """A Wikipedia title as it is compared: underscores are spaces, and the rest as SQuAD normalizes."""
+    """A Wikipedia title normalized for comparison: underscores become spaces, the rest as in SQuAD."""
     spaced = (entity or "").replace("_", " ")
-    return normalize(spaced) or spaced.strip().lower()  # a title may be all articles and punctuation
+    return normalize(spaced) or spaced.strip().lower()  # a title may have only articles and punctuation
 
 
 @functools.lru_cache(maxsize=64)  # canonical and score read the same candidate
 def read(candidate: str) -> tuple[str, ...]:
-    """The normalized names of A to E in a candidate, empty where there is none."""
+    """The normalized names of A to E in a candidate, empty where missing."""
     return tuple(map(_name, texts_between(candidate, *TAGS)))
 
 
@@ -78,7 +78,7 @@ def score(candidate: str, label: dict) -> list[float]:
 
 
 def canonical(candidate: str, label: dict) -> tuple[str, ...]:
-    """The same five names, however written, are the same candidate."""
+    """Candidates with the same five names are duplicates, however written."""
     return read(candidate)
 
 

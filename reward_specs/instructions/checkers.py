@@ -18,12 +18,12 @@ LEFT_OUT = {
     "words:start_verb": "averaged_perceptron_tagger_eng",
     "words:words_position": "punkt_tab",
 }
-"""Instructions whose checkers read data of NLTK, and which: no package brings it, and no prompt with one is used."""
+"""Instructions whose checkers read NLTK data, and which: no package contains it, so their prompts are left out."""
 
 
 @functools.cache
 def registry(benchmark: str) -> Mapping[str, Any]:
-    """The checkers of a benchmark, by instruction id. What they guess of a text's language is the same each time."""
+    """The checkers of a benchmark, by instruction id. Their language detection is deterministic."""
     import langdetect
     import nltk
 

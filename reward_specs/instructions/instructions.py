@@ -1,8 +1,8 @@
 """Verifiable instructions, each an objective: those of IFEval (arXiv 2311.07911) and IFBench (arXiv 2507.02833).
 
 A label is `{"benchmark": "ifeval" | "ifbench", "instructions": [{"id": str, "arguments": {…}}, …], "prompt": str}`. The
-checkers are the official ones, by way of the package `if-verifiable`, in their strict form: 1 for an instruction that
-the candidate keeps, else 0. The prompt is there for the checkers that ask for its repetition.
+checkers are the official ones in the package `if-verifiable`, in their strict form: 1 for an instruction that the
+candidate follows, else 0. Checkers that require the candidate to repeat the prompt use `prompt`.
 """
 
 import functools
@@ -25,7 +25,7 @@ def label_check(label: object) -> None:
     for instruction in instructions:
         name, arguments = instruction.get("id"), instruction.get("arguments")
         if name in LEFT_OUT:
-            raise ValueError(f"The instruction {name} needs {LEFT_OUT[name]} of NLTK, which no package brings.")
+            raise ValueError(f"The instruction {name} needs {LEFT_OUT[name]} of NLTK, which no package contains.")
         if name not in registry(label["benchmark"]):
             raise ValueError(f"{label['benchmark']} has no instruction {name!r}.")
         try:
@@ -40,7 +40,7 @@ def count(label: dict[str, Any]) -> int:
 
 
 def score(candidate: str, label: dict[str, Any]) -> list[float]:
-    """1 for each instruction that the candidate keeps, else 0; an empty one keeps none."""
+    """1 for each instruction that the candidate follows, else 0; an empty candidate follows none."""
     if not candidate.strip():
         return [0.0] * count(label)
     return [
@@ -65,7 +65,7 @@ def _checker(benchmark: str, name: str, arguments: str, prompt: str) -> Any:
 
 
 def answers(label: dict[str, Any]) -> list[tuple[str, list[float]]]:
-    """For the generator's prompts: a text that keeps all instructions, and one that is too little for any."""
+    """For a generated prompt, a text that follows all its instructions."""
     if not label.get("generated"):
         return []
     return [(write_gold(label["instructions"]), [1.0] * count(label))]

@@ -1,7 +1,7 @@
-"""Prompts to train on: a topic and two to five instructions of IFEval's that do not contradict each other.
+"""Training prompts: a topic and two to five compatible instructions of IFEval.
 
-The manner is that of RLVR-IF (Tulu 3, arXiv 2411.15124): a request, and instructions drawn with their arguments. Unlike
-there, the requests are made of a task and a topic, which no prompt of IFEval is, and there are levels, the easiest for
+As in RLVR-IF (Tulu 3, arXiv 2411.15124), a prompt is a request with drawn instructions and arguments. Unlike there, a
+request combines a task and a topic, so that none is a prompt of IFEval, and there are levels, the easiest one for
 models of some hundred million parameters.
 """
 
@@ -124,10 +124,10 @@ def _length(rng: random.Random, level: int) -> dict[str, Any]:
 
 
 def rows(split: str, num_rows: int, seed: int, *, levels: Sequence[int] = (1, 2)) -> Iterator[dict[str, Any]]:
-    """`num_rows` prompts as `{"prompt", "label"}`, the levels in turns; those of `test` are no prompts of `train`.
+    """`num_rows` prompts as `{"prompt", "label"}`, cycling through the levels; `test` and `train` share no prompts.
 
     Raises:
-        ValueError: an unknown level.
+        ValueError: a level is unknown.
     """
     if not levels or not set(levels) <= set(range(1, len(LEVELS) + 1)):
         raise ValueError(f"The levels are 1 to {len(LEVELS)}; these are {list(levels)}.")
@@ -146,16 +146,16 @@ def rows(split: str, num_rows: int, seed: int, *, levels: Sequence[int] = (1, 2)
 
 
 def draw_instructions(rng: random.Random, level: int) -> list[dict[str, Any]]:
-    """The instructions of one prompt of a level, in an order drawn as well."""
+    """Draw the instructions of one prompt of a level, in random order."""
     kinds = [name for name, (first, _) in KINDS.items() if first <= level]
     while True:
         chosen = rng.sample(kinds, LEVELS[level - 1])
-        if not set(CASE) <= set(chosen):  # the one pair that contradicts
+        if not set(CASE) <= set(chosen):  # the only contradictory pair
             return [{"id": name, "arguments": KINDS[name][1](rng, level)} for name in chosen]
 
 
 def write_gold(instructions: Sequence[dict[str, Any]]) -> str:
-    """A text that keeps instructions of `draw_instructions`: dull, and proof that they can be kept together."""
+    """A dull text that follows instructions of `draw_instructions`: proof that they are compatible."""
     asked = {one["id"]: one["arguments"] for one in instructions}
 
     def of(name: str, argument: str, default: Any) -> Any:

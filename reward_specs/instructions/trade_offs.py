@@ -1,7 +1,7 @@
-"""Texts on a topic, measured by statistics of their words that pull apart (`textstat`).
+"""Texts on a topic, scored by conflicting word statistics (`textstat`).
 
-A text is short or full of different words, in plain words or in long ones; no text is best at all four, and one that
-does not name its topic is worth nothing. A label is `{"topic": str}`.
+A text is short or full of different words, in plain words or in long ones; no text is best at all four, and a text
+that does not name its topic gets no reward. A label is `{"topic": str}`.
 """
 
 import random
@@ -11,12 +11,12 @@ from typing import Any
 
 from reward_specs.instructions.prompts import TASKS, TOPICS
 
-MOST_WORDS = 60  # brevity is 0 at this many, and detail 1 at this many different ones
-LONG_SHARE = 0.4  # of words with more than six letters, at which a text is as precise as counts
+MOST_WORDS = 60  # words at which brevity is 0, and different words at which detail is 1
+LONG_SHARE = 0.4  # share of words of more than six letters at which precise is 1
 
 
 def rows(split: str, num_rows: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Tasks and topics as `{"prompt", "label"}`; the topics of `test` are none of `train`."""
+    """Tasks and topics as `{"prompt", "label"}`; `test` and `train` share no topics."""
     rng = random.Random(f"trade-offs {split} {seed}")
     topics = [topic for number, topic in enumerate(TOPICS) if (number % 5 == 0) == (split == "test")]
     for _ in range(num_rows):

@@ -1,8 +1,8 @@
 """Pack a kit: choose a few of many items, each of which helps with some of six needs.
 
-The objectives are the needs. A kit of three items serves two or three of them well, so there is more to trade than a
-few kits can cover. `shared` sets how far the needs agree: at 0 each item serves one need or two, at 1 every item serves
-all needs alike. The front is exact: all kits are tried.
+The objectives are the needs. A kit of three items serves two or three needs well, so a few kits cannot cover all
+trade-offs. `shared` sets how much the needs agree: at 0 each item serves one need or two, at 1 every item serves all
+needs equally. The front is exact: it comes from trying all kits.
 """
 
 import itertools
@@ -22,7 +22,7 @@ Vector = tuple[float, ...]
 
 
 def rows(split: str, num_rows: int, seed: int, *, shared: float = 0.25) -> Iterator[dict]:
-    """`num_rows` rows `{"prompt", "label"}`; no row of one split is in the other."""
+    """`num_rows` rows `{"prompt", "label"}`; the splits share no rows."""
     for number in range(num_rows):
         items = draw_items(random.Random(f"kit {split} {seed} {number}"), shared)
         label = {"items": items, "size": SIZE}
@@ -30,7 +30,7 @@ def rows(split: str, num_rows: int, seed: int, *, shared: float = 0.25) -> Itera
 
 
 def draw_items(rng: random.Random, shared: float) -> list[list[int]]:
-    """What each of the items is worth for each need, 0 to 9."""
+    """The value of each item for each need, 0 to 9."""
     kinds = [number % len(NEEDS) for number in range(ITEMS)]
     rng.shuffle(kinds)
     items = []
@@ -45,14 +45,14 @@ def draw_items(rng: random.Random, shared: float) -> list[list[int]]:
 
 
 def write_prompt(items: list[list[int]]) -> str:
-    """The items, one a line; each word is a token for a word-level tokenizer."""
+    """The items, one per line; each word is a token of a word-level tokenizer."""
     named = zip(string.ascii_uppercase, items, strict=False)
     lines = [f"{name} {' '.join(map(str, values))}" for name, values in named]
     return f"Each item and how much it helps with {' '.join(NEEDS)} :\n" + "\n".join(lines) + "\n"
 
 
 def label_check(label: dict) -> None:
-    """Raises ValueError if a label holds no items, or items of different length."""
+    """Raises ValueError if a label has no items, or items of different lengths."""
     items, size = label.get("items"), label.get("size")
     if not items or not isinstance(size, int) or not 1 <= size <= len(items) <= len(string.ascii_uppercase):
         raise ValueError("A kit's label holds `items`, a list of at most 26, and `size`, how many of them a kit holds.")
@@ -61,7 +61,7 @@ def label_check(label: dict) -> None:
 
 
 def parse_kit(candidate: str, label: dict) -> list[int] | None:
-    """The numbers of the items that a candidate names, ascending; None unless it names `size` different ones."""
+    """The numbers of the items that a candidate names, ascending; None unless it names `size` different items."""
     names = re.split(r"[\s,;]+", candidate.strip().upper())
     known = string.ascii_uppercase[: len(label["items"])]
     if len(names) != label["size"] or len(set(names)) < len(names) or any(n not in known or len(n) != 1 for n in names):
@@ -70,13 +70,13 @@ def parse_kit(candidate: str, label: dict) -> list[int] | None:
 
 
 def canonical(candidate: str, label: dict) -> str:
-    """Kits of the same items are the same."""
+    """Kits with the same items are duplicates."""
     kit = parse_kit(candidate, label)
     return candidate if kit is None else str(kit)
 
 
 def score(candidate: str, label: dict) -> Vector:
-    """For each need the share of what the best kit for that need alone reaches; all 0 for what is no kit."""
+    """For each need, the kit's value as a share of the best kit for that need; all 0 if it is not a kit."""
     kit = parse_kit(candidate, label)
     if kit is None:
         return (0.0,) * len(NEEDS)
@@ -85,12 +85,12 @@ def score(candidate: str, label: dict) -> Vector:
 
 
 def best_sum(column: tuple[int, ...], size: int) -> int:
-    """The most that a kit reaches for one need, at least 1."""
+    """The highest value of any kit for one need, at least 1."""
     return max(1, sum(sorted(column)[-size:]))
 
 
 def front(label: dict) -> list[tuple[str, Vector]]:
-    """Every Pareto-optimal kit with its rewards, of all kits that there are; equal rewards once."""
+    """Every Pareto-optimal kit with its rewards, among all kits; equal rewards appear once."""
     items = np.array(label["items"])
     kits = np.array(list(itertools.combinations(range(len(items)), label["size"])))
     sums = items[kits].sum(1)

@@ -22,9 +22,9 @@ def rows(
 ) -> Iterator[dict]:
     """`num_rows` rows `{"prompt", "label"}` of a split; `geometry` holds the fields of `maze.Geometry`.
 
-    `shares`, `linear` or `squared`, says how the rewards follow from what a route collects (`maze.reward_vector`).
-    `style` is `picture` (a drawing with its legend, for language models) or `words` (one word a tile, which a
-    word-level tokenizer reads as one token).
+    `shares`, `linear` or `squared`, sets the rewards for what a route collects (`maze.reward_vector`). `style` is
+    `picture` (a drawing with its legend, for language models) or `words` (one word per tile, one token for a word-level
+    tokenizer).
     """
     numbers: dict = {key: tuple(n) if isinstance(n, list | tuple) else n for key, n in geometry.items()}
     render = {"picture": picture, "words": tile_words}[style]

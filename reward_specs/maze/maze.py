@@ -3,8 +3,7 @@
 A maze is a square grid of tiles read from its top-left corner: `S` start, `E` exit, `#` wall, `.` free, `G`
 gold, `D` diamond, `L` lava, `B` bonus. The exit is opposite the start; the gold lies around one of the other
 two corners, the diamonds around the last one, and the step budget lets a route visit one of these two
-corners, never both. That is the trade-off the task is about. Geometry and rewards: the maze task of arXiv
-2605.22817.
+corners, never both. This is the task's trade-off. Geometry and rewards: the maze task of arXiv 2605.22817.
 """
 
 import functools
@@ -27,10 +26,10 @@ RewardVector = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Geometry:
-    """What `generate` draws from. Pairs are inclusive ranges."""
+    """Parameters of `generate`. Pairs are inclusive ranges."""
 
-    size: int  # odd: the corners and the centre are then always free of walls
-    openings: tuple[int, int]  # walls taken out after Prim's algorithm
+    size: int  # odd, so that corners and centre are free of walls
+    openings: tuple[int, int]  # walls removed after Prim's algorithm
     gold: tuple[int, int]
     diamonds: tuple[int, int]
     lava: tuple[int, int]
@@ -45,10 +44,10 @@ class Maze:
     grid: tuple[str, ...]
     max_steps: int
     shares: str = "squared"
-    """How gold, diamonds and lava are paid: `linear` or `squared`, see `reward_vector`."""
+    """Rewards for gold, diamonds and lava: `linear` or `squared`, see `reward_vector`."""
 
     def tile(self, cell: Cell) -> str:
-        """The tile at a (row, column); whatever lies outside the grid is wall."""
+        """The tile at a (row, column); wall outside the grid."""
         row, column = cell
         inside = 0 <= row < len(self.grid) and 0 <= column < len(self.grid)
         return self.grid[row][column] if inside else "#"
@@ -58,13 +57,13 @@ class Maze:
 
     @functools.cached_property
     def board(self) -> str:
-        """The rows one after another, each with a wall behind it, and a row of walls above and below."""
+        """The rows in one string, a wall after each row, and a row of walls above and below."""
         border = "#" * (len(self.grid) + 1)
         return f"{border}{'#'.join(self.grid)}#{border}"
 
     @functools.cached_property
     def total(self) -> Mapping[str, int]:
-        """How many tiles of each kind there are."""
+        """The number of tiles of each kind."""
         return Counter(self.board)
 
     def label(self) -> dict:
@@ -76,7 +75,7 @@ class Maze:
 
 
 def read_label(label: object) -> Maze:
-    """The maze of a dataset label, `{"grid": [rows], "max_steps": int}`, and "shares" where they are linear.
+    """The maze of a dataset label, `{"grid": [rows], "max_steps": int}`, and "shares" if they are linear.
 
     Raises ValueError, in one sentence, if the label lacks what the scorer needs.
     """
@@ -121,10 +120,10 @@ _NUMBER = re.compile(r"(?<!\w)[0-9]{1,3}[.):](?!\w)")
 
 
 def parse_route(text: str) -> list[str] | None:
-    """The moves in `text`, in any case; None if another word is among them.
+    """The moves in `text`, in any case; None if it has other words.
 
-    What models put around moves is left out: commas, full stops, arrows and dashes, Markdown, brackets, the numbers of
-    a list, and remarks in parentheses.
+    Ignores what models put around moves: commas, full stops, arrows and dashes, Markdown, brackets, list numbers, and
+    remarks in parentheses.
     """
     words = text.upper().split()
     if MOVES.keys() >= set(words):
@@ -136,9 +135,9 @@ def parse_route(text: str) -> list[str] | None:
 
 
 def walk(maze: Maze, moves: Sequence[str]) -> list[Cell]:
-    """The cells a route visits in order, from the start on: it ends at the exit or when the step budget is used up.
+    """The cells that a route visits in order, from the start; it ends at the exit or when the step budget is used up.
 
-    A move into a wall or over the border costs its step and leads nowhere.
+    A move into a wall or over the border costs a step but does not move.
     """
     return _cells(maze, _places(maze, moves))
 
@@ -149,7 +148,7 @@ def _cells(maze: Maze, places: Sequence[int]) -> list[Cell]:
 
 
 def _places(maze: Maze, moves: Sequence[str]) -> tuple[int, ...]:
-    """The same cells as places on the maze's board."""
+    """The cells of `walk` as indices into the maze's board."""
     board, width = maze.board, len(maze.grid) + 1
     steps = {"UP": -width, "DOWN": width, "LEFT": -1, "RIGHT": 1}
     place = board.index("S")
@@ -164,7 +163,7 @@ def _places(maze: Maze, moves: Sequence[str]) -> tuple[int, ...]:
     return tuple(path)
 
 
-@functools.lru_cache(maxsize=64)  # canonical, score and drawing ask for the same route
+@functools.lru_cache(maxsize=64)  # canonical, score and drawing share routes
 def _visited(candidate: str, maze: Maze) -> tuple[int, ...] | None:
     moves = parse_route(candidate)
     return _places(maze, moves) if moves else None if moves is None else ()
@@ -174,7 +173,7 @@ def reward_vector(maze: Maze, seen: Mapping[str, int]) -> RewardVector:
     """Rewards in [0, 1], in the order completion, gold, diamond, avoid_lava; all zero without the exit.
 
     `seen` counts the cells of each kind that a route visits. The last three are the shares of gold and diamonds
-    collected and of lava kept off: as they are (`linear`), or squared and times 1.5 with the bonus cell, at most 1.
+    collected and of lava avoided: linear, or squared and times 1.5 with the bonus cell, at most 1.
     """
     if not seen["E"]:
         return (0.0, 0.0, 0.0, 0.0)
@@ -200,7 +199,7 @@ def score(candidate: str, label: dict) -> RewardVector:
 
 
 def canonical(candidate: str, label: dict) -> Hashable:
-    """The cells a candidate visits: routes that differ only in bumps or after the exit are duplicates."""
+    """The cells that a candidate visits: routes that differ only in bumps or after the exit are duplicates."""
     route = _visited(candidate, read_label(label))
     return candidate if route is None else route
 
@@ -219,7 +218,7 @@ TILES = {
 
 
 def drawing(label: dict, candidates: Sequence[str]) -> dict:
-    """The maze and the cells that each candidate visits (entry point of the key drawing)."""
+    """The maze and the cells that each candidate visits (entry point for `drawing`)."""
     maze = read_label(label)
     size = len(maze.grid)
     cells = [(x, y) for y in range(size) for x in range(size) if maze.tile((y, x)) in TILES]
@@ -233,14 +232,14 @@ def drawing(label: dict, candidates: Sequence[str]) -> dict:
 
 
 def mutation(candidate: str, label: dict, random: random.Random) -> str:
-    """The beginning of a route, cut at random, for the policy to complete (entry point of the key mutation)."""
+    """The beginning of a route, cut at random, for the policy to complete (entry point for `mutation`)."""
     moves = parse_route(candidate) or []
     kept = moves[: random.randrange(len(moves))] if moves else []
     return " ".join(kept)
 
 
 def turn(candidate: str, label: dict, random: random.Random) -> str:
-    """Like `mutation`, and then a step that the route does not take there: a child that cannot repeat its parent."""
+    """Like `mutation`, plus a step that the route does not take there, so that the child differs from its parent."""
     maze, moves = read_label(label), parse_route(candidate) or []
     if not moves:
         return ""
@@ -254,8 +253,7 @@ def turn(candidate: str, label: dict, random: random.Random) -> str:
 
 
 def solve(maze: Maze) -> dict[RewardVector, list[str]]:
-    """The exact Pareto front: every reachable reward vector that no other reachable one dominates, with a
-    route.
+    """The exact Pareto front: every non-dominated reachable reward vector, with a route that earns it.
 
     Dynamic programming over (cell, items seen) in order of steps: the first arrival at such a state is the
     cheapest, and a state from which the exit is out of budget is dropped. Empty if the exit is out of reach.
@@ -302,13 +300,13 @@ def _route(came_from: dict, state: tuple[Cell, int]) -> list[str]:
 
 
 def moves_along(path: Sequence[Cell]) -> list[str]:
-    """The moves that lead through neighbouring cells."""
+    """The moves along a path of neighbouring cells."""
     name = {delta: move for move, delta in MOVES.items()}
     return [name[(b[0] - a[0], b[1] - a[1])] for a, b in itertools.pairwise(path)]
 
 
 def front(label: dict) -> list[tuple[str, RewardVector]]:
-    """The solver's routes with the rewards it claims for them (what no candidate exceeds)."""
+    """The solver's routes with their rewards, which no candidate exceeds."""
     return [(" ".join(route), vector) for vector, route in solve(read_label(label)).items()]
 
 
@@ -321,9 +319,7 @@ def _neighbours(maze: Maze, cell: Cell) -> list[Cell]:
 
 
 def distances(maze: Maze, source: Cell, avoid: str = "") -> dict[Cell, int]:
-    """Steps from `source` to every cell it reaches, not entering `avoid` tiles and never passing through the
-    exit.
-    """
+    """Steps from `source` to every reachable cell, without entering `avoid` tiles or passing through the exit."""
     steps = {source: 0}
     queue = deque([source])
     while queue:
@@ -338,9 +334,7 @@ def distances(maze: Maze, source: Cell, avoid: str = "") -> dict[Cell, int]:
 
 
 def detours(maze: Maze) -> tuple[float, float, float]:
-    """Fewest steps from start to exit by way of the gold corner, the diamond corner, and both; inf if there
-    is none.
-    """
+    """Fewest steps from start to exit by way of the gold corner, the diamond corner, and both; inf if impossible."""
     last = len(maze.grid) - 1
     corners = [(0, last), (last, 0)] if maze.tile((0, last)) == "G" else [(last, 0), (0, last)]
     goal = maze.cells("E")[0]
@@ -354,10 +348,10 @@ def detours(maze: Maze) -> tuple[float, float, float]:
 
 
 def prove(maze: Maze) -> None:
-    """Check what every generated maze promises; ValueError names the first promise it breaks.
+    """Check the guarantees of a generated maze. Raises ValueError, which names the first broken one.
 
-    Items lie around their corners (one on the corner itself, so all gold and all diamonds means both
-    corners), a lava-free route fits the step budget, each corner alone fits, both together never do.
+    Items lie around their corners (one on the corner itself, so all gold and all diamonds need both corners). A
+    lava-free route fits the step budget, and so does each corner alone, but never both together.
     """
     last = len(maze.grid) - 1
     if {maze.tile((0, last)), maze.tile((last, 0))} != {"G", "D"}:
@@ -371,7 +365,7 @@ def prove(maze: Maze) -> None:
         raise ValueError(f"No lava-free route fits the budget of {maze.max_steps} steps.")
     by_gold, by_diamond, by_both = detours(maze)
     if max(by_gold, by_diamond) > maze.max_steps:
-        raise ValueError(f"A detour takes {max(by_gold, by_diamond)} steps, the budget is {maze.max_steps}.")
+        raise ValueError(f"A detour takes {max(by_gold, by_diamond)} steps, but the budget is {maze.max_steps}.")
     if by_both <= maze.max_steps:
         raise ValueError(f"Both detours together take {by_both} steps and fit the budget of {maze.max_steps}.")
 
@@ -380,7 +374,7 @@ def prove(maze: Maze) -> None:
 
 
 def generate(rng: random.Random, geometry: Geometry = PAPER) -> Maze:
-    """Draw mazes until one proves its claims."""
+    """Draw mazes until one has all guarantees (`prove`)."""
     while True:
         maze = _draw(rng, geometry)
         if maze is None:
@@ -425,9 +419,7 @@ def _draw(rng: random.Random, geometry: Geometry) -> Maze | None:
 
 
 def _prim(rng: random.Random, size: int) -> dict[Cell, str]:
-    """A spanning tree over the cells with even coordinates, by Prim's algorithm with random edges; the rest
-    is wall.
-    """
+    """A spanning tree over the cells with even coordinates, by Prim's algorithm with random edges; the rest is wall."""
     tiles = {(r, c): "#" for r in range(size) for c in range(size)}
     tiles[(0, 0)] = "."
     edges = [((0, 0), (0, 2)), ((0, 0), (2, 0))]
@@ -442,7 +434,7 @@ def _prim(rng: random.Random, size: int) -> dict[Cell, str]:
 
 
 def split_of(maze: Maze) -> str:
-    """`train` or `test`, decided by the maze itself, so that no seed can put a test maze into training."""
+    """`train` or `test`, by a hash of the maze, so that no seed can put a test maze into training."""
     digest = hashlib.sha256(json.dumps({"grid": maze.grid, "max_steps": maze.max_steps}).encode()).digest()
     return "test" if digest[0] % TEST_SHARE == 0 else "train"
 

@@ -43,9 +43,9 @@ def label_check(label: object) -> None:
         raise ValueError(f"A MuSiQue label's 'answers' lists the answer and its aliases, not {str(answers)[:80]!r}.")
 
 
-@functools.lru_cache(maxsize=64)  # canonical and score read the same candidate
+@functools.lru_cache(maxsize=64)  # canonical and score read the same candidates
 def read(candidate: str) -> tuple[tuple[str, ...], str]:
-    """The first 4 distinct paragraph numbers that a candidate cites, and its answer, empty if there is none."""
+    """The first 4 distinct paragraph numbers that a candidate cites, and its answer, empty if missing."""
     support, answer = texts_between(candidate, "support", "answer")
     cited = dict.fromkeys(number.lstrip("0") or "0" for number in NUMBER.findall(support or ""))
     return tuple(itertools.islice(cited, MAX_HOPS)), answer or ""
@@ -62,7 +62,7 @@ def score(candidate: str, label: dict) -> list[float]:
 
 
 def canonical(candidate: str, label: dict) -> tuple[frozenset[str], str]:
-    """The same citations and the same answer, however written, are the same candidate."""
+    """Candidates with the same citations and answer are duplicates, however written."""
     cited, answer = read(candidate)
     return frozenset(cited), normalize(answer)
 

@@ -1,9 +1,9 @@
 """Three personas judge one answer: what a scientist values, a child and an editor do not.
 
-The judge is the model that an OpenAI-compatible endpoint serves: $VPO_JUDGE_URL (default http://localhost:8000/v1) and
-$VPO_JUDGE_MODEL (default smollm2). `python -m examples.persona_judge` serves SmolLM2 on this machine, which shows
-how it works and judges poorly; name a larger model for anything else. For other judges, write `score = panel([…])` in a
-module of your own, with any of the kinds in `vpo_plugin.rewards.judges`.
+The judge is a model behind an OpenAI-compatible endpoint: $VPO_JUDGE_URL (default http://localhost:8000/v1) and
+$VPO_JUDGE_MODEL (default smollm2). `python -m examples.persona_judge` serves SmolLM2 on this machine, which shows how
+the parts work but judges poorly; use a larger model for anything else. For other judges, write `score = panel([…])` in
+your own module, with any of the kinds in `vpo_plugin.rewards.judges`.
 """
 
 import importlib.resources
@@ -28,7 +28,7 @@ JUDGES = [
         URL,
         scale=(1, 9),
         expected=True,
-        extra_body={"structured_outputs": {"regex": "Score: [1-9]"}},  # vLLM's; other servers have their own
+        extra_body={"structured_outputs": {"regex": "Score: [1-9]"}},  # vLLM's option; other servers have their own
     )
     for persona in PERSONAS
 ]
@@ -39,12 +39,12 @@ score = panel(JUDGES)
 def rows(
     split: str, num_rows: int, seed: int, *, source: str | None = None, column: str = "question"
 ) -> Iterator[dict]:
-    """Questions as `{"prompt", "label"}`: those that ship here, or a column of a source as `read_dataset` takes it."""
+    """Questions as `{"prompt", "label"}`: those shipped here, or a column of a source for `read_dataset`."""
     file = source or str(importlib.resources.files("reward_specs.personas") / "questions.jsonl")
     for row in shuffled(read_dataset(file, split), num_rows, seed):
         yield {"prompt": f"{row[column].strip()}\n", "label": {"question": row[column].strip()}}
 
 
 def canonical(candidate: str, label: dict) -> str:
-    """Answers that differ in white space and case are the same."""
+    """Answers that differ only in white space and case are duplicates."""
     return " ".join(candidate.split()).casefold()

@@ -1,8 +1,8 @@
 """Any task of reasoning-gym (https://github.com/open-thought/reasoning-gym): generated puzzles and their checkers.
 
-A label names a puzzle by task, seed and index, and the puzzle is generated again where it is scored: what it holds
-beside its question is not always what JSON gives back. Some checkers evaluate an answer as an expression of sympy,
-which runs any Python: such an answer counts only if it is a formula and nothing else.
+A label names a puzzle by task, seed and index, and the scorer generates the puzzle again, because a puzzle does not
+always survive JSON. Some checkers evaluate an answer as a sympy expression, which can run any Python: there an answer
+counts only if it is nothing but a formula.
 """
 
 import functools
@@ -16,8 +16,8 @@ from typing import Any
 from reasoning_gym import create_dataset
 from reasoning_gym.factory import DATASETS
 
-APART = 10**7  # between the seeds of splits: a task's puzzle i has the seed plus i
-LONGEST = 200  # characters of an answer from which on nothing is left for being brief
+APART = 10**7  # between the seeds of splits: puzzle i of a task uses the seed plus i
+LONGEST = 200  # an answer of this many characters or more gets 0 for brevity
 EVALUATES = re.compile(r"(?<![\w.])(?:parse_expr|sympify|eval|exec)\(")
 NAMES = re.compile(
     r"[^\W\d]|abs|exp|ln|log|pi|sqrt|sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|True|False|and|or|not"
@@ -27,7 +27,7 @@ NAMES = re.compile(
 def rows(
     split: str, num_rows: int, seed: int, *, task: str, config: dict[str, Any] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Puzzles of a task, with its own settings in `config`, as `{"prompt", "label"}`. Splits have seeds of their own.
+    """Puzzles of a task as `{"prompt", "label"}`, with the task's settings in `config`. Each split has its own seeds.
 
     Raises ValueError if there is no such task.
     """
@@ -41,20 +41,20 @@ def rows(
 
 
 def score(candidate: str, label: dict[str, Any]) -> list[float]:
-    """What the task's own checker gives, and how brief the answer is where that is more than nothing."""
+    """The score of the task's own checker, and the answer's brevity if that score is above 0; each 0 to 1."""
     solved = checked(candidate, label)
     return [solved, max(0.0, 1 - len(candidate) / LONGEST) if solved > 0 else 0.0]
 
 
 def answers(label: dict[str, Any]) -> list[tuple[str, list[float]]]:
-    """The task's own answer, where its checker takes it."""
+    """The task's own answer, if its checker accepts it."""
     answer = puzzle(json.dumps(label))["answer"]
     found = [(str(answer), score(str(answer), label))] if answer else []
     return [(text, rewards) for text, rewards in found if rewards[0] == 1]
 
 
 def checked_reward(completions: Sequence[Any], label: Sequence[dict[str, Any]], **columns: Any) -> list[float]:
-    """The checker as a function in trl's signature, an objective beside others."""
+    """The checker as a function with trl's signature, for use as an objective beside others."""
     texts = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
     return [checked(text, one) for text, one in zip(texts, label, strict=True)]
 
@@ -74,7 +74,7 @@ def evaluates(task: str) -> bool:
 
 
 def is_expression(text: str) -> bool:
-    """Whether a text is a formula alone: numbers, operators, single letters and common functions."""
+    """Whether a text is only a formula: numbers, operators, single letters and common functions."""
     names = re.findall(r"[^\W\d]\w*", text)
     attribute = re.search(r"[\w)\]]\s*\.\s*[^\W\d]", text)
     return not (attribute or re.search(r"['\"\\`@:;\[\]{}]", text) or not all(map(NAMES.fullmatch, names)))
@@ -82,7 +82,7 @@ def is_expression(text: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def puzzle(label: str) -> dict[str, Any]:
-    """The puzzle that a label, as JSON, names."""
+    """The puzzle that a JSON label names."""
     found: dict[str, Any] = _dataset(label)[json.loads(label)["index"]]
     return found
 

@@ -1,7 +1,7 @@
 """ToolRL (arXiv 2504.13958): the next turn of a dialogue with tools: thoughts, then tool calls, a response, or both.
 
-A candidate holds `<think>…</think>`, then `<tool_call>` with one JSON object a line and/or `<response>…</response>`,
-as the data's own instructions ask for. The rewards are those of arXiv 2605.22817.
+A candidate holds `<think>…</think>`, then `<tool_call>` with one JSON object per line and/or `<response>…</response>`,
+as the data's own instructions require. The rewards are those of arXiv 2605.22817.
 """
 
 import functools
@@ -22,7 +22,7 @@ _DECODER = json.JSONDecoder()
 
 
 def rows(split: str, num_rows: int, seed: int, *, source: str) -> Iterator[dict]:
-    """At most `num_rows` turns of rlla_4k's parquet as `{"prompt", "label"}`; system and user text make one prompt."""
+    """At most `num_rows` turns of rlla_4k as `{"prompt", "label"}`; system and user text form one prompt."""
     for row in shuffled(read_dataset(source, split), num_rows, seed):
         yield {
             "prompt": "\n\n".join(message["content"] for message in row["prompt"]),
@@ -36,21 +36,21 @@ class Call(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What a candidate says. `calls` is what can be read of its tool calls."""
+    """The parts of a candidate. `calls` holds its readable tool calls."""
 
     think: str | None
     response: str | None
     calls: list[Call]
     whole: bool
-    """All that stands in tool call blocks was read, and there is a call in each."""
+    """Whether all text in tool call blocks was readable, with a call in each block."""
 
 
-@functools.lru_cache(maxsize=64)  # canonical and score read the same candidate, and the gold of all candidates is one
+@functools.lru_cache(maxsize=64)  # canonical and score read the same texts, and all candidates share a gold turn
 def read(candidate: str) -> Turn:
-    """Takes any text. What stands before the end of the last thoughts is a draft, and counts for nothing."""
+    """Read a turn from any text. Text before the end of the last thoughts is a draft and does not count."""
     tags = [(mark[2].lower(), mark[1], *mark.span()) for mark in _TAG.finditer(candidate)]
     closing: dict[str, tuple[int, int]] = {}
-    closings = []  # of each tag, where the next of its name that closes stands
+    closings = []  # for each tag, the place of the next closing tag of its name
     for name, closes, *place in reversed(tags):
         closings.append(closing.get(name))
         if closes:
@@ -77,7 +77,7 @@ def read(candidate: str) -> Turn:
 
 
 def _calls(text: str, at: int) -> tuple[list[Call], int]:
-    """The calls that begin here, JSON objects one after another or in a list, and where what is none begins."""
+    """The calls from here on, as JSON objects one after another or in lists, and the place after them."""
     calls: list[Call] = []
     at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
     while text[at : at + 1] in ("{", "["):
@@ -100,14 +100,14 @@ def label_check(label: object) -> None:
     if not isinstance(gold, str):
         raise ValueError(f"A ToolRL label's 'gold' is the text of the right turn, not {str(gold)[:80]!r}.")
     if score(gold, {"gold": gold}) != [1.0] * 4:
-        raise ValueError(f"A ToolRL label's 'gold' is not in the format that is asked for: {gold[:80]!r}.")
+        raise ValueError(f"A ToolRL label's 'gold' is not in the required format: {gold[:80]!r}.")
 
 
 def score(candidate: str, label: dict) -> list[float]:
     """format, tool_name, arg_key, arg_value (scorer entry point)."""
     turn, gold = read(candidate), read(label["gold"])
     if turn.think is None and turn.response is None and not turn.calls:
-        return [0.0] * 4  # nothing to read: not calling a tool is right only for a turn that does something else
+        return [0.0] * 4  # nothing readable: without a call, a turn must do something else
     calls_fit = turn.whole and bool(turn.calls) == bool(gold.calls)
     well_formed = turn.think is not None and calls_fit and bool(turn.calls or turn.response)
     names = multiset_f1([call.name for call in turn.calls], [call.name for call in gold.calls])
@@ -121,8 +121,8 @@ def score(candidate: str, label: dict) -> list[float]:
 
 
 def align(called: list[Call], gold: list[Call]) -> list[tuple[Call, Call]]:
-    """Pairs of a call and a gold call, greedily: first those of one name, then of any; each with the call left that
-    shares most keys with it, then most values."""
+    """Pair calls with gold calls greedily: first by equal names, then with any name. A gold call gets the remaining
+    call that shares most keys with it, then most values."""
     calls_left, gold_left, pairs = list(called), list(gold), []
     for same_name in (True, False):
         for right in list(gold_left):
@@ -141,13 +141,13 @@ def _overlap(called: dict[str, Any], gold: dict[str, Any]) -> tuple[int, float]:
 
 
 def _values(called: dict[str, Any], gold: dict[str, Any]) -> float:
-    """Mean match over the gold keys; without any, all is right."""
+    """Mean match over the gold keys; 1 if there are none."""
     matches = [value_match(called[key], value) if key in called else 0.0 for key, value in gold.items()]
     return sum(matches) / len(matches) if matches else 1.0
 
 
 def value_match(value: object, gold: object) -> float:
-    """Numbers and booleans match or do not; lists and objects by F1 of what they hold; the rest by F1 of the words."""
+    """Match of two values, 0 to 1: exact for numbers and booleans, F1 of leaves for lists and objects, else word F1."""
     if isinstance(gold, list | dict) or isinstance(value, list | dict):
         return multiset_f1(_leaves(value), _leaves(gold))
     if (exact := _exact(gold)) is not None:
@@ -158,10 +158,10 @@ def value_match(value: object, gold: object) -> float:
 
 
 def _exact(value: object) -> str | bool | None:
-    """What makes a number or a boolean equal to another; None if the value is neither.
+    """A comparison key of a number or boolean; None if the value is neither.
 
-    Numbers are equal as numbers, and to the text of the number; text that looks like one is text: 00100 is not 100, and
-    1.10 not 1.1.
+    Numbers equal each other by value, and equal their text; texts are compared as text: "00100" is not 100, and "1.10"
+    is not 1.1.
     """
     if isinstance(value, str):
         text = value.strip()
@@ -174,7 +174,7 @@ def _exact(value: object) -> str | bool | None:
 
 
 def _leaves(value: object) -> list[Hashable]:
-    """The path and the value of all that a JSON value holds, at any depth; places in lists do not count."""
+    """Paths and values of a JSON value's leaves at any depth; positions in lists do not count."""
     found: list[Hashable] = []
     todo: list[tuple[tuple[str, ...], object]] = [((), value)]
     while todo:
@@ -192,7 +192,7 @@ def _leaves(value: object) -> list[Hashable]:
 
 
 def canonical(candidate: str, label: dict) -> Hashable:
-    """The same calls and the same response, whatever was thought, are the same candidate."""
+    """Candidates with the same calls and response are duplicates, whatever their thoughts."""
     turn = read(candidate)
     calls = _bag([(call.name, _bag(_leaves(call.parameters))) for call in turn.calls])
     return calls, normalize(turn.response or ""), turn.think is None, turn.whole
