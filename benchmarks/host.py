@@ -58,14 +58,14 @@ def bench_host(args: argparse.Namespace) -> None:
                 times = [step["time"] for step in read_steps(Path(output) / "vpo")]
                 seconds[name] += [b - a for a, b in itertools.pairwise(times)][HOST_WARM_UP:]
                 print(
-                    f"turn {turn + 1} of {args.turns}, {name}: {statistics.median(seconds[name]):.3f} s a step",
+                    f"turn {turn + 1} of {args.turns}, {name}: {statistics.median(seconds[name]):.3f} s per step",
                     flush=True,
                 )
     print(
         f"\n{os.cpu_count()} cores, openrlhf {version('openrlhf')}, {HOST_PROMPTS} prompts x 8 rollouts x 3 candidates"
     )
     for name, values in seconds.items():
-        print(f"  {name:12}{statistics.median(values):8.3f} s a step, median of {len(values)} steps")
+        print(f"  {name:12}{statistics.median(values):8.3f} s per step, median of {len(values)} steps")
     draws = np.random.default_rng(0)
     ratios = [
         np.median(draws.choice(seconds["vpo"], len(seconds["vpo"])))

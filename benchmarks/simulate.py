@@ -126,7 +126,7 @@ def simulate_step(args: argparse.Namespace) -> None:
     print(f"groups of {ROLLOUTS_PER_PROMPT}, m {CANDIDATES}, k {OBJECTIVES}, ", end="")
     print(f"{default_num_weights(OBJECTIVES)} weightings; {args.threads} threads of {os.cpu_count()} cores\n")
     titles = list(rows[0])
-    print("  ".join(["rollouts of a step".ljust(44), *(f"{row[titles[0]]:>10,.0f}" for row in rows)]))
+    print("  ".join(["rollouts per step".ljust(44), *(f"{row[titles[0]]:>10,.0f}" for row in rows)]))
     for title in titles[1:]:
         print("  ".join([title.ljust(44), *(f"{row[title]:>10,.3g}" for row in rows)]))
 
@@ -155,9 +155,9 @@ def measure_step(rollouts: int, spec_folder: Path, ray: Any) -> dict[str, float]
     return {
         "rollouts": rollouts,
         "parsing and scoring, s of one core": scoring,
-        "  responses a second and core": rollouts / scoring,
+        "  responses per second and core": rollouts / scoring,
         "object store, MB": size / 1e6,
-        "  of it reward matrices, MB": (size - size_without) / 1e6,
+        "  reward matrices in it, MB": (size - size_without) / 1e6,
         f"  matrices of one of {ENGINES} engines, kB": (size - size_without) / ENGINES / 1e3,
         "  fetching all, s": fetch,
         "hook in the trainer, s": hook,
@@ -282,7 +282,7 @@ def simulate_engine(args: argparse.Namespace) -> None:
             if settings.on_cpu:
                 cpu.stop_private_ray()
     print(f"{args.responses} responses of up to {args.tokens} tokens, {args.rounds} rounds of each in alternation;")
-    print(f"the scorer {args.scorer} {args.milliseconds:g} ms a candidate, {CANDIDATES} candidates a response\n")
+    print(f"the scorer {args.scorer} {args.milliseconds:g} ms per candidate, {CANDIDATES} candidates per response\n")
     print(f"{'':14}{'tokens/s generated':>20}{'tokens/s, scored':>20}{'loop held up, ms':>20}")
     medians = {}
     for scoring in (False, True):
@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     step = commands.add_parser("step", help="scoring, object store, hook and estimator at growing sizes")
-    step.add_argument("--rollouts", type=int, nargs="+", default=SIZES, help="rollouts of a step (multiples of 8)")
+    step.add_argument("--rollouts", type=int, nargs="+", default=SIZES, help="rollouts per step (multiples of 8)")
     step.add_argument("--threads", type=int, default=2, help="torch's threads (default: 2)")
     step.set_defaults(run=simulate_step)
     engine = commands.add_parser("engine", help="generation with scoring and without")

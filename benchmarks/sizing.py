@@ -89,7 +89,7 @@ def table() -> list[tuple[str, list[str]]]:
     row("model", [a.model for a in LAYOUTS])
     row("ZeRO stage", [a.zero_stage for a in LAYOUTS])
     row("engines x tensor parallel", [f"{a.engines} x {a.tensor_parallel}" for a in LAYOUTS])
-    row("rollouts a step (m, k)", [f"{a.rollouts} ({a.candidates}, {a.objectives})" for a in LAYOUTS])
+    row("rollouts per step (m, k)", [f"{a.rollouts} ({a.candidates}, {a.objectives})" for a in LAYOUTS])
     row("training state on a GPU, GB", [state_gb(a) for a in LAYOUTS], ".0f")
     row("engine's weights on a GPU, GB", [2 * a.parameters / a.tensor_parallel / 1e9 for a in LAYOUTS], ".0f")
     row("weight sync: received by each GPU, GB", [bytes_ / 1e9 for bytes_ in gathered], ".0f")

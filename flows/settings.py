@@ -117,7 +117,7 @@ class TrainSettings(DataSettings):
     save_steps: int | None = Field(
         None,
         ge=1,
-        description="Steps between checkpoints, from which an interrupted training resumes; default: a tenth of them.",
+        description="Steps between checkpoints, from which a training resumes; default: a tenth of all steps.",
     )
     cluster: str | None = Field(
         None,

@@ -28,8 +28,8 @@ def test_what_a_step_moves_grows_with_its_rollouts() -> None:
         for line in output.splitlines()
         if re.search(r"\d+\s+[\d.e+-]+$", line) and not line.startswith("groups")
     }
-    assert rows["rollouts of a step"] == [64, 256]
-    small, large = rows["of it reward matrices, MB"]
+    assert rows["rollouts per step"] == [64, 256]
+    small, large = rows["reward matrices in it, MB"]
     assert small * 1e6 == pytest.approx(64 * (2 + 5 * 16) * sizing.REWARD_BYTES, rel=0.1)
     assert large == pytest.approx(4 * small, rel=0.05)
     small, large = rows["object store, MB"]

@@ -42,7 +42,7 @@ from vpo_plugin.openrlhf import cpu_speed
 
 LOOPBACK = "127.0.0.1"
 
-# What the engines, Ray and the tokenizers read at start-up; a value that the user set wins.
+# Variables that the engines, Ray and the tokenizers read at start-up; values set by the user win.
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": str(cpu_speed.idle_cores()),  # generation and training take turns, each with all cores
