@@ -83,5 +83,5 @@ def test_program_repair_with_smollm2(tmp_path: Path, smollm2: str) -> None:
         for row in pq.read_table(file).to_pylist():
             assert 1 <= len(row["rewards"]) <= 3
             assert all(reward in (0.0, 1.0) for attempt in row["rewards"] for reward in attempt if reward is not None)
-            assert len(row["rewards"]) == 1 or "in a ```python block." in row["response"]
+            assert "Write the whole program again" not in row["response"]  # the feedback is no action of the policy's
     assert training.processes_left() == []
