@@ -68,8 +68,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 def commands() -> list[tuple[str, str, bool]]:
     """(page, command, whether it stands in running text); continued lines are one, what a variable holds is put in."""
     found = set()
-    for page in pages():
-        name, text = str(page.relative_to(ROOT)), page.read_text()
+    programs = [file for folder in ("benchmarks", "examples") for file in (ROOT / folder).rglob("*.py")]
+    texts = {page: page.read_text() for page in pages()}
+    texts |= {file: ast.get_docstring(ast.parse(file.read_text())) or "" for file in programs}
+    for page, text in texts.items():
+        name = str(page.relative_to(ROOT))
         for block in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
             held: dict[str, str] = {}
             for line in block.replace("\\\n", " ").splitlines():
