@@ -230,7 +230,7 @@ def test_what_a_few_responses_of_a_policy_say(case: Callable[[str], RewardSpec])
     good = [f"<answer_1> {'UP ' * n} </answer_1> <answer_2> DOWN {'UP ' * n} </answer_2>" for n in range(1, 5)]
     with Scoring(spec) as scoring:
         read, *rest = findings(Scripted(good), spec, scoring, rows, "m")
-        assert read == "Of the 32 candidates that 16 responses of m should hold, 32 can be read."
+        assert read == "Of the 32 candidates requested in 16 responses of m, 32 can be read."
         assert not any("warm_start" in line for line in rest) and rest[0].startswith("16 responses, ")
         read, advice, *_ = findings(Scripted([*good[:1], "Go up.", "", "UP"]), spec, scoring, rows, "m")
         assert "8 can be read" in read

@@ -49,7 +49,7 @@ def findings(policy: Policy, spec: RewardSpec, scoring: Scoring, rows: list[dict
     ]
     scored = list(score_samples(scoring, samples, m))
     asked, read = len(scored) * m, sum(one.parsed for one in scored)
-    found = [f"Of the {asked} candidates that {len(scored)} responses of {model} should hold, {read} can be read."]
+    found = [f"Of the {asked} candidates requested in {len(scored)} responses of {model}, {read} can be read."]
     if read < ENOUGH * asked:
         found.append(
             "That is less than half, and unreadable candidates earn nothing. Teach the policy the format first: "
