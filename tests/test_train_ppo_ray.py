@@ -244,7 +244,7 @@ def test_lora(agent_trained: Trained) -> None:
 def test_lora_in_vllm(agent_trained: Trained, tmp_path: Path) -> None:
     """vLLM loads what was saved, and writes with it."""
     command = ["-m", "vpo_plugin.cli", "evaluate", "--model", str(agent_trained.training.output), "--spec", SPEC]
-    command += ["--prompts", "2", "--rollouts", "2", "--max_new_tokens", "32", "--output", str(tmp_path / "pool")]
+    command += ["--prompts", "2", "--rollouts", "2", "--max_new_tokens", "64", "--output", str(tmp_path / "pool")]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert load_pool(tmp_path / "pool").reward_matrices.shape[:2] == (2, 2)

@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from vpo_plugin.cli import main
+from vpo_plugin.models import resolve_policy
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.formats import parse
-from vpo_plugin.search.warm_start import make_sets, readable, single_answer
+from vpo_plugin.search.warm_start import as_texts, make_sets, readable, single_answer
 
 LABEL = {
     "benchmark": "ifeval",
@@ -59,6 +61,22 @@ def test_a_response_without_tags_counts_as_its_candidate() -> None:
 
 def test_share_that_can_be_read(spec: RewardSpec) -> None:
     assert readable(spec, ["<answer_1> a </answer_1> <answer_2> b </answer_2>", "no tags"], 2) == 0.5
+
+
+def test_sets_are_learnt_as_they_are_sampled(tmp_path: Path) -> None:
+    """The options of the chat template count, and the response ends where the policy must stop."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_policy("tiny-maze", tmp_path))
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if not enable_thinking %}<think></think>{% endif %}"
+    )
+    chat = {"prompt": [{"role": "user", "content": "b"}], "response": [{"role": "assistant", "content": "y"}]}
+    texts = as_texts([{"prompt": "a", "response": "x"}, chat], tokenizer, {"enable_thinking": False})
+    assert texts == [
+        {"prompt": "[a]<think></think>", "response": f"x{tokenizer.eos_token}"},
+        {"prompt": "[b]<think></think>", "response": f"y{tokenizer.eos_token}"},
+    ]
+    tokenizer.chat_template = None
+    assert as_texts([{"prompt": "a", "response": "x"}], tokenizer, {}) == [{"prompt": "a", "response": "x"}]
 
 
 @pytest.mark.slow

@@ -189,7 +189,13 @@ def _sample(model: str, groups: list[Any], settings: WarmStartSettings) -> list[
     texts = as_chat([text for group in groups for text, _, _ in group], tokenizer, settings.chat_template_kwargs)
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     most = max(tokens for group in groups for _, _, tokens in group)
-    engine = Engine(model, max_new_tokens=most, temperature=settings.temperature, longest=longest)
+    engine = Engine(
+        model,
+        max_new_tokens=most,
+        temperature=settings.temperature,
+        longest=longest,
+        chat_template_kwargs=settings.chat_template_kwargs,
+    )
     found = []
     for group in groups:
         engine.params.max_tokens = group[0][2]
@@ -198,31 +204,35 @@ def _sample(model: str, groups: list[Any], settings: WarmStartSettings) -> list[
     return found
 
 
-def _text(response: str | list[dict[str, str]]) -> str:
-    return response if isinstance(response, str) else response[0]["content"]
+def as_texts(sets: list[dict[str, Any]], tokenizer: Any, chat_template_kwargs: dict[str, Any]) -> list[dict[str, str]]:
+    """The sets as they are sampled, `{"prompt", "response"}`: through the chat template with its options, and ended."""
+    from vpo_plugin.search.policy import as_chat
+
+    prompts = as_chat([row["prompt"] for row in sets], tokenizer, chat_template_kwargs)
+    end = tokenizer.eos_token if tokenizer.chat_template else ""
+    responses = [row["response"] if isinstance(row["response"], str) else row["response"][0]["content"] for row in sets]
+    return [{"prompt": p, "response": r + end} for p, r in zip(prompts, responses, strict=True)]
 
 
 def _learn(model: str, sets: list[dict[str, Any]], work: Path, settings: WarmStartSettings) -> None:
     from transformers import AutoTokenizer
 
-    from vpo_plugin.search.policy import as_chat
-
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    prompts = as_chat([row["prompt"] for row in sets], tokenizer)
-    whole = [prompt + _text(row["response"]) for prompt, row in zip(prompts, sets, strict=True)]
-    longest = max(map(len, tokenizer(whole, add_special_tokens=False)["input_ids"])) + 8
+    rows = as_texts(sets, tokenizer, settings.chat_template_kwargs)
+    write(work / "texts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    texts = [row["prompt"] + row["response"] for row in rows]
+    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + 8
     batch = 8
     command = [
         *(sys.executable, "-m", "vpo_plugin.train_sft", "--model.model_name_or_path", model),
         *("--ckpt.output_dir", str(settings.output), "--ckpt.path", str(work / "checkpoints")),
-        *("--data.dataset", str(work / "sets.jsonl"), "--data.input_key", "prompt", "--data.output_key", "response"),
-        *("--data.max_len", str(longest), "--train.seed", str(settings.seed)),
+        *("--data.dataset", str(work / "texts.jsonl"), "--data.input_key", "prompt", "--data.output_key", "response"),
+        *("--data.input_template", "{}", "--data.max_len", str(longest), "--train.seed", str(settings.seed)),
         *("--train.batch_size", str(batch), "--train.micro_batch_size", str(batch)),
         *("--train.max_epochs", str(settings.epochs)),
         *("--adam.lr", str(settings.learning_rate), "--lr_scheduler", "cosine_with_min_lr"),
         *("--ds.attn_implementation", "sdpa"),
     ]
-    command += ["--data.apply_chat_template"] if tokenizer.chat_template else ["--data.input_template", "{}"]
     log = work / "train_sft.log"
     with log.open("w") as output:
         code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
