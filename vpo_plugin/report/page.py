@@ -64,7 +64,7 @@ def bars(results: Results) -> list[dict[str, Any]]:
     chosen: list[tuple[str, str, str, int | None, str]] = [
         (f"best@{ks[0]}", "", "best_at_k", 0, "best"),
         (f"best@{ks[-1]}", "", "best_at_k", -1, "best"),
-        (MEASURES["expected_set_reward"][0], ", any weighting", "expected_set_reward", None, "expected_set_reward"),
+        (MEASURES["expected_set_reward"][0], "", "expected_set_reward", None, "expected_set_reward"),
     ]
     if not nothing_solved(results):
         chosen.append((f"pass@{ks[-1]}", "", "pass_at_k", -1, "pass"))
