@@ -366,6 +366,24 @@ def test_a_task_without_what_it_needs(write, changes: dict[str, Any], sentence: 
     assert sentence in complaint(write(spec))
 
 
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("raise OSError('no tokenizer here.')", "OSError: no tokenizer here"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("x = (", "SyntaxError: '(' was never closed"),
+    ],
+)
+def test_a_module_that_fails_when_it_is_imported(write, module: str, said: str) -> None:
+    """A sentence with the module's own file and line, whatever it raises."""
+    folder = write(changed(scorer="fails_on_import:score"))
+    code = folder / "fails_on_import.py"
+    code.write_text(f"import math\n\n{module}\n")
+    found = complaint(folder)
+    assert f": scorer: The entry point 'fails_on_import:score' cannot be imported: {said}" in found
+    assert f"({code}:3)" in found or "SyntaxError" in said
+
+
 def test_a_child_with_a_loader_of_its_own_takes_no_arguments_of_its_parents(write) -> None:
     write(changed(dataset__args={"x": 1}), "parent")
     loader = {"name": "child", "extends": "../parent", "dataset": {"loader": "spec_test_module:score"}}

@@ -7,6 +7,7 @@ A spec is a YAML file; `vpo_plugin.rewards.files` finds and reads it. It is chec
 import importlib
 import math
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -27,6 +28,7 @@ from pydantic import (
 )
 
 from vpo_plugin.rewards.weights import parse_weights
+from vpo_plugin.rewards.workers import place
 
 FUNCTIONS = {
     "scorer": "score",
@@ -50,6 +52,11 @@ def load_module(name: str, what: str) -> ModuleType:
             f"{what} cannot be imported: {error}. Modules are looked for on the Python path and in the spec's own "
             "folder."
         ) from error
+    except (Exception, SystemExit) as error:  # the module is the user's and may do anything
+        frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+        where = f" ({found})" if (found := place(frames)) else ""
+        said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        raise ValueError(f"{what} cannot be imported: {said}{where}.") from error
 
 
 def load_entry_point(path: str) -> Callable[..., Any]:
