@@ -39,6 +39,9 @@ LONGEST = (
 # vLLM compiles parts of its sampling and layers at each start, which takes ten seconds and gains nothing here.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers compute at the same time
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # What a shell starts in the background is deaf to Ctrl-C, and so are its children: the tests send it to theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

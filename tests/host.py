@@ -26,7 +26,7 @@ def importable_host() -> Iterator[None]:
     """Let this process import the host, and leave its environment as it was."""
     with pytest.MonkeyPatch.context() as patch:
         if not cpu.cuda_available():
-            for name, value in cpu.ENVIRONMENT.items():
+            for name, value in cpu.environment().items():
                 patch.setenv(name, os.environ.get(name, value))
             cpu.install()
         yield

@@ -378,7 +378,7 @@ def test_scorer_error_counts_as_zero(execute: Callable[..., Any], tmp_path: Path
 @pytest.mark.parametrize(("compiler", "expected"), [(sys.executable, "None"), ("no-such-compiler", "1")])
 def test_a_machine_without_a_compiler(compiler: str, expected: str) -> None:
     """vLLM's layers run uncompiled there, where torch would fail at the first response."""
-    program = "from vpo_plugin.openrlhf.cpu import ENVIRONMENT; print(ENVIRONMENT.get('TORCHDYNAMO_DISABLE'))"
+    program = "from vpo_plugin.openrlhf.cpu import environment; print(environment().get('TORCHDYNAMO_DISABLE'))"
     environment = {**os.environ, "CXX": compiler}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected

@@ -95,11 +95,11 @@ def test_micro_batches_are_of_like_lengths_and_hold_every_rollout_once() -> None
 
 
 @pytest.mark.parametrize(
-    ("cores", "load", "threads"), [(2, 0.2, 2), (2, 1.1, 1), (2, 12.0, 1), (8, 3.0, 5), (8, 30.0, 4), (1, 0, 1)]
+    ("cores", "busy", "threads"), [(2, 10, 2), (2, 55, 1), (2, 100, 1), (8, 37.5, 5), (8, 100, 4), (1, 0, 1)]
 )
 def test_threads_are_no_more_than_idle_cores(
-    cores: int, load: float, threads: int, monkeypatch: pytest.MonkeyPatch
+    cores: int, busy: float, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: busy)
     assert idle_cores() == threads

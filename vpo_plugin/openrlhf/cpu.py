@@ -24,6 +24,7 @@ symbol                                              why
 
 import contextlib
 import ctypes
+import functools
 import importlib.machinery
 import io
 import os
@@ -41,23 +42,6 @@ from vpo_plugin.locks import temporary_home
 from vpo_plugin.openrlhf import cpu_speed
 
 LOOPBACK = "127.0.0.1"
-
-# Variables that the engines, Ray and the tokenizers read at start-up; values set by the user win.
-ENVIRONMENT = {
-    "DS_ACCELERATOR": "cpu",
-    "OMP_NUM_THREADS": str(cpu_speed.idle_cores()),  # generation and training take turns, each with all cores
-    "OMP_WAIT_POLICY": "passive",  # waiting threads leave their core to others
-    "TOKENIZERS_PARALLELISM": "false",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process fewer for each engine
-    "VLLM_NO_USAGE_STATS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_prestart_worker_first_driver": "0",  # no idle workers: start-up is bound by imports
-}
-# torch compiles parts of vLLM with this compiler (torch/_inductor/config.py) and fails without it.
-if shutil.which(os.environ.get("CXX", "g++")) is None:
-    ENVIRONMENT["TORCHDYNAMO_DISABLE"] = "1"
 
 # Keeps a run with a private Ray off the network: Ray runs what it is sent, as this user.
 PRIVATE = {
@@ -132,9 +116,31 @@ def joined_cluster() -> str | None:
     return address
 
 
+@functools.cache
+def environment() -> dict[str, str]:
+    """Variables that the engines, Ray and the tokenizers read at start-up; values set by the user win."""
+    found = {
+        "DS_ACCELERATOR": "cpu",
+        "OMP_WAIT_POLICY": "passive",  # waiting threads leave their core to others
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process fewer for each engine
+        "VLLM_NO_USAGE_STATS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_prestart_worker_first_driver": "0",  # no idle workers: start-up is bound by imports
+    }
+    # Generation and training take turns, each with all cores.
+    found["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(cpu_speed.idle_cores())
+    # torch compiles parts of vLLM with this compiler (torch/_inductor/config.py) and fails without it.
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        found["TORCHDYNAMO_DISABLE"] = "1"
+    return found
+
+
 def install() -> None:
     """Let this process import and run the host without CUDA. Call it before the host is imported."""
-    for name, value in ENVIRONMENT.items():
+    for name, value in environment().items():
         os.environ.setdefault(name, value)
     _provide_flash_attn()
     for module, patch in (

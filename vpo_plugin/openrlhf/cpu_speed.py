@@ -15,15 +15,18 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
+
 
 def idle_cores() -> int:
-    """The number of cores that are idle when this process starts, at least half of all cores.
+    """The number of cores that nothing uses for half a second, at least half of all.
 
-    With more threads than idle cores, each operation waits until all threads have had a turn: on 2 cores with a load of
-    12, a step of a tiny policy took five times as long.
+    With more threads than idle cores, each operation waits until all threads have had a turn. On 2 cores with a load of
+    12, a step of a tiny policy then took five times as long. (The load average says what was, such as the last stage.)
     """
     cores = os.cpu_count() or 1
-    return max(1, cores // 2, min(cores, cores - round(os.getloadavg()[0])))
+    busy = psutil.cpu_percent(interval=0.5) / 100 * cores
+    return max(1, cores // 2, cores - round(busy))
 
 
 def patch_actor(module: Any) -> None:

@@ -161,7 +161,7 @@ def run_settings(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> Setting
 
 def runtime_environment(settings: Settings) -> dict[str, Any]:
     """Ray's runtime environment for a run's workers: the setup hook and variables, without those a Ray job sets."""
-    names = [*HOST_ENVIRONMENT, *(cpu.ENVIRONMENT if settings.on_cpu else ())]
+    names = [*HOST_ENVIRONMENT, *(cpu.environment() if settings.on_cpu else ())]
     variables = {name: os.environ.get(name, HOST_ENVIRONMENT.get(name, "")) for name in names}
     # Ray merges both and refuses a key that both have, even with equal values (ray/_private/runtime_env, 2.55).
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})

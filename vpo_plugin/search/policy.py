@@ -147,7 +147,7 @@ def prepare_environment() -> None:
         "VLLM_NO_USAGE_STATS": "1",
     }
     if not torch.cuda.is_available():
-        settings |= cpu.ENVIRONMENT
+        settings |= cpu.environment()
     for name, value in settings.items():
         os.environ.setdefault(name, value)
 
