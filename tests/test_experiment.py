@@ -200,7 +200,7 @@ def test_between_two_whole_candidates_a_budget_is_worth_what_lies_between(spec: 
 
 def test_pools_of_other_prompts_are_refused(spec: RewardSpec) -> None:
     pools = {("grpo", 0): made("grpo", 0, 0.5), ("vpo", 0): made("vpo", 0, 0.5)}
-    with pytest.raises(ValueError, match="the same 11 prompts and 2 objectives only"):
+    with pytest.raises(ValueError, match="Pools must have the same 11 prompts and 2 objectives"):
         Comparison(pools, spec, ROWS[:-1])
 
 
