@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.scoring import Item, ScorerError, Scoring
-from vpo_plugin.rewards.workers import Workers
+from vpo_plugin.rewards.workers import WorkerError, Workers
 
 SPEC: dict[str, Any] = {
     "name": "programs",
@@ -339,6 +339,34 @@ def test_any_number_of_processes_gives_the_rewards_of_one_call(
     for service in services:
         scored = service.score(item(program, label) for program, label in programs)
         assert [response.matrix.tolist() for response in scored] == expected
+
+
+def echo(argument: object) -> Callable[[tuple[int, str]], str]:
+    """For the test below: what it is given back, but for some that end their process."""
+
+    def answer(item: tuple[int, str]) -> str:
+        number, text = item
+        if number % 500 == 499:
+            os._exit(3)
+        return f"{number}{text}"
+
+    return answer
+
+
+def test_chunks_that_wait_in_a_process_block_nothing_and_are_not_lost() -> None:
+    """Quick items of all sizes, more than a socket takes both ways, in two processes of which some die."""
+    texts = ["x" * (300_000 if number % 97 == 0 else number % 50) for number in range(3000)]
+    workers = Workers(f"{__name__}:echo", None, processes=2, seconds=30)
+    try:
+        futures = [workers.submit((number, text), lambda outcome: outcome) for number, text in enumerate(texts)]
+        outcomes = [future.result(timeout=120) for future in futures]
+    finally:
+        workers.close()
+    for number, (text, outcome) in enumerate(zip(texts, outcomes, strict=True)):
+        if number % 500 == 499:
+            assert isinstance(outcome, WorkerError) and str(outcome) == "ended its process with exit code 3"
+        else:
+            assert outcome == f"{number}{text}"
 
 
 def test_a_library_that_shadows_the_standard_one_in_the_pools_path(
