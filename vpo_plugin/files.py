@@ -42,6 +42,11 @@ def write_all(contents: Mapping[Path, str | bytes]) -> None:
             unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def json_lines(rows: Iterable[Any]) -> str:
+    """Rows as the text of a JSON Lines file."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def digest(value: Any) -> str:
     """16 hexadecimal digits of a JSON-serialisable value; other values in it, such as paths, count as text."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,6 +1,5 @@
 """`vpo select`."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ class Select(Command):
 def main(arguments: list[str]) -> int:
     """Candidates go to stdout or a file, what the pool gives up to stderr."""
     settings = read(Select, arguments, "vpo select")
-    from vpo_plugin.files import write
+    from vpo_plugin.files import json_lines, write
     from vpo_plugin.rewards import load_spec
     from vpo_plugin.search.pool import load_pool
     from vpo_plugin.search.select import parse_weights, select, what_it_gives_up
@@ -30,7 +29,7 @@ def main(arguments: list[str]) -> int:
     spec = load_spec(settings.spec or pool.made["spec"])
     weights = parse_weights(settings.weights, spec)
     chosen, values = select(pool, weights)
-    text = "".join(json.dumps(row) + "\n" for row in chosen)
+    text = json_lines(chosen)
     if settings.output:
         write(settings.output, text)
     else:

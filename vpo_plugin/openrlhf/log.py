@@ -97,8 +97,7 @@ def forget_steps_after(log_dir: Path, step: int) -> None:
     """Remove the logs of later steps (1-based): a run that resumes from a checkpoint repeats them."""
     path = log_dir / METRICS
     if path.exists():
-        kept = "".join(json.dumps(line) + "\n" for line in read_steps(log_dir) if line["step"] <= step)
-        files.write(path, kept)
+        files.write(path, files.json_lines(line for line in read_steps(log_dir) if line["step"] <= step))
     for file in (log_dir / "rollouts").glob("step_*.*"):
         if int(file.stem.removeprefix("step_")) > step:
             file.unlink()

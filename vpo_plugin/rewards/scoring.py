@@ -23,7 +23,8 @@ from vpo_plugin import files
 from vpo_plugin.rewards.response import RewardError, ScoredResponse, floor_response, group_scorer, response_scorer
 from vpo_plugin.rewards.sandbox import SandboxError
 from vpo_plugin.rewards.spec import RewardSpec, load_entry_point
-from vpo_plugin.rewards.workers import StartError, Threads, WorkerError, Workers, place
+from vpo_plugin.rewards.trace import place_of
+from vpo_plugin.rewards.workers import StartError, Threads, WorkerError, Workers
 
 OnError = Literal["raise", "zero"]
 Result = TypeVar("Result")
@@ -270,7 +271,6 @@ def _flat(scored: ScoredResponse) -> tuple[Any, ...]:
 def _failure(spec: RewardSpec, error: BaseException) -> _Failure:
     if isinstance(error, SandboxError):
         return _Failure(str(error), "", "", True)
-    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, RewardError):
         message = str(error).rstrip(".")
         named = [path for path in (spec.scorer, spec.group_scorer) if path]
@@ -278,7 +278,7 @@ def _failure(spec: RewardSpec, error: BaseException) -> _Failure:
         where = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
     else:
         message = " ".join(f"{type(error).__name__}: {error}"[:500].split()).rstrip(".: ")
-        where = f" ({found})" if (found := place(frames)) else ""
+        where = place_of(error)
     message = message.encode(errors="backslashreplace").decode()
     trace = "".join(traceback.format_exception(error)).encode(errors="backslashreplace").decode()
     return _Failure(message, where, trace, False)

@@ -1,9 +1,9 @@
 """What `vpo spec new` writes: a small working task to start from."""
 
 import importlib.util
-import json
 from pathlib import Path
 
+from vpo_plugin.files import json_lines
 from vpo_plugin.rewards.files import SpecError
 
 SPEC = """\
@@ -79,7 +79,7 @@ def skeleton_files(name: str, schema: str) -> dict[str, str]:
     return {
         "spec.yaml": SPEC.format(name=name, schema=schema),
         f"{name}.py": MODULE,
-        "rows.jsonl": "".join(json.dumps({"text": text, "facts": facts}) + "\n" for text, facts in ROWS),
+        "rows.jsonl": json_lines({"text": text, "facts": facts} for text, facts in ROWS),
     }
 
 

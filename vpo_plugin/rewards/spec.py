@@ -7,7 +7,6 @@ A spec is a YAML file; `vpo_plugin.rewards.files` finds and reads it. It is chec
 import importlib
 import math
 import re
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -27,8 +26,8 @@ from pydantic import (
     model_validator,
 )
 
+from vpo_plugin.rewards.trace import place_of
 from vpo_plugin.rewards.weights import parse_weights
-from vpo_plugin.rewards.workers import place
 
 FUNCTIONS = {
     "scorer": "score",
@@ -53,10 +52,8 @@ def load_module(name: str, what: str) -> ModuleType:
             "folder."
         ) from error
     except (Exception, SystemExit) as error:  # the module is the user's and may do anything
-        frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
-        where = f" ({found})" if (found := place(frames)) else ""
         said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
-        raise ValueError(f"{what} cannot be imported: {said}{where}.") from error
+        raise ValueError(f"{what} cannot be imported: {said}{place_of(error)}.") from error
 
 
 def load_entry_point(path: str) -> Callable[..., Any]:

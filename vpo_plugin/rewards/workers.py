@@ -22,7 +22,6 @@ import socket
 import struct
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +31,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from vpo_plugin.rewards.trace import place
 
 CHUNK_SECONDS, CHUNK_ITEMS = 0.1, 256
 FLUSH_SECONDS = 0.01  # outcomes are handed over this often
@@ -308,13 +309,6 @@ class _Worker:
         return (
             f"was ended by {signal.Signals(-code).name}{', as when memory runs out' if code == -signal.SIGKILL else ''}"
         )
-
-
-def place(frames: Sequence[tuple[str, int]]) -> str:
-    """`file:line` of the innermost frame, of those given from the outermost on, that is the user's own, if any."""
-    ours = (str(Path(__file__).parents[1]), *sysconfig.get_paths().values())
-    own = [f"{file}:{line}" for file, line in frames if not file.startswith((*ours, "<"))]
-    return own[-1] if own else ""
 
 
 # ------------------------------------------------------------------------------------------------ in the process

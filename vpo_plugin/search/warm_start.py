@@ -5,7 +5,6 @@ can give single answers: they are sampled on the training prompts and scored. Th
 a set in the spec's format, in random order, and the host's own `train_sft` trains the policy on these sets.
 """
 
-import json
 import multiprocessing
 import random
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vpo_plugin.files import write
+from vpo_plugin.files import json_lines, write
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import last_words
 from vpo_plugin.rewards import RewardSpec, load_spec
@@ -102,7 +101,7 @@ def warm_start(settings: WarmStartSettings) -> WarmStart:
             f"Only {len(sets)} of {len(rows)} prompts got {m} distinct answers with any reward in {settings.samples} "
             "samples, too few to learn from: ask for more prompts or samples, or begin with easier prompts."
         )
-    write(work / "sets.jsonl", "".join(json.dumps(row) + "\n" for row in sets))
+    write(work / "sets.jsonl", json_lines(sets))
     _learn(model, sets, work, settings)
     (after,) = _in_a_process(str(settings.output), [tests], settings)
     was, now = (readable(spec, [texts[0] for texts in found], m) for found in (before, after))
@@ -219,7 +218,7 @@ def _learn(model: str, sets: list[dict[str, Any]], work: Path, settings: WarmSta
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     rows = as_texts(sets, tokenizer, settings.chat_template_kwargs)
-    write(work / "texts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write(work / "texts.jsonl", json_lines(rows))
     texts = [row["prompt"] + row["response"] for row in rows]
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + 8
     batch = 8
