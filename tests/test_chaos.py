@@ -1,6 +1,7 @@
 """Killed or out of disk at any moment: the same command then ends with the same results, and leaves nothing behind.
 
-VPO_CHAOS_KILLS is the number of kills (60), VPO_CHAOS_SEED draws others.
+Each command is killed four times in a row, later and later, then runs to its end. VPO_CHAOS_KILLS is the number of
+kills (60), VPO_CHAOS_SEED draws others.
 """
 
 import json
@@ -49,11 +50,28 @@ VICTIMS = {
 }
 """How the command line of each begins; the flow is the command itself."""
 MOMENTS = ("started", "a step", "a checkpoint", "a pool")
-PLAN = [
-    *(("pipeline", victim) for victim in ("flow", *VICTIMS) for _ in range(3)),
-    *(("experiment", victim) for victim in ("flow", "leader", "everything")),
-    *((command, "flow") for command in ("evaluate", "search") for _ in range(3)),
-]
+IN_A_ROW = 4
+ROWS = -(-KILLS // IN_A_ROW)
+
+
+def planned() -> list[tuple[str, list[tuple[str, str]]]]:
+    """Of each row: the command, and the victims with the moments at which they are killed, in order."""
+    chance = random.Random(SEED)
+    commands = ["pipeline", "evaluate", "pipeline", "experiment", "pipeline", "search", "pipeline", "pipeline"]
+    victims: list[str] = []
+    rows = []
+    for number in range(ROWS):
+        name, kills = commands[number % len(commands)], []
+        for _ in range(IN_A_ROW):
+            victim, moment = "flow", chance.choice(("started", "a pool")) if name == "evaluate" else "started"
+            if name in ("pipeline", "experiment"):
+                victims = victims or chance.sample(["flow", *VICTIMS], len(VICTIMS) + 1)
+                victim = victims.pop()
+                possible = {"flow": MOMENTS, "evaluation": ("started", "a pool")}.get(victim, MOMENTS[:3])
+                moment = chance.choice(possible)
+            kills.append((victim, moment))
+        rows.append((name, sorted(kills, key=lambda kill: (kill[0] == "evaluation", MOMENTS.index(kill[1])))))
+    return rows
 
 
 class Chaos:
@@ -119,14 +137,30 @@ class Chaos:
         base = [row["response"] for row in load_pool(runs / "eval" / "base" / "pool").responses]
         return [policy["name"] for policy in policies], report["prompts"], policies[0]["best_at_k"]["mean"], base
 
-    def forget(self, name: str, victim: str) -> None:
-        """Remove what the command has to do again: all after the prompts, or what follows the training."""
+    def forget(self, name: str) -> None:
+        """Remove what the command has to do again: of a pipeline all that follows the base policy's pool."""
         if name == "pipeline":
-            parts = ["eval/vpo"] if victim == "evaluation" else ["eval/vpo", "train"]
-            for part in [*parts, "report.json", "report.html"]:
+            for part in ("eval/vpo", "train", "report.json", "report.html"):
                 self.remove(self.run / part)
         for folder in {"experiment": ["experiments"], "evaluate": ["pool"], "search": ["search"]}.get(name, []):
             self.remove(self.folder / folder)
+
+    def kill(self, name: str, victim: str, moment: str, chance: random.Random) -> None:
+        """Start the command, kill the victim at the moment, and wait for what is left of the command."""
+        for _ in range(5):
+            command = self.start(name)
+            if self.wait_for(name, victim, moment, command, chance):
+                found = self.victims(victim, command)
+                chosen = found if victim == "everything" else [chance.choice(found)] if found else []
+                for process in chosen:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                if chosen:
+                    command.wait(60 if victim == "flow" else 900)  # it ends, well or not, as it must by itself
+                    return
+            command.wait(900)
+            self.forget(name)  # it was over before the moment came
+        pytest.fail(f"{victim} of {name} was never there to be killed")
 
     @staticmethod
     def remove(place: Path) -> None:
@@ -168,7 +202,9 @@ class Chaos:
             with suppress(FileNotFoundError):
                 assert not (file.is_file() and self.secret.encode() in file.read_bytes()), file
 
-    def wait_for(self, victim: str, moment: str, command: subprocess.Popen[bytes], chance: random.Random) -> bool:
+    def wait_for(
+        self, name: str, victim: str, moment: str, command: subprocess.Popen[bytes], chance: random.Random
+    ) -> bool:
         """Whether the moment came, and somewhat after it there was the victim."""
         deadline, self.began = time.monotonic() + 900, time.time() - 1
         while not (self.victims(victim, command) and self.has_come(moment)):
@@ -176,7 +212,8 @@ class Chaos:
                 return False
             assert time.monotonic() < deadline, (victim, moment, [line for line, _ in self.processes()])
             time.sleep(0.3)
-        time.sleep(chance.uniform(0, 8 if moment == "started" else 1.5))
+        after = {"evaluate": 20, "search": 20}.get(name, 8) if moment == "started" else 1.5
+        time.sleep(chance.uniform(0, after))
         return True
 
 
@@ -190,37 +227,16 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
     shutil.rmtree(chaos.temporary, ignore_errors=True)
 
 
-@pytest.mark.parametrize("number", range(KILLS))
+@pytest.mark.parametrize("number", range(ROWS))
 def test_killed_at_any_moment(chaos: Chaos, number: int) -> None:
     chance = random.Random(f"{SEED} {number}")
-    order = random.Random(SEED).sample(PLAN, len(PLAN))
-    name, victim = order[number % len(PLAN)]
+    name, kills = planned()[number]
     if name not in chaos.reference:
         chaos.finish(name)
-    for _ in range(5):  # a command may be over before the moment comes
-        moment = "started" if name in ("evaluate", "search") else chance.choice(MOMENTS)
-        if (victim, moment) == ("evaluation", "a step") or (
-            moment == "a pool" and victim not in ("flow", "evaluation")
-        ):
-            moment = "started"
-        chaos.forget(name, victim)
-        command = chaos.start(name)
-        if chaos.wait_for(victim, moment, command, chance):
-            found = chaos.victims(victim, command)
-            chosen = found if victim == "everything" else [chance.choice(found)] if found else []
-            for process in chosen:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            if chosen:
-                break
-        command.wait(900)
-    else:
-        pytest.fail(f"{victim} of {name} was never there to be killed")
-    print(f"{number}: {name}, {victim} killed at: {moment}")
-    if victim != "flow" and command.poll() is None:
-        command.wait(900)  # it ends, well or not, as it must by itself
-    else:
-        command.wait(60)
+    chaos.forget(name)
+    for victim, moment in kills:
+        chaos.kill(name, victim, moment, chance)
+        print(f"{number}: {name}, {victim} killed at: {moment}")
     chaos.finish(name)
 
 
@@ -247,12 +263,12 @@ def small_disk(chaos: Chaos) -> Iterator[Callable[[bool], None]]:
     subprocess.run(["umount", "--lazy", str(runs)], check=True)
 
 
-@pytest.mark.parametrize("number", range(-(-KILLS // 15)))
+@pytest.mark.parametrize("number", range(-(-KILLS // 20)))
 def test_disk_full_at_any_moment(chaos: Chaos, small_disk: Callable[[bool], None], number: int) -> None:
     chance = random.Random(f"disk {SEED} {number}")
     moment = MOMENTS[(number + 1) % len(MOMENTS)]
     command = chaos.start("pipeline")
-    if chaos.wait_for("flow", moment, command, chance):
+    if chaos.wait_for("pipeline", "flow", moment, command, chance):
         small_disk(True)
     print(f"{number}: the disk was full at: {moment}")
     command.wait(900)
@@ -260,7 +276,7 @@ def test_disk_full_at_any_moment(chaos: Chaos, small_disk: Callable[[bool], None
     chaos.finish("pipeline")
 
 
-@pytest.mark.parametrize("number", range(-(-KILLS // 15)))
+@pytest.mark.parametrize("number", range(-(-KILLS // 20)))
 def test_killed_services(chaos: Chaos, tmp_path: Path, number: int) -> None:
     """The worker with its flow run, or the server; the deployment is then run again on new ones."""
     victim = ("worker", "server")[number % 2]
