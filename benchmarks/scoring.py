@@ -1,8 +1,9 @@
 """Measure how fast responses are scored: python -m benchmarks.scoring [--before DIR]
 
 Scores on one core in this process, and with the scoring service of every command on one core and on all cores: one
-process per core, with the service's own side on the same cores. Each task's responses hold three candidates, after a
-few words.
+process per core, with the service's own side on the same cores. What the cores of a machine gain at best is measured
+in turns with it: one process that scores by itself, then as many as there are cores. Each task's responses hold three
+candidates, after a few words.
 With --before, a checkout from before the scoring service scores the same responses in turns with this one.
 For programs, see python -m benchmarks.sandbox.
 """
@@ -15,8 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+import psutil
 
 from vpo_plugin.rewards.files import load_spec
 from vpo_plugin.rewards.formats import write_response
@@ -42,7 +48,7 @@ print(scored / (time.process_time() - started))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="how long each task is scored, five times over")
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long a measurement takes; taken seven times")
     parser.add_argument("--before", type=Path, help="a checkout such as that of commit 0b216c6")
     args = parser.parse_args()
     seconds = args.seconds
@@ -54,11 +60,23 @@ def main() -> None:
         for _ in range(5):
             alone = max(alone, on_one_core(spec, pairs, seconds))
             before = max(before, on_one_core_of(args.before, name, pairs, seconds)) if args.before else 0.0
-        one, every = (by_the_service(spec, pairs, 5 * seconds, on) for on in (cores[:1], cores))
+        with warm(spec, pairs, cores[:1]) as one_process, warm(spec, pairs, cores) as processes:
+            rounds = [
+                [
+                    by_themselves(spec, pairs, seconds, cores[:1]),
+                    by_themselves(spec, pairs, seconds, cores),
+                    by_the_service(one_process, pairs, seconds, cores[:1]),
+                    by_the_service(processes, pairs, seconds, cores),
+                ]
+                for _ in range(7)
+            ]
         print(f"{name:8} {alone:7.0f} responses/s, {1e6 / alone:4.0f} µs each")
-        print(
-            f"  the service {one:7.0f}/s on one core, {every:7.0f}/s on {len(cores)}, {every / one:.2f} times as many"
-        )
+        gains = []
+        for place, who in enumerate(("processes by themselves", "the service")):
+            one, every = (median(found[2 * place + all_cores] for found in rounds) for all_cores in (0, 1))
+            gains.append(median(found[2 * place + 1] / found[2 * place] for found in rounds))
+            print(f"  {who:23} {one:7.0f}/s on one core, {every:7.0f}/s on {len(cores)}: {gains[-1]:.2f} times as many")
+        print(f"  {gains[1] / gains[0]:.0%} of what the cores gain without a service")
         if args.before:
             print(f"  before {before:7.0f} responses/s, {1e6 / before:4.0f} µs each; now / before {before / alone:.2f}")
 
@@ -81,21 +99,54 @@ def on_one_core_of(checkout: Path, name: str, pairs: list[tuple[str, Any]], seco
     return float(done.stdout)
 
 
-def by_the_service(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float, cores: list[int]) -> float:
-    """Responses per second of the scoring service on these cores, without its start-up."""
-    items = [Item(response, label, 3, "") for response, label in pairs]
+@contextmanager
+def only(cores: list[int]) -> Iterator[None]:
+    """This thread, and the processes and threads that it starts, on these cores."""
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)  # the scoring processes inherit it
+    os.sched_setaffinity(0, cores)
     try:
-        with Scoring(spec, processes=len(cores)) as scoring:
-            for _ in scoring.score(items * 4):
-                pass
-            started, scored = time.perf_counter(), 0
-            while time.perf_counter() - started < seconds:
-                scored += sum(1 for _ in scoring.score(items * 16))
-            return scored / (time.perf_counter() - started)
+        yield
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def by_themselves(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float, cores: list[int]) -> float:
+    """Responses per second of one process per core, each with all of the responses and nothing to share."""
+    with only(cores), get_context("fork").Pool(len(cores)) as pool:
+        return sum(pool.starmap(in_a_process, [(spec, pairs, seconds)] * len(cores), chunksize=1))
+
+
+def in_a_process(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) -> float:
+    score = response_scorer(spec)
+    score(*pairs[0], 3)
+    started, scored = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        for response, label in pairs:
+            score(response, label, 3)
+        scored += len(pairs)
+    return scored / (time.perf_counter() - started)
+
+
+@contextmanager
+def warm(spec: RewardSpec, pairs: list[tuple[str, Any]], cores: list[int]) -> Iterator[Scoring]:
+    """The scoring service on these cores, when all its processes score."""
+    others = len(psutil.Process().children())
+    with only(cores), Scoring(spec, processes=len(cores)) as scoring:
+        while len(psutil.Process().children()) < others + len(cores):
+            by_the_service(scoring, pairs, 1, cores)
+        by_the_service(scoring, pairs, 5, cores)  # the last process has started, and imports
+        yield scoring
+
+
+def by_the_service(scoring: Scoring, pairs: list[tuple[str, Any]], seconds: float, cores: list[int]) -> float:
+    """Responses per second of the service."""
+    items = [Item(response, label, 3, "") for response, label in pairs]
+    items *= 8192 // len(items)
+    with only(cores):
+        started, scored = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            scored += sum(1 for _ in scoring.score(items))
+        return scored / (time.perf_counter() - started)
 
 
 def mazes(spec: RewardSpec) -> Iterator[tuple[str, Any]]:

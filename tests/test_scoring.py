@@ -353,7 +353,7 @@ def echo(argument: object) -> Callable[[tuple[int, str]], str]:
     return answer
 
 
-def test_items_of_all_sizes_block_nothing_and_are_not_lost() -> None:
+def test_chunks_that_wait_in_a_process_block_nothing_and_are_not_lost() -> None:
     """Quick items of all sizes, more than a socket takes both ways, in two processes of which some die."""
     texts = ["x" * (300_000 if number % 97 == 0 else number % 50) for number in range(3000)]
     workers = Workers(f"{__name__}:echo", None, processes=2, seconds=30)

@@ -29,6 +29,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ CHUNK_SECONDS, CHUNK_ITEMS = 0.1, 256
 FLUSH_SECONDS = 0.01  # outcomes are handed over this often
 GROW_SECONDS = 0.3  # items that wait this long get more processes
 TICK_SECONDS = 0.05
+QUEUED_BYTES = 1 << 16  # a socket takes as much without blocking, even if its process is busy
 BLAMELESS_DEATHS = 3
 PROGRESS = struct.Struct("qd")  # the item that a process is at, -1 for none, and when it began
 TRACE_SIGNAL = signal.SIGRTMAX
@@ -141,6 +143,7 @@ class Workers:
                         key.fileobj.recv(4096)  # type: ignore[union-attr]
                 self._end_late()
                 self._hand_out()
+                self._grow()
         finally:
             for worker in self._workers:
                 worker.end()
@@ -184,8 +187,7 @@ class Workers:
             self._fail_all(StartError(how or told or f"A scoring process {end} before it was ready."))
             return
         guilty = worker.sent.pop(at, None) if at is not None else None
-        with self._lock:
-            self._waiting.extendleft(reversed(worker.sent.values()))
+        self._put_back([*worker.sent.values()])
         if guilty is not None:
             guilty.settle(WorkerError(how or end))
         else:
@@ -201,11 +203,29 @@ class Workers:
 
     def _hand_out(self) -> None:
         for worker in [*self._workers]:
-            if worker.ready and not worker.sent and (chunk := self._chunk()):
-                try:
-                    worker.give(chunk)
-                except OSError:
-                    self._lose(worker, worker.at())
+            if worker.ready and not worker.sent:
+                self._give(worker, self._chunk())
+        if self._mean is None or self._mean * CHUNK_ITEMS > CHUNK_SECONDS:
+            return
+        for worker in [*self._workers]:  # quick items: a process finds its next chunk in its socket
+            if worker.ready and worker.sent and not worker.has_queue():
+                self._give(worker, self._chunk(int(QUEUED_BYTES / worker.item_bytes / 2)), QUEUED_BYTES)
+
+    def _give(self, worker: "_Worker", chunk: list["_Item"], most: int | None = None) -> None:
+        """Send a chunk, or put it back where it has more than `most` bytes."""
+        if not chunk:
+            return
+        message = ForkingPickler.dumps((worker.given, [item.item for item in chunk]))
+        worker.item_bytes = len(message) / len(chunk)
+        if most is not None and len(message) > most:
+            self._put_back(chunk)
+            return
+        try:
+            worker.give(chunk, message)
+        except OSError:
+            self._lose(worker, worker.at())
+
+    def _grow(self) -> None:
         starting = any(not worker.ready for worker in self._workers)
         if not self._waiting or starting or len(self._workers) >= self._processes:
             return
@@ -215,12 +235,16 @@ class Workers:
                 self._workers.append(worker)
                 self._selector.register(worker.connection, selectors.EVENT_READ, worker)
 
-    def _chunk(self) -> list["_Item"]:
+    def _put_back(self, items: Sequence["_Item"]) -> None:
+        with self._lock:
+            self._waiting.extendleft(reversed(items))
+
+    def _chunk(self, most: int = CHUNK_ITEMS) -> list["_Item"]:
         with self._lock:
             fair = -(-len(self._waiting) // len(self._workers))
             fitting = CHUNK_SECONDS / self._mean if self._mean else 1
-            size = max(1, int(min(fair, fitting, CHUNK_ITEMS)))
-            chunk = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+            size = int(min(max(1, min(fair, fitting)), most, len(self._waiting)))
+            chunk = [self._waiting.popleft() for _ in range(size)]
         return [item for item in chunk if item.running or item.start()]
 
 
@@ -266,15 +290,20 @@ class _Worker:
         self.connection = Connection(ours.detach())
         self.ready = False
         self.sent: dict[int, _Item] = {}
-        self.given = 0
+        self.given = self.last = 0  # items so far, and the first of the last chunk
+        self.item_bytes = 1.0  # mean of the last chunk
         with suppress(OSError):
             self.connection.send(start)
 
-    def give(self, chunk: Sequence[_Item]) -> None:
-        first = self.given
+    def give(self, chunk: Sequence[_Item], message: memoryview) -> None:
+        self.last = self.given
+        self.sent |= {self.given + i: item for i, item in enumerate(chunk)}
         self.given += len(chunk)
-        self.sent = {first + i: item for i, item in enumerate(chunk)}
-        self.connection.send((first, [item.item for item in chunk]))
+        self.connection.send_bytes(message)
+
+    def has_queue(self) -> bool:
+        """Whether the process has another chunk after the one that it is at."""
+        return next(iter(self.sent)) < self.last
 
     def at(self, begun_by: float = float("inf")) -> int | None:
         """The item that the process is at, if it began by then."""
