@@ -32,7 +32,7 @@ SMALL = {
 
 
 def test_pipeline(tmp_path: Path) -> None:
-    """Runs to a report; a second run does again only what follows from a change."""
+    """Runs to a report; a second run does again only what is missing."""
     started = time.monotonic()
     first = run_pipeline(tmp_path, **SMALL)
     seconds = time.monotonic() - started
@@ -52,10 +52,11 @@ def test_pipeline(tmp_path: Path) -> None:
 
     made = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/stage.json")}
     assert len(made) == 4  # data, training, two pools
-    second = run_pipeline(tmp_path, **SMALL | {"eval_prompts": 5})
+    (folder / "report.json").unlink()
+    second = run_pipeline(tmp_path, **SMALL)
     assert second.returncode == 0, second.stdout + second.stderr
-    again = {path.relative_to(folder).parts[0] for path in made if path.stat().st_mtime_ns != made[path]}
-    assert again == {"data", "eval"}  # the same prompts to train on: not trained again
+    assert [path for path in made if path.stat().st_mtime_ns != made[path]] == []
+    assert json.loads((folder / "report.json").read_text())["policies"] == report["policies"]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +176,18 @@ def test_smollm2_becomes_an_ordinary_checkpoint(tmp_path: Path) -> None:
     answer = model.generate(**prompt, max_new_tokens=10, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
     assert resolve_policy(SMOLLM2, tmp_path) == policy
+
+
+@pytest.mark.slow
+def test_pipeline_does_again_what_follows_from_a_change(tmp_path: Path) -> None:
+    """Other held-out prompts: the pools are made again, and the training stays."""
+    assert run_pipeline(tmp_path, **SMALL | {"steps": 1}).returncode == 0
+    folder = tmp_path / "small"
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/stage.json")}
+    second = run_pipeline(tmp_path, **SMALL | {"steps": 1, "eval_prompts": 5})
+    assert second.returncode == 0, second.stdout + second.stderr
+    again = {path.relative_to(folder).parts[0] for path in made if path.stat().st_mtime_ns != made[path]}
+    assert again == {"data", "eval"}
 
 
 @pytest.mark.slow

@@ -189,6 +189,7 @@ def test_the_fingerprint_follows_the_weights(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ vpo evaluate
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_to_the_same_pool(tmp_path: Path) -> None:
     """Killed after its first batch; the second run samples only the rest, and all is as in a run left alone."""
     whole = subprocess.run(evaluate("--output", str(tmp_path / "whole")), capture_output=True, text=True, timeout=300)

@@ -207,6 +207,7 @@ def test_killed_flow_finds_its_job_again(cluster: Cluster, new_flow: Callable[..
     assert "Skipped: finished before" in output
 
 
+@pytest.mark.slow
 def test_stopped_flow_stops_its_job(cluster: Cluster, new_flow: Callable[..., Flow]) -> None:
     """SIGTERM is what Prefect sends to a flow run that it cancels."""
     flow = new_flow(cluster=cluster.address, name="stopped", steps=1000)

@@ -20,6 +20,7 @@ def run_simulation(*arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_what_a_step_moves_grows_with_its_rollouts() -> None:
     """Through a real object store and the host's trainer; bytes, not seconds, which depend on the machine's load."""
     output = run_simulation("step", "--rollouts", "64", "256")

@@ -79,7 +79,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         command.process.wait(60)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, -signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_programs_of_threads_are_stopped(start: Callable[..., Command], tmp_path: Path, signum: int, code: int) -> None:
     """Also those that have not begun, and Prefect's temporary server."""
     command = start("-c", THREADS, str(tmp_path))

@@ -333,7 +333,8 @@ limits: {response_chars: 1000, tokens_per_candidate: 20}
 """
 
 
-@pytest.mark.parametrize("policy", ["raise", pytest.param("zero", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["raise", "zero"])
 def test_scorer_that_raises(training: Training, tmp_path: Path, policy: str) -> None:
     """The run stops with the response and traceback in a file, or scores zeros and counts them."""
     spec = tmp_path / "broken"
