@@ -77,7 +77,7 @@ def readme_command(start: str) -> list[str]:
     """The arguments of the command of the README's deployment section that starts so, without the program."""
     section = (ROOT / "README.md").read_text().split("## Deployments")[1].split("## ")[0]
     (line,) = [line for line in section.splitlines() if line.startswith(f"prefect {start}")]
-    return shlex.split(line.removesuffix("&"))[1:]
+    return shlex.split(line.partition(">")[0].removesuffix("&"))[1:]
 
 
 @contextmanager

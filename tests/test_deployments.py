@@ -1,7 +1,11 @@
 """The deployments of prefect.yaml, as the README says: a real server, a real worker, and what a person finds there."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -183,6 +187,31 @@ def test_a_deployed_pipeline_runs_to_its_report(worked: Service, tmp_path: Path)
     assert picture.stat().st_size > 20_000
     absent = worked.python("-m", "benchmarks.screenshot", worked.api("/flows/filter")[0]["id"])
     assert absent.returncode == 1 and absent.stderr.startswith("The server has no flow run ")
+
+
+@pytest.mark.slow
+def test_the_block_of_the_readme_pasted_whole(tmp_path: Path) -> None:
+    """On a free port, with a small run; and the `kill` below it ends what it started. `set -m` is as in a terminal."""
+    section = (ROOT / "README.md").read_text().split("## Deployments")[1]
+    block, ends = section.split("```bash\n")[1].split("```")[0], section.split("`kill ")[1].split("`")[0]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    given = " ".join(f"--param '{key}={json.dumps(value)}'" for key, value in (SMALL | {"runs": str(tmp_path)}).items())
+    block = block.replace("4200", port).replace("server.log", str(tmp_path / "server.log"))
+    block = block.replace("--param steps=2", given)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")} | {
+        **{"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DO_NOT_TRACK": "1"},
+        **{"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_API_PORT": port},
+    }
+    done = subprocess.run(
+        ["bash", "-c", f"set -m\n{block}\nstatus=$?\nkill {ends}\nwait\nexit $status"],
+        **{"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True},
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "Flow run finished successfully" in done.stdout
+    assert (tmp_path / "maze-cpu" / "report.html").exists()
 
 
 needs_postgres = pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed: apt-get install postgresql")
