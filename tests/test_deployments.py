@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -187,6 +188,21 @@ def test_a_deployed_pipeline_runs_to_its_report(worked: Service, tmp_path: Path)
     assert picture.stat().st_size > 20_000
     absent = worked.python("-m", "benchmarks.screenshot", worked.api("/flows/filter")[0]["id"])
     assert absent.returncode == 1 and absent.stderr.startswith("The server has no flow run ")
+
+
+def test_a_schedule_makes_runs(deployed: Service) -> None:
+    """It did not with SQLAlchemy 2.1, silently but for the server's log."""
+    name, tomorrow = "retrain/maze-cpu", (datetime.now(timezone.utc) + timedelta(days=1)).isoformat()
+    try:
+        given = ("--interval", "86400", "--anchor-date", tomorrow)
+        done = deployed.prefect("deployment", "schedule", "create", name, *given)
+        assert done.returncode == 0, done.stdout + done.stderr
+        deadline = time.monotonic() + 120
+        while not any(run["auto_scheduled"] for run in deployed.api("/flow_runs/filter")):
+            assert time.monotonic() < deadline, "no run was scheduled"
+            time.sleep(0.5)
+    finally:
+        deployed.prefect("deployment", "schedule", "clear", name, "--accept-yes")
 
 
 @pytest.mark.slow
