@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -58,38 +58,34 @@ def main() -> None:
         pairs = list(responses(spec))
         alone = before = 0.0
         for _ in range(5):
-            alone = max(alone, on_one_core(spec, pairs, seconds))
+            alone = max(alone, in_this_process(spec, pairs, seconds, time.process_time))
             before = max(before, on_one_core_of(args.before, name, pairs, seconds)) if args.before else 0.0
-        with warm(spec, pairs, cores[:1]) as one_process, warm(spec, pairs, cores) as processes:
-            rounds = [
-                [
-                    by_themselves(spec, pairs, seconds, cores[:1]),
-                    by_themselves(spec, pairs, seconds, cores),
-                    by_the_service(one_process, pairs, seconds, cores[:1]),
-                    by_the_service(processes, pairs, seconds, cores),
-                ]
-                for _ in range(7)
-            ]
         print(f"{name:8} {alone:7.0f} responses/s, {1e6 / alone:4.0f} µs each")
-        gains = []
-        for place, who in enumerate(("processes by themselves", "the service")):
-            one, every = (median(found[2 * place + all_cores] for found in rounds) for all_cores in (0, 1))
-            gains.append(median(found[2 * place + 1] / found[2 * place] for found in rounds))
-            print(f"  {who:23} {one:7.0f}/s on one core, {every:7.0f}/s on {len(cores)}: {gains[-1]:.2f} times as many")
-        print(f"  {gains[1] / gains[0]:.0%} of what the cores gain without a service")
+        themselves, service = [], []  # responses/s on one core, and on all
+        with warm(spec, pairs, cores[:1]) as one_process, warm(spec, pairs, cores) as processes:
+            for _ in range(7):
+                themselves.append([by_themselves(spec, pairs, seconds, on) for on in (cores[:1], cores)])
+                on_one = by_the_service(one_process, pairs, seconds, cores[:1])
+                service.append([on_one, by_the_service(processes, pairs, seconds, cores)])
+        for who, found in (("processes by themselves", themselves), ("the service", service)):
+            one, every = map(median, zip(*found, strict=True))
+            gain = median(on_all / on_one for on_one, on_all in found)
+            print(f"  {who:23} {one:7.0f}/s on one core, {every:7.0f}/s on {len(cores)}: {gain:.2f} times as many")
         if args.before:
             print(f"  before {before:7.0f} responses/s, {1e6 / before:4.0f} µs each; now / before {before / alone:.2f}")
 
 
-def on_one_core(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) -> float:
-    """Responses per second of CPU time, in this process."""
+def in_this_process(
+    spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float, clock: Callable[[], float]
+) -> float:
+    """Responses per second of this clock."""
     score = response_scorer(spec)
-    started, scored = time.process_time(), 0
-    while time.process_time() - started < seconds:
+    started, scored = clock(), 0
+    while clock() - started < seconds:
         for response, label in pairs:
             score(response, label, 3)
         scored += len(pairs)
-    return scored / (time.process_time() - started)
+    return scored / (clock() - started)
 
 
 def on_one_core_of(checkout: Path, name: str, pairs: list[tuple[str, Any]], seconds: float) -> float:
@@ -113,18 +109,7 @@ def only(cores: list[int]) -> Iterator[None]:
 def by_themselves(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float, cores: list[int]) -> float:
     """Responses per second of one process per core, each with all of the responses and nothing to share."""
     with only(cores), get_context("fork").Pool(len(cores)) as pool:
-        return sum(pool.starmap(in_a_process, [(spec, pairs, seconds)] * len(cores), chunksize=1))
-
-
-def in_a_process(spec: RewardSpec, pairs: list[tuple[str, Any]], seconds: float) -> float:
-    score = response_scorer(spec)
-    score(*pairs[0], 3)
-    started, scored = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        for response, label in pairs:
-            score(response, label, 3)
-        scored += len(pairs)
-    return scored / (time.perf_counter() - started)
+        return sum(pool.starmap(in_this_process, [(spec, pairs, seconds, time.perf_counter)] * len(cores), chunksize=1))
 
 
 @contextmanager
