@@ -3,7 +3,6 @@ test_train_ppo_ray.py; here Ray runs with actors that cost nothing."""
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import MARK, Training
+from conftest import MARK, Training, kill_marked, marked
 from host import importable_host
 
 from vpo_plugin.models import TINY, resolve_policy
@@ -62,9 +61,11 @@ finally:
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[Training]:
     """Whatever is started with this mark is found again, and ended when the test ends."""
-    marked = Training(tmp_path, tmp_path, "")
-    yield marked
-    assert no_process_left(marked)
+    started = Training(tmp_path, tmp_path, "")
+    yield started
+    left = left_after(started)
+    kill_marked(started.mark)
+    assert not left
 
 
 def start(runs: Training, name: str, other: str, **environment: str) -> subprocess.Popen[str]:
@@ -83,17 +84,18 @@ def wait_until_ready(process: subprocess.Popen[str]) -> None:
     assert line == "ready\n", process.communicate()[1][-3000:]
 
 
-def no_process_left(runs: Training, seconds: float = 20) -> bool:
+def left_after(runs: Training, seconds: float = 20) -> list[str]:
     deadline = time.monotonic() + seconds
     while runs.processes_left() and time.monotonic() < deadline:
         time.sleep(0.2)
-    return not runs.processes_left()
+    return runs.processes_left()
 
 
 def test_two_runs_on_one_machine(runs: Training) -> None:
     """They do not see each other, a long TMPDIR is no obstacle, and Ctrl-C, even twice, ends all of one.
 
-    SIGKILL lets the other's driver clean up nothing, and all the same no process stays: not even what an actor started.
+    SIGKILL lets the other's driver and its actors clean up nothing, and all the same nothing stays: neither what an
+    actor started nor Ray's folder.
     """
     deep = runs.output / "a_folder_for_temporary_files" / "of_a_name_that_is_too_long_for_sockets"
     deep.mkdir(parents=True)
@@ -114,9 +116,12 @@ def test_two_runs_on_one_machine(runs: Training) -> None:
     assert 3 < len(runs.processes_left()) < everything - 3, "all of one run, and nothing of the other"
     assert [folder.exists() for folder in folders] == [False, True]
     killed.kill()
+    for name, process in marked(runs.mark):
+        if name.startswith("ray::"):
+            process.kill()
     killed.communicate()
-    assert no_process_left(runs)
-    shutil.rmtree(folders[1])
+    assert not left_after(runs)
+    assert not folders[1].exists()
 
 
 NESTED = """

@@ -31,6 +31,7 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 import types
 from typing import Any, NoReturn
@@ -79,6 +80,23 @@ CONNECT_SECONDS = 2.0
 
 ray_folder: str | None = None
 """The private Ray's folder, None before it starts."""
+
+# Waits until this process is gone, gives Ray a few seconds to end by itself, and ends what is left: the processes whose
+# TMPDIR is this run's folder, which no other run has. A Ray worker that finds its raylet dead while it writes to it
+# leaves its children behind (Ray 2.55, raylet_connection.cc, ShutdownIfLocalRayletDisconnected).
+_watchers: list[subprocess.Popen[bytes]] = []  # this process holds their input open while it lives
+WATCH = 'cat > /dev/null; sleep 3; exec "$0" -c "$1" "$2"'
+END_ALL = """
+import shutil, sys
+import psutil
+for process in psutil.process_iter():
+    try:
+        if process.environ().get("TMPDIR") == sys.argv[1]:
+            process.kill()
+    except psutil.Error:
+        pass
+shutil.rmtree(sys.argv[1], ignore_errors=True)
+"""
 
 
 def cuda_available() -> bool:
@@ -289,7 +307,7 @@ def start_private_ray(runtime_env: dict[str, Any]) -> None:
 
     It listens on loopback only and accepts only processes that know its token, which are those that it starts. Orphans
     of the run (an engine whose Ray worker was killed) become children of this process, so that `stop_private_ray` finds
-    them.
+    them. If this process is killed, a watcher ends what is left.
     """
     import ray
     from ray._private import ray_constants
@@ -302,6 +320,7 @@ def start_private_ray(runtime_env: dict[str, Any]) -> None:
     AuthenticationTokenLoader.instance().reset_cache()
     _adopt_orphans()
     ray_folder = temporary_home()
+    _watch(ray_folder)
     ray.init(
         address="local",
         num_cpus=PRETEND_GPUS,
@@ -327,6 +346,11 @@ def stop_private_ray() -> None:
             process.kill()
     if ray_folder is not None:
         shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def _watch(folder: str) -> None:
+    command = ["sh", "-c", WATCH, sys.executable, END_ALL, folder]
+    _watchers.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd="/", env={}))
 
 
 def _adopt_orphans() -> None:
