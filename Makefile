@@ -1,6 +1,6 @@
 # make demo    set up, then train with grpo, vpo and vpo_at_k, and compare them with the base policy (runs/demo/)
 # make test    set up, then lint, type-check and test
-# make test-slow   the long tests as well
+# make test-slow   set up, then the long tests alone
 # make test-host   the adapter's tests with an older release of the host
 # make docs    the documentation as a site, in site/
 # make sandbox     install bubblewrap, for reward specifications that run programs
@@ -50,7 +50,7 @@ test: setup lint
 	$(PARALLEL)
 
 test-slow: setup
-	$(PARALLEL) -m 'slow or not slow'
+	$(PARALLEL) -m slow
 
 test-host: setup  # HOST: another release of OpenRLHF, put before the installed one
 	rm -rf $(VENV)/host

@@ -1,6 +1,6 @@
 """Killed or out of disk at any moment: the same command then ends with the same results, and leaves nothing behind.
 
-Each command is killed four times in a row, later and later, then runs to its end. VPO_CHAOS_KILLS is the number of
+Each command is killed six times in a row, later and later, then runs to its end. VPO_CHAOS_KILLS is the number of
 kills (60), VPO_CHAOS_SEED draws others.
 """
 
@@ -50,7 +50,7 @@ VICTIMS = {
 }
 """How the command line of each begins; the flow is the command itself."""
 MOMENTS = ("started", "a step", "a checkpoint", "a pool")
-IN_A_ROW = 4
+IN_A_ROW = 6
 ROWS = -(-KILLS // IN_A_ROW)
 
 

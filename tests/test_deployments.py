@@ -246,6 +246,7 @@ def on_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             yield service
 
 
+@pytest.mark.slow
 @needs_postgres
 def test_the_same_on_postgres(on_postgres: Service, tmp_path: Path) -> None:
     run, output = run_deployment(

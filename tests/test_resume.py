@@ -60,6 +60,7 @@ def rollouts(training: Training, step: int) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on(training: Training, tmp_path: Path) -> None:
     """Killed after step 3, whose checkpoint is damaged: goes on after step 2 with the same prompts and weightings."""
     checkpoints = tmp_path / "checkpoints"
