@@ -17,14 +17,14 @@ from vpo_plugin.rewards.task import read_rows
 
 
 def plan(flow: str, settings: BaseModel) -> str:
-    """The stages of a flow with these settings, after the flow's own checks.
+    """The stages of a flow with these settings, after the flow's own checks; only the Ray cluster is not asked.
 
     Raises:
         ValueError: the settings cannot work.
         OSError: the policy or its tokenizer cannot be read.
     """
     assert isinstance(settings, DataSettings | SearchSettings)
-    check(settings)
+    check(settings.model_copy(update={"cluster": None}) if isinstance(settings, TrainSettings) else settings)
     spec = load_spec(settings.spec)
     stages = [("check-spec", f"{spec.name}: k = {len(spec.objective_keys)} objectives, m = {spec.candidates}")]
     if isinstance(settings, RetrainSettings):

@@ -138,11 +138,14 @@ def test_a_dry_run_prints_the_commands_and_leaves_nothing(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("config", [name for name in shipped() if "gpu" in name])
 def test_the_commands_for_gpus_are_ones_that_the_host_reads(tmp_path: Path, config: str) -> None:
-    """With another model, whose tokenizer needs no hub, and fewer prompts; the flags are those of the file."""
-    done = vpo_run(tmp_path, config, "model=tiny-maze", "steps=1", "prompts_per_step=8", "--dry_run")
+    """With another model, whose tokenizer needs no hub, and fewer prompts; the flags are those of the file. The cluster
+    need not answer."""
+    small = ("model=tiny-maze", "steps=1", "prompts_per_step=8", "cluster=http://127.0.0.1:9")
+    done = vpo_run(tmp_path, config, *small, "--dry_run")
     assert done.returncode == 0, done.stderr
     with importable_host():
         for command in commands(done.stdout):
+            assert command[:3] == ["python", "-m", "vpo_plugin.train_ppo_ray"]  # that of the cluster's nodes
             parsed = host_arguments(*command[3:])
             assert (parsed.actor.adam.lr, parsed.algo.kl.init_coef, parsed.actor.eps_clip) == (1e-6, 1e-3, 0.2)
             assert parsed.train.colocate_all and parsed.vllm.enable_sleep and parsed.ds.enable_sleep

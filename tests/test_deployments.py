@@ -15,8 +15,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from markdown_it import MarkdownIt
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools import validate
 from prefect_service import POSTGRES, ROOT, Service, postgres, readme_command, serving, working
 from test_retrain import SMALL as RETRAINING
 from test_retrain import write_growing_spec
@@ -25,6 +27,7 @@ from flows import hooks
 from flows.deployments import FLOWS
 from flows.process import running as process_of
 from flows.registry import champion, versions
+from flows.run import shipped
 from flows.settings import SETTINGS, PipelineSettings
 from vpo_plugin.openrlhf.log import METRICS, read_steps
 
@@ -120,6 +123,31 @@ def test_a_flow_takes_what_its_settings_take(name: str) -> None:
         assert ours == theirs
     assert form.required == []
     assert FLOWS[name].validate_parameters({}) == dict(SETTINGS[name]())
+
+
+CLUSTER_DEPLOYMENT = ROOT / "cluster" / "prefect" / "deployments.yaml"
+
+
+@pytest.mark.parametrize("file", [*shipped().values(), CLUSTER_DEPLOYMENT], ids=lambda file: file.stem)
+def test_a_form_takes_the_parameters_of_a_file(file: Path) -> None:
+    """As they are in the file: what a person copies into prefect.yaml is valid. A configuration for GPUs with a
+    cluster."""
+    given = yaml.safe_load(file.read_text())
+    if file == CLUSTER_DEPLOYMENT:
+        (deployment,) = given["deployments"]
+        given = deployment["parameters"]
+        assert given == yaml.safe_load(shipped()[deployment["name"]].read_text()) | {
+            "runs": "/shared/runs",
+            "cluster": "http://vpo-head-svc:8265",
+        }
+        template = json.loads((file.parent / "kubernetes.json").read_text())
+        assert set(deployment["work_pool"]["job_variables"]) <= set(template["variables"]["properties"])
+        assert f"create {deployment['work_pool']['name']} --type" in (file.parent.parent / "README.md").read_text()
+    elif "gpu" in file.stem:
+        given["cluster"] = "http://HEAD:8265"
+    flow = FLOWS[given.pop("flow", "pipeline")]
+    validate(given, parameter_schema(flow.fn).model_dump_for_openapi(), raise_on_error=True)
+    assert set(given) <= set(SETTINGS[flow.name].model_fields) and flow.validate_parameters(given)
 
 
 @pytest.mark.parametrize(
