@@ -1,9 +1,9 @@
 """Draw the imports between the project's parts: python -m benchmarks.imports writes docs/imports.svg."""
 
+import tomllib
 from pathlib import Path
 
 import grimp
-import tomllib
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "imports.svg"

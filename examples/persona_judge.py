@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from vpo_plugin.models import SMOLLM2, resolve_policy
-from vpo_plugin.openrlhf.cpu import ENVIRONMENT
+from vpo_plugin.openrlhf.cpu import environment
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
 
     model = resolve_policy(SMOLLM2, Path("runs") / "policies")
     if not torch.cuda.is_available():
-        for name, value in ENVIRONMENT.items():
+        for name, value in environment().items():
             os.environ.setdefault(name, value)
     # The server's module, because vLLM's own command needs a package named vllm, and the CPU build has another name.
     server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]

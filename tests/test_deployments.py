@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -220,7 +220,7 @@ def test_a_deployed_pipeline_runs_to_its_report(worked: Service, tmp_path: Path)
 
 def test_a_schedule_makes_runs(deployed: Service) -> None:
     """It did not with SQLAlchemy 2.1, silently but for the server's log."""
-    name, tomorrow = "retrain/maze-cpu", (datetime.now(timezone.utc) + timedelta(days=1)).isoformat()
+    name, tomorrow = "retrain/maze-cpu", (datetime.now(UTC) + timedelta(days=1)).isoformat()
     assert not any(run["auto_scheduled"] for run in deployed.api("/flow_runs/filter"))
     try:
         given = ("--interval", "86400", "--anchor-date", tomorrow)

@@ -1,5 +1,6 @@
 """What people copy runs as it stands."""
 
+import importlib
 import json
 import os
 import shutil
@@ -185,3 +186,8 @@ def test_the_configurations_of_the_walk_through_can_be_planned(name: str, capsys
     arguments = ["run", str(ROOT / "examples" / "instructions" / f"{name}.yaml"), "--dry_run"]
     assert main([*arguments, "model=tiny-maze"]) == 0
     assert "vpo_at_k" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("*.py")), ids=lambda file: file.stem)
+def test_an_example_can_be_imported(file: Path) -> None:
+    importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))

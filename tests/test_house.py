@@ -3,13 +3,13 @@
 import ast
 import re
 import sys
+import tomllib
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import grimp
-import tomllib
 import yaml
 from conftest import python_lines
 from importlinter.cli import lint_imports

@@ -363,6 +363,8 @@ def test_smollm2_judges_on_this_machine(tmp_path: Path, monkeypatch: pytest.Monk
             time.sleep(1)
         code = (
             "from vpo_plugin.rewards import load_spec\n"
+            "from vpo_plugin.rewards.formats import write_response\n"
+            "from vpo_plugin.rewards.response import score_response\n"
             "spec = load_spec('personas')\n"
             "response = write_response(spec, ['Air scatters blue light the most.', 'Magic.', 'magic.'])\n"
             "print(score_response(spec, response, {'question': 'Why is the sky blue?'}, 3).matrix.tolist())"
