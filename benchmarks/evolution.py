@@ -27,6 +27,7 @@ from vpo_plugin.report import plots
 from vpo_plugin.report.style import styles
 from vpo_plugin.report.tables import format_searches, format_table
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.fit import room
 from vpo_plugin.search.comparison import Comparison, compare_searches
 from vpo_plugin.search.experiment import LEVEL, verdict
 from vpo_plugin.search.pool import load_pool, shared_prompts
@@ -67,13 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
     pools = {name: args.work / "pools" / name for name in policies}
     searches = {name: args.work / "searches" / name for name in policies}
     common = ["--spec", args.spec, "--seed", str(args.seed), "--temperature", str(args.temperature)]
-    room = spec.candidates * spec.limits.tokens_per_candidate  # the same for all, also for single candidates
+    tokens = room(spec, spec.candidates)  # the same for all, also for single candidates
     for name, path in policies.items():
-        flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max_new_tokens", str(room)]
+        flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max_new_tokens", str(tokens)]
         rollouts = ["--rollouts", str(args.candidates // sizes[name])]
         vpo("evaluate", *flags, *rollouts, "--prompts", str(args.prompts), "--output", str(pools[name]))
     for name, path in policies.items():
-        flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max_new_tokens", str(room)]
+        flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max_new_tokens", str(tokens)]
         unsolved = ["--unsolved_in", *(str(pools[name]) for name in by), "--budget", str(args.budget)]
         vpo("search", *flags, *unsolved, "--procedure", *PROCEDURES, "--output", str(searches[name]))
     folders = [f"{name}={folder}" for name, folder in pools.items()]

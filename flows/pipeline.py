@@ -38,6 +38,7 @@ from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import provenance
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
+from vpo_plugin.rewards.fit import budget_mistake, naming_mistake
 from vpo_plugin.rewards.labels import pack_label
 from vpo_plugin.rewards.scoring import Scoring
 from vpo_plugin.rewards.task import read_rows
@@ -251,11 +252,8 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
     """
     check_policy(settings.model)
     for method in settings.methods:
-        if tells_weights(method) and spec.ragged:
-            raise ValueError(
-                f"{method} names the objectives in the prompt, but in spec {spec.name!r} their number differs from "
-                "prompt to prompt."
-            )
+        if tells_weights(method) and (mistake := naming_mistake(spec, method)):
+            raise ValueError(mistake)
     m = settings.candidates or spec.candidates
     for candidates in sorted({m, *(candidates_of(method, m) for method in settings.methods)}):
         if settings.eval_candidates % candidates:
@@ -268,12 +266,8 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
                 f"A prompt has {settings.rollouts_per_prompt * m} candidates (rollouts_per_prompt times {m}), which is "
                 f"not a multiple of {candidates}, so methods would get different numbers: change rollouts_per_prompt."
             )
-        needed = candidates * spec.limits.tokens_per_candidate
-        if settings.max_new_tokens < needed:
-            raise ValueError(
-                f"max_new_tokens is {settings.max_new_tokens}, but {candidates} candidates of spec {spec.name!r} take "
-                f"up to {needed}."
-            )
+        if mistake := budget_mistake(spec, candidates, settings.max_new_tokens, "max_new_tokens"):
+            raise ValueError(mistake)
     marker = settings.folder / "run.json"
     if marker.exists() and (earlier := json.loads(marker.read_text())["spec"]) != spec.name:
         raise ValueError(

@@ -202,8 +202,8 @@ def test_unknown_estimator(refusal: Callable[..., str], flag: str) -> None:
         (["--vpo.alpha", "0"], "--vpo.alpha is 0.0"),
         (["--vpo.alpha", "nan"], "--vpo.alpha is nan"),
         (["--vpo.num_weights", "0"], "--vpo.num_weights is 0"),
-        (["--rollout.max_new_tokens", "59"], "A response may have 59 tokens"),
-        (["--rollout.max_new_tokens", "500", "--data.max_len", "30"], "A response may have 30 tokens"),
+        (["--rollout.max_new_tokens", "59"], "--rollout.max_new_tokens is 59"),
+        (["--rollout.max_new_tokens", "500", "--data.max_len", "30"], "--data.max_len is 30"),
         (
             ["--vpo.candidates", "4", "--rollout.max_new_tokens", "64"],
             "4 candidates of spec 'maze_small' take up to 80",

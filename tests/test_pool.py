@@ -225,7 +225,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_pool(tmp_path: Path) -> None:
     [
         (["--rollouts", "0"], "--rollouts is 0: it must be greater"),
         (["--prompts", "0"], "--prompts is 0: it must be greater"),
-        (["--max_new_tokens", "10"], "--max_new_tokens is 10, but 3 candidates of 'maze_small' take 60."),
+        (
+            ["--max_new_tokens", "10"],
+            "--max_new_tokens is 10, but 3 candidates of spec 'maze_small' take up to 60",
+        ),
         (["--spec", "nothing"], "There is no spec 'nothing'"),
         (["--model", "./nowhere"], "./nowhere is not a model folder"),
         (["--temperature", "-1"], "--temperature is -1: it must be greater"),

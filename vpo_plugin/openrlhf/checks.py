@@ -17,6 +17,7 @@ from vpo_plugin.openrlhf.flags import ESTIMATOR
 from vpo_plugin.openrlhf.output import check_output
 from vpo_plugin.openrlhf.prompts import open_parts
 from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.rewards.fit import budget_mistake, naming_mistake
 from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.rewards.prompts import ask
 from vpo_plugin.rewards.task import check_label
@@ -107,11 +108,8 @@ def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
             estimator(RewardBatch(torch.zeros(1, rollouts, 1, 1), k=given["vpo.k"]))
         except ValueError as error:
             yield f"--vpo.k {given['vpo.k']} and --rollout.n_samples_per_prompt {rollouts} do not fit: {error}"
-    if estimator.weights_in_prompt and spec.ragged:
-        yield (
-            f"--advantage {name} names the objectives in the prompt, but in spec {spec.name!r} their number differs "
-            "from prompt to prompt."
-        )
+    if estimator.weights_in_prompt and (mistake := naming_mistake(spec, f"--advantage {name}")):
+        yield mistake
     if estimator.relative and given["reward.stop_properly_penalty_coef"] is not None:
         yield (
             f"--reward.stop_properly_penalty_coef scales or replaces rewards from 0 up, but {name} normalises each "
@@ -123,14 +121,9 @@ def check_budget(given: Flags, spec: RewardSpec) -> Iterator[str]:
     """Check that the candidates fit in a response."""
     if given["train.agent_func_path"]:  # an agent divides --data.max_len among its turns
         return
-    candidates, each = given["vpo.candidates"], spec.limits.tokens_per_candidate
-    budget = min(given["rollout.max_new_tokens"] or given["data.max_len"], given["data.max_len"])
-    if budget < candidates * each:
-        yield (
-            f"A response may have {budget} tokens (--rollout.max_new_tokens, --data.max_len), and {candidates} "
-            f"candidates of spec {spec.name!r} take up to {candidates * each} ({each} each): raise the limit or lower "
-            "--vpo.candidates."
-        )
+    for flag in ("rollout.max_new_tokens", "data.max_len"):
+        if given[flag] and (mistake := budget_mistake(spec, given["vpo.candidates"], given[flag], f"--{flag}")):
+            yield mistake
 
 
 def check_model(given: Flags) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vpo_plugin.rewards.fit import room
 from vpo_plugin.rewards.formats import parse, write_response
 from vpo_plugin.rewards.prompts import ask, pack_prompt
 from vpo_plugin.rewards.response import ScoredResponse
@@ -90,7 +91,7 @@ def measure_spec(spec: RewardSpec, scoring: Scoring, tokens: Callable[[str], int
 
     longest = max((answer for _, answers in known for answer in answers), key=len)
     response = write_response(spec, [longest] * m)
-    allowed = m * spec.limits.tokens_per_candidate
+    allowed = room(spec, m)
     if len(response) > spec.limits.response_chars:
         raise ValueError(
             f"A response of {m} candidates as long as the longest known answer has {len(response)} characters, and "

@@ -14,6 +14,7 @@ from vpo_plugin import files
 from vpo_plugin.locks import owned
 from vpo_plugin.provenance import versions
 from vpo_plugin.rewards import RewardSpec, ScoredResponse, load_spec
+from vpo_plugin.rewards.fit import budget_mistake, naming_mistake, room
 from vpo_plugin.rewards.prompts import pack_prompt
 from vpo_plugin.rewards.sandbox import UNSAFE
 from vpo_plugin.rewards.scoring import Item, OnError, Scoring
@@ -163,22 +164,17 @@ def read_task(
         os.environ[UNSAFE] = "1"
     spec = load_spec(settings.spec)
     candidates = spec.candidates if settings.candidates is None else settings.candidates
-    budget = candidates * spec.limits.tokens_per_candidate
-    max_new_tokens = budget if settings.max_new_tokens is None else settings.max_new_tokens
-    if max_new_tokens < budget:
-        raise ValueError(
-            f"--max_new_tokens is {max_new_tokens}, but {candidates} candidates of {spec.name!r} take {budget}."
-        )
+    max_new_tokens = room(spec, candidates) if settings.max_new_tokens is None else settings.max_new_tokens
+    if mistake := budget_mistake(spec, candidates, max_new_tokens, "--max_new_tokens"):
+        raise ValueError(mistake)
+    if settings.tell_weights and (mistake := naming_mistake(spec, "--tell_weights")):
+        raise ValueError(mistake)
     if rows is None and settings.data is not None:
         columns = (settings.input_key, settings.label_key)
         rows = load_prompts(spec, settings.data, settings.split, columns)[: settings.prompts]
     elif rows is None:
         drawn = read_rows(spec, "test", settings.prompts or 100, settings.seed)
         rows = [{"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])} for row in drawn]
-    if settings.tell_weights and spec.ragged:
-        raise ValueError(
-            f"--tell_weights names the objectives, but those of {spec.name!r} differ from prompt to prompt."
-        )
     if not rows:
         raise ValueError(f"There are no prompts: {settings.data or spec.name} is empty.")
     if again := repeats(rows):

@@ -5,6 +5,7 @@ from typing import Any
 
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.collinear import measure_disagreement
+from vpo_plugin.rewards.fit import room
 from vpo_plugin.rewards.prompts import pack_prompt
 from vpo_plugin.rewards.scoring import Scoring
 from vpo_plugin.rewards.task import read_rows
@@ -31,7 +32,7 @@ def try_model(spec: RewardSpec, scoring: Scoring, model: str, folder: str) -> li
     ]
     made = {
         "candidates": spec.candidates,
-        "max_new_tokens": spec.candidates * spec.limits.tokens_per_candidate,
+        "max_new_tokens": room(spec, spec.candidates),
         "temperature": 1.0,
     }
     policy = make_policy(PolicySettings(model=folder, spec=spec.name), spec, rows, made)
