@@ -4,9 +4,10 @@ import functools
 import subprocess
 from typing import Any
 
-from prefect.client.orchestration import get_client
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL
+
+from vpo_plugin.cli.doctor import server_trouble
 
 _watchers: list[subprocess.Popen[bytes]] = []
 """Each kills its server when its input ends; this process holds the input open while it lives."""
@@ -24,18 +25,8 @@ def check_server() -> None:
     if not url:
         end_servers_with_this_process()
         return
-    with get_client(sync_client=True) as client:
-        error = client.api_healthcheck()
-    if not error:
-        return
-    if not url.rstrip("/").endswith("/api"):
-        advice = f"Its address ends in /api: set PREFECT_API_URL to {url.rstrip('/')}/api."
-    else:
-        advice = (
-            "Start it with `prefect server start`, or unset PREFECT_API_URL (`prefect config unset PREFECT_API_URL`) "
-            "to run without one."
-        )
-    raise ConnectionError(f"The Prefect server at {url} does not answer ({error}). {advice} Nothing was started.")
+    if trouble := server_trouble(url):
+        raise ConnectionError(f"The Prefect {trouble} Nothing was started.")
 
 
 @functools.cache

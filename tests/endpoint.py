@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Server:
-    """A local server that answers each POST as `reply(path, content)` says: (status, JSON)."""
+    """A local server that answers each request as `reply(path, content)` says: (status, JSON)."""
 
     def __init__(self, reply: Callable[[str, dict], tuple[int, Any]]) -> None:
         self.requests: list[dict] = []
@@ -19,6 +19,12 @@ class Server:
             def do_POST(self) -> None:
                 content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.requests.append(content)
+                self.answer(content)
+
+            def do_GET(self) -> None:
+                self.answer({})
+
+            def answer(self, content: dict) -> None:
                 status, answer = reply(self.path, content)
                 body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)

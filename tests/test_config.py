@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 from conftest import vpo
+from endpoint import serving
 from host import host_arguments, importable_host
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import pipeline
 from flows.run import load_config, shipped
+from flows.server import check_server
 from flows.settings import PipelineSettings
-from vpo_plugin.cli import main
+from vpo_plugin.cli import doctor, main
 from vpo_plugin.cli.settings import flags
 
 
@@ -184,3 +186,23 @@ def test_a_server_that_does_not_answer_is_said_and_nothing_is_started(tmp_path: 
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9"}):
         done = vpo_run(tmp_path, "maze-cpu")
     assert "ends in /api: set PREFECT_API_URL to http://127.0.0.1:9/api." in done.stderr
+
+
+def test_a_server_needs_to_be_named_with_its_api(tmp_path: Path) -> None:
+    """Outside /api, Prefect's server answers everything with its page."""
+
+    def prefect(path: str, content: dict) -> tuple[int, object]:
+        return 200, True if path == "/api/health" else b"<!doctype html>"
+
+    with serving(prefect) as server:
+        for url in (server.url, f"{server.url}/"):
+            with temporary_settings({PREFECT_API_URL: url}):
+                done = vpo_run(tmp_path, "maze-cpu")
+                (finding,) = doctor.check_prefect()
+            assert done.returncode == 1 and not (tmp_path / "runs").exists()
+            assert f"set PREFECT_API_URL to {server.url}/api. Nothing was started." in done.stderr
+            assert finding.state == "lacks" and f"set PREFECT_API_URL to {server.url}/api." in finding.text
+        with temporary_settings({PREFECT_API_URL: f"{server.url}/api"}):
+            check_server()
+            (finding,) = doctor.check_prefect()
+        assert finding.state == "ok"

@@ -4,7 +4,6 @@ Everything is tried: it imports the host and vLLM, starts or joins Ray and asks 
 sandbox, and checks the health of the Prefect server. Checks that could hang run in their own process.
 """
 
-import asyncio
 import importlib.metadata
 import json
 import os
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -219,26 +219,42 @@ def check_prefect() -> Iterator[Finding]:
     if installed("prefect") is None:
         yield Finding("lacks", "prefect is not installed, so flows do not run: pip install 'vpo-plugin[flows]'.")
         return
-    from prefect.client.orchestration import get_client
     from prefect.settings import get_current_settings
 
     url = get_current_settings().api.url
     if not url:
         yield Finding("ok", "PREFECT_API_URL is not set: each flow run starts a temporary server")
-        return
-
-    async def health() -> Exception | None:
-        async with get_client() as client:
-            return await client.api_healthcheck()
-
-    error = asyncio.run(health())
-    if error is None:
-        yield Finding("ok", f"the server at {url} answers")
+    elif trouble := server_trouble(url):
+        yield Finding("lacks", f"flows would stop: the {trouble}")
     else:
-        yield Finding(
-            "lacks",
-            f"flows would stop: the server at {url} does not answer ({error}). Start it, or unset PREFECT_API_URL.",
+        yield Finding("ok", f"the server at {url} answers")
+
+
+def server_trouble(url: str) -> str | None:
+    """Why flows cannot use the configured Prefect server, and what to do; None if they can.
+
+    A server answers `GET /health` with `true` (Prefect 3.7, `server/api/server.py`). Outside `/api` its page answers
+    everything, with status 200.
+    """
+    from prefect.client.orchestration import get_client
+
+    trouble = "does not answer as Prefect's API does"
+    with get_client(sync_client=True) as client:
+        try:
+            if client.request("GET", "/health").json() is True:
+                return None
+        except ValueError:  # not JSON
+            pass
+        except Exception as error:  # of httpx, TLS or Prefect's client
+            trouble = f"does not answer ({error})"
+    if "api" not in urlsplit(url).path.split("/"):
+        advice = f"Its address ends in /api: set PREFECT_API_URL to {url.rstrip('/')}/api."
+    else:
+        advice = (
+            "Start it with `prefect server start`, or unset PREFECT_API_URL (`prefect config unset PREFECT_API_URL`) "
+            "to run without one."
         )
+    return f"server at {url} {trouble}. {advice}"
 
 
 def check_training() -> Iterator[Finding]:
