@@ -77,8 +77,11 @@ STEP = dict.fromkeys(
 def test_how_a_training_goes_and_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run's folder: the last steps of each training, then what was written in the newest one's last step."""
     log = tmp_path / "train" / "vpo" / "policy" / "vpo"
+    log.mkdir(parents=True)
+    (log / "run.json").write_text('{"spec": "maze_small", "candidates": 3}')
     for step in range(1, 8):
-        log_step(log, step, {**STEP, "groups": 8, "groups_used": 1, "kl": float("nan")})
+        read = {"candidates_parsed": 1.2}  # of 3 candidates in a response
+        log_step(log, step, {**STEP, **read, "groups": 8, "groups_used": 1, "kl": float("nan")})
     log_texts(log, 7, [rollout("Find a way.", 1.0, ["DOWN", "LEFT"])])
     (tmp_path / "train" / "vpo" / "train.log").write_text(
         "Failed to load a kernel\n(Worker pid=7) RuntimeError: not this\nTraceback (most recent call last):\n"
@@ -90,7 +93,10 @@ def test_how_a_training_goes_and_what_is_wrong(tmp_path: Path, capsys: pytest.Ca
     assert [line.split()[0] for line in shown.splitlines() if line[:1].isdigit()][:5] == ["3", "4", "5", "6", "7"]
     wrong = [line for line in shown.splitlines() if line.startswith("Wrong: ")]
     assert [line.split()[1] for line in wrong] == ["Step", "Only", "Only", "The", "The"]
+    assert "Only 40% of the candidates of step 7 could be read (1.2 of 3 in a response)" in wrong[1]
     assert "without a policy: program: error: 2 mistakes:\n- one\n- two\n" in shown and "not this" not in shown
     (log.parent / "config.json").write_text("{}")
+    log_step(log, 8, {**STEP, "candidates_parsed": 1.8})
     assert main(["show", str(tmp_path)]) == 0
-    assert "7 steps, finished" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "8 steps, finished" in shown and "could be read" not in shown

@@ -23,14 +23,19 @@ def run_marker(given: Mapping[str, Any], spec: RewardSpec) -> dict[str, Any]:
     return {"spec": spec.name, "candidates": given["vpo.candidates"]}
 
 
+def read_marker(log_dir: Path) -> dict[str, Any] | None:
+    """What `run_marker` said of the run that logs there; None if there is no run, or the disk was full."""
+    marker = log_dir / "run.json"
+    return json.loads(marker.read_text() or "null") if marker.exists() else None
+
+
 def check_output(given: Mapping[str, Any], spec: RewardSpec) -> Iterator[str]:
     """Yield a sentence if the folder holds a run of another specification, or something else."""
     output = given["ckpt.output_dir"]
     folder = log_dir(output)
-    marker = folder / "run.json"
     try:
-        if marker.exists():  # empty where the disk was full
-            earlier, run = json.loads(marker.read_text() or "null"), run_marker(given, spec)
+        if (folder / "run.json").exists():
+            earlier, run = read_marker(folder), run_marker(given, spec)
             if earlier not in (None, run):
                 yield (
                     f"--ckpt.output_dir {output} holds a run of spec {earlier['spec']!r} with {earlier['candidates']} "

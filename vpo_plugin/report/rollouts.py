@@ -9,6 +9,7 @@ from typing import Any
 
 from vpo_plugin.locks import is_held
 from vpo_plugin.openrlhf.log import last_words, read_steps, read_texts, training_curve
+from vpo_plugin.openrlhf.output import read_marker
 from vpo_plugin.report.tables import number, text_table
 
 LONGEST = 200
@@ -70,10 +71,12 @@ def problems(steps: Sequence[Mapping[str, float]], log: Path, finished: bool) ->
         last = steps[-1]
         if any(not math.isfinite(value) for value in last.values()):
             found.append(f"Step {last['step']:g} has numbers that are not finite: lower the learning rate.")
-        if last.get("candidates_parsed", 1.0) < MOSTLY:
+        m = (read_marker(log) or {}).get("candidates")
+        if m and last.get("candidates_parsed", m) < MOSTLY * m:
             found.append(
-                f"Only {last['candidates_parsed']:.0%} of the candidates of step {last['step']:g} could be read: look "
-                "at the responses below; `vpo warm_start` teaches the format."
+                f"Only {last['candidates_parsed'] / m:.0%} of the candidates of step {last['step']:g} could be read "
+                f"({last['candidates_parsed']:.2g} of {m} in a response): look at the responses below; `vpo "
+                "warm_start` teaches the format."
             )
         if "groups_used" in last and last["groups_used"] < MOSTLY * last["groups"]:
             found.append(
