@@ -157,6 +157,8 @@ class Chaos:
                         process.kill()
                 if chosen:
                     command.wait(60 if victim == "flow" else 900)  # it ends, well or not, as it must by itself
+                    if victim != "flow":  # the program of a killed flow goes on, and the next flow follows it
+                        self.check_no_process_is_left()
                     return
             command.wait(900)
             self.forget(name)  # it was over before the moment came
@@ -192,11 +194,14 @@ class Chaos:
         }.get(moment)
         return pattern is None or any(file.stat().st_mtime > self.began for file in self.folder.glob(pattern))
 
-    def check_nothing_is_left(self) -> None:
+    def check_no_process_is_left(self) -> None:
         deadline = time.monotonic() + 120
         while left := self.processes():
             assert time.monotonic() < deadline, [line for line, _ in left]
             time.sleep(0.5)
+
+    def check_nothing_is_left(self) -> None:
+        self.check_no_process_is_left()
         left_there = {path.name for path in self.temporary.iterdir()}
         assert {name for name in left_there if not name.startswith("torchinductor_")} == set()  # torch's shared cache
         for file in self.folder.rglob("*"):
