@@ -24,7 +24,7 @@ from vpo_plugin.cli.settings import flags
 from vpo_plugin.locks import owned
 from vpo_plugin.metrics import expected_set_reward, mean_pairwise_l1
 from vpo_plugin.openrlhf.log import read_steps
-from vpo_plugin.provenance import provenance
+from vpo_plugin.provenance import masked, provenance
 from vpo_plugin.report.experiment import write_experiment
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.search.comparison import Comparison
@@ -175,7 +175,7 @@ def compare(
         "objectives": compared[first].objectives,
         "prompts": len(rows),
         "seeds": settings.seeds,
-        "settings": settings.model_dump(mode="json"),
+        "settings": masked(settings.model_dump(mode="json")),
         "temperature": first,
         **analyse(compared[first], training, candidates=m),
         "at": at,

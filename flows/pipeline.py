@@ -36,7 +36,7 @@ from vpo_plugin.cli.settings import flags
 from vpo_plugin.files import digest, write
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
-from vpo_plugin.provenance import provenance
+from vpo_plugin.provenance import masked, provenance
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 from vpo_plugin.rewards.fit import budget_mistake, naming_mistake
 from vpo_plugin.rewards.labels import pack_label
@@ -213,7 +213,7 @@ def report_pools(
     results = compared.results() | {
         "title": f"{settings.name}: {', '.join(training or pools)} on {settings.spec}",
         **provenance(command),
-        "settings": settings.model_dump(mode="json"),
+        "settings": masked(settings.model_dump(mode="json")),
         "overhead": added,
         "training": [{"name": method, "steps": steps} for method, steps in training.items()],
     }

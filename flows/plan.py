@@ -12,6 +12,7 @@ from flows.retrain import check_retraining
 from flows.settings import DataSettings, PipelineSettings, RetrainSettings, SearchSettings, TrainSettings
 from flows.train import host_command, training_flags
 from vpo_plugin.models import SMOLLM2, SMOLLM2_FILE, resolve_policy, smollm2_package
+from vpo_plugin.provenance import masked
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.task import read_rows
 
@@ -93,7 +94,9 @@ def _training(settings: PipelineSettings, spec: RewardSpec, note: str = "") -> l
             command = host_command(settings, training_flags(settings, method, candidates, str(base), data, output))
             for scratch, place in final.items():
                 command = [part.replace(scratch, place) for part in command]
-            stages.append((f"train-{method}", f"{note}{settings.steps} steps\n\n{_wrapped(shlex.join(command))}\n"))
+            stages.append(
+                (f"train-{method}", f"{note}{settings.steps} steps\n\n{_wrapped(shlex.join(masked(command)))}\n")
+            )
     return stages
 
 

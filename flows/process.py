@@ -15,13 +15,15 @@ from pathlib import Path
 
 from vpo_plugin.locks import is_held, take
 from vpo_plugin.openrlhf.log import last_words
+from vpo_plugin.provenance import masked
 
 POLL_SECONDS = 1.0
 STOP_SECONDS = 20.0  # less than the 30 s that Prefect gives a cancelled flow run
 
-# Leads the program's process group, records its number and command, and then its exit code.
+# Leads the program's process group, records its number and command (its first argument), and then its exit code.
 LEADER = """
-printf '%s\\n' $$ "$@" > "$0.job"
+printf '%s\\n' $$ "$1" > "$0.job"
+shift
 trap : TERM INT
 "$@"
 echo $? > "$0.exit"
@@ -61,7 +63,7 @@ def run_logged(command: Sequence[str], log: Path, *, what: str, on_poll: Callabl
             pause(what, 0)
             with log.open("a") as output:
                 program = subprocess.Popen(
-                    ["sh", "-c", LEADER, str(log), *command],
+                    ["sh", "-c", LEADER, str(log), _said(command), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -148,7 +150,11 @@ def _lock(log: Path) -> Path:
 
 
 def _is_of(job: Path, command: Sequence[str]) -> bool:
-    return job.exists() and job.read_text().splitlines()[1:] == "\n".join(command).splitlines()
+    return job.exists() and job.read_text().splitlines()[1:] == _said(command).splitlines()
+
+
+def _said(command: Sequence[str]) -> str:
+    return "\n".join(masked(command))
 
 
 def _follow(log: Path, group: int | None, what: str, on_poll: Callable[[], None]) -> int:

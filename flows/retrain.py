@@ -1,5 +1,6 @@
 """Retraining: a copy of the champion learns from prompts that no version has seen, and replaces it if better."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from flows.train import tells_weights, train
 from vpo_plugin.files import digest
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
+from vpo_plugin.provenance import masked
 from vpo_plugin.report.tables import markdown_table
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.task import read_rows
@@ -162,7 +164,7 @@ def compare(settings: RetrainSettings, training: PipelineSettings, pools: dict[s
     champion, challenger = (load_pool(pools[name]) for name in ("champion", "challenger"))
     decision = decide(champion, challenger, spec, load_prompts(spec, data / "test"), settings)
     command = ["prefect", "deployment", "run", "retrain/maze-cpu", "--params"]
-    command.append(settings.model_dump_json(exclude_defaults=True))
+    command.append(json.dumps(masked(settings.model_dump(mode="json", exclude_defaults=True))))
     log = training.folder / "train" / settings.method / "policy" / "vpo"
     report_pools(training, pools, data, shlex.join(command), {settings.method: training_curve(log)})
     get_run_logger().info(decision.reason)
@@ -214,7 +216,7 @@ def challenger_settings(settings: RetrainSettings, champion: Version, fresh: Row
     training = settings.training(
         model=champion.policy, steps=len(fresh) // settings.prompts_per_step, runs=settings.folder
     )
-    made_from = [training.model_dump(mode="json", exclude={"name", "runs"}), champion.version]
+    made_from = [masked(training.model_dump(mode="json", exclude={"name", "runs"})), champion.version]
     return training.model_copy(update={"name": digest([made_from, policy_digest(champion.policy), fresh, held_out])})
 
 

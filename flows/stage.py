@@ -1,4 +1,4 @@
-"""Stages of a run: a folder with results, computed once for the same inputs."""
+"""Stages of a run: a folder with results, computed once for the same inputs, whatever the secrets among them."""
 
 import functools
 import importlib.util
@@ -19,6 +19,7 @@ import vpo_plugin
 from flows.process import describe, pause, running
 from vpo_plugin.files import digest, digest_files, write
 from vpo_plugin.locks import LOCK, take
+from vpo_plugin.provenance import masked
 from vpo_plugin.rewards import RewardSpec
 
 DONE = "stage.json"
@@ -64,12 +65,12 @@ def code_version(*parts: str) -> str:
 
 def is_done(folder: Path, inputs: dict[str, Any]) -> bool:
     """Whether the stage in this folder finished with these inputs."""
-    return _key(folder / DONE) == digest(inputs)
+    return _key(folder / DONE) == digest(masked(inputs))
 
 
 def skip(folder: Path, inputs: dict[str, Any]) -> bool:
     """Whether a stage is done already, which is logged. Restores set-aside results of the same inputs."""
-    kept = folder.with_name(f"{folder.name}.{digest(inputs)}")
+    kept = folder.with_name(f"{folder.name}.{digest(masked(inputs))}")
     if kept.exists() and not is_done(folder, inputs):
         _clear(folder)
         kept.rename(folder)
@@ -109,11 +110,11 @@ def working_on(folder: Path, inputs: dict[str, Any], *, resume: bool = False) ->
     Raises:
         RuntimeError: a program of an earlier run still works there.
     """
-    key = digest(inputs)
+    key = digest(masked(inputs))
     if not (resume and _key(folder / STARTED) == key):
         _clear(folder)
         folder.mkdir(parents=True)
-    write(folder / STARTED, json.dumps({"key": key, "inputs": inputs}, indent=2, default=str))
+    write(folder / STARTED, json.dumps({"key": key, "inputs": masked(inputs)}, indent=2, default=str))
     with timed():
         yield folder
     (folder / STARTED).rename(folder / DONE)

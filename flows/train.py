@@ -27,6 +27,7 @@ from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estim
 from vpo_plugin.files import digest
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints
 from vpo_plugin.openrlhf.log import read_steps, remark_of, training_curve
+from vpo_plugin.provenance import masked
 from vpo_plugin.report.plots import live
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.files import spec_files
@@ -67,7 +68,7 @@ def train(settings: PipelineSettings, method: str, candidates: int, base: str, d
     if skip(folder, inputs):
         return str(policy)
     command = host_command(settings, flags)
-    get_run_logger().info("Training with %s: %s", method, shlex.join(command))
+    get_run_logger().info("Training with %s: %s", method, shlex.join(masked(command)))
     log, trained, what = folder / "train.log", policy / "config.json", f"Training with {method}"
     progress = TrainingProgress(log, policy / "vpo", settings.steps, method)
     with working_on(folder, inputs, resume=True):
@@ -80,7 +81,7 @@ def train(settings: PipelineSettings, method: str, candidates: int, base: str, d
                 command,
                 log,
                 cluster=resolve_cluster(settings.cluster),
-                name=f"vpo-{settings.name}-{method}-{digest([inputs, folder.resolve()])}",
+                name=f"vpo-{settings.name}-{method}-{digest([masked(inputs), folder.resolve()])}",
                 result=trained,
                 what=what,
                 on_poll=progress.show,

@@ -19,6 +19,7 @@ from flows.server import check_server
 from flows.settings import PipelineSettings
 from vpo_plugin.cli import doctor, main
 from vpo_plugin.cli.settings import flags
+from vpo_plugin.provenance import masked
 
 
 def vpo_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -63,6 +64,26 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     )
     given = PipelineSettings(warm_start=True, steps=2)
     assert load_config("pipeline", flags(given))[1] == load_config("pipeline", ["--warm_start", "steps=2"])[1] == given
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--logger.wandb.key", "K", "--steps", "2"], ["--logger.wandb.key", "***", "--steps", "2"]),
+        (["--logger.wandb.key=K=", "--hub-token=K"], ["--logger.wandb.key=***", "--hub-token=***"]),
+        (["--my.password", "K"], ["--my.password", "***"]),
+        (["--a.secret", "--b"], ["--a.secret", "--b"]),
+        (["--logger.wandb.key"], ["--logger.wandb.key"]),
+        *((same, same) for same in (["--data.input_key", "K"], ["--label_key=K"], ["--ckpt.best_metric_key", "K"])),
+    ],
+)
+def test_secrets_in_flags_are_masked(words: list[str], shown: list[str]) -> None:
+    assert masked({"host_flags": words, "command": ["python", *words]}) == {
+        "host_flags": shown,
+        "command": ["python", *shown],
+    }
+    settings = PipelineSettings(host_flags=words)
+    assert flags(settings) == [f"--host_flags={json.dumps(shown)}"] and settings.host_flags == words
 
 
 @pytest.mark.parametrize(
@@ -123,7 +144,8 @@ def commands(printed: str) -> list[list[str]]:
 
 def test_a_dry_run_prints_the_commands_and_leaves_nothing(tmp_path: Path) -> None:
     methods = {"grpo": "24", "vpo_at_k": "8", "vpo_at_k:1": "24", "vpo": "8"}  # with rollouts for each prompt
-    done = vpo_run(tmp_path, "maze-cpu", "steps=3", f"methods=[{','.join(methods)}]", "--dry_run")
+    told = (f"methods=[{','.join(methods)}]", "host_flags=[--logger.wandb.key, HIDDEN]")
+    done = vpo_run(tmp_path, "maze-cpu", "steps=3", *told, "--dry_run")
     assert done.returncode == 0, done.stderr
     stages = [line.split()[1] for line in done.stdout.splitlines() if line[:3].strip().isdigit()]
     assert stages == [
@@ -132,6 +154,7 @@ def test_a_dry_run_prints_the_commands_and_leaves_nothing(tmp_path: Path) -> Non
     ]
     assert not list(tmp_path.iterdir())
     for command, (method, rollouts) in zip(commands(done.stdout), methods.items(), strict=True):
+        assert command[-2:] == ["--logger.wandb.key", "***"]
         flags = dict(zip(command[3::2], command[4::2], strict=False))
         assert flags["--advantage"] == method.removesuffix(":1") and flags["--rollout.n_samples_per_prompt"] == rollouts
         assert flags["--data.prompt_dataset"] == str(tmp_path / "runs" / "maze-cpu" / "data" / "train")

