@@ -341,7 +341,10 @@ def test_an_evaluation_goes_on_when_its_endpoint_works_again(
 def test_each_response_may_be_told_weights_of_its_own(tmp_path: Path) -> None:
     with serving(lambda *_: completion("<route_1> DOWN </route_1>")) as server:
         flags = ["--model", "m", "--url", f"{server.url}/v1", "--output", str(tmp_path / "pool"), "--tell_weights"]
-        assert main(evaluate(*flags)[3:]) == 0
+        command = evaluate(*flags)[3:]
+        assert main(command) == 0
+        assert main([*command, "--at_once", "1"]) == 0  # the same pool by another command
+    assert load_pool(tmp_path / "pool").made["command"] == ["vpo", *command]
     texts = [request["messages"][0]["content"] for request in server.requests]
     assert len(texts) == len(set(texts)) == 18 and all("Objective weights: completion 0." in text for text in texts)
 

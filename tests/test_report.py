@@ -5,6 +5,7 @@ import hashlib
 import json
 import random
 import re
+import shlex
 import string
 import zlib
 from html.parser import HTMLParser
@@ -248,7 +249,20 @@ def test_it_says_where_it_comes_from(results, tmp_path):
     text = Page((tmp_path / "report.html").read_text()).text
     for words in ("2026-01-02T03:04:05+00:00, commit deadbee", "abc123", "learning_rate", "0.7", "10 × 3"):  # noqa: RUF001
         assert words in text
-    assert "vpo evaluate --model runs/vpo --rollouts 10 --candidates 3 --temperature 0.7 --seed 5" in text
+    assert "vpo evaluate --model runs/vpo --rollouts 10 --candidates 3 --temperature 0.7 --seed 5 # and --data" in text
+
+
+def test_the_command_of_a_pool_is_the_one_that_made_it():
+    """A shell reads it as it was; for pools of earlier versions, from what they hold."""
+    words = ["vpo", "evaluate", "--model", "m", "--data", "my prompts", "--chat_template_kwargs", '{"a": "it\'s"}']
+    assert shlex.split(report_page.evaluate_command({"model": "n", "command": words})) == words
+    made = {
+        **{"model": "m n", "spec": "maze", "url": "http://h/v1", "api": "chat", "batch": 8, "tell_weights": True},
+        **{"chat_template_kwargs": {"enable_thinking": False}, "spec_digest": "0", "fingerprint": None},
+    }
+    read = shlex.split(report_page.evaluate_command(made), comments=True)
+    flags = ["--model", "m n", "--spec", "maze", "--batch", "8", "--url", "http://h/v1", "--api", "chat"]
+    assert read[2:] == [*flags, "--chat_template_kwargs", '{"enable_thinking": false}', "--tell_weights"]
 
 
 def test_the_log_of_a_training_gives_its_curves(tmp_path):

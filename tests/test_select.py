@@ -119,6 +119,7 @@ def test_vpo_report_of_pools_and_searches(tmp_path: Path, capsys: pytest.Capture
     step = dict.fromkeys(("step", "time", "reward", "set_reward", "group_diversity", "candidates_parsed"), 1.0)
     for name in ("vpo", "vpo.0123456789abcdef"):  # the second was set aside, for other settings
         files.write(tmp_path / "run" / "train" / name / "policy" / "vpo" / "metrics.jsonl", f"{json.dumps(step)}\n")
+    files.write(tmp_path / "run" / "report.json", json.dumps({"settings": {"learning_rate": 0.125}}))
     assert main(["report", *flags, *searches, "--match", "tokens", "--run", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert "2 prompts are not in all pools" in said and "solved@8" in said
@@ -132,7 +133,7 @@ def test_vpo_report_of_pools_and_searches(tmp_path: Path, capsys: pytest.Capture
     ]
     assert results["only_solved_by"]["many"] == [1]  # the prompt's number in the report
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "<script>alert(1)" not in page
+    assert "<script>alert(1)" not in page and "0.125" in page and results["settings"] == {"learning_rate": 0.125}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> int:
     from vpo_plugin.search.comparison import Comparison
     from vpo_plugin.search.evaluate import evaluate
 
-    pool, spec, rows = evaluate(settings, settings.rollouts, settings.batch, settings.output)
+    command = ["vpo", "evaluate", *arguments]
+    pool, spec, rows = evaluate(settings, settings.rollouts, settings.batch, settings.output, command)
     print(format_table(Comparison({(settings.output.name, 0): pool}, spec, rows).results()))
     return 0

@@ -1,5 +1,6 @@
 """`vpo report`."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ class Report(Command):
         min_length=1, description="Pools of `vpo evaluate`: FOLDER or NAME=FOLDER."
     )
     searches: CliVariadicArg[list[str]] = Field([], description="Outputs of `vpo search`: FOLDER or NAME=FOLDER.")
-    run: Path | None = Field(None, description="A run of the pipeline, for its training curves.")
+    run: Path | None = Field(None, description="A run of the pipeline, for its training curves and settings.")
     match: Literal["candidates", "tokens"] = Field("candidates", description="What all policies get equally much of.")
     spec: str | None = Field(None, description="Reward specification; default: the one that scored the pools.")
     title: str | None = Field(None, description="Title; default: the specification and the policies.")
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
         "title": args.title or f"{spec.name}: {', '.join(pools)}",
         **provenance(shlex.join(["vpo", "report", *arguments])),
         "left_out": left_out,
-        "training": _training(args.run) if args.run else [],
+        **(_of_run(args.run) if args.run else {"training": []}),
     }
     if searches:
         results |= compare_searches(searches, rows)
@@ -80,8 +81,15 @@ def named(parts: list[str]) -> dict[str, Path]:
     return folders
 
 
-def _training(run: Path) -> list[dict[str, Any]]:
+def _of_run(run: Path) -> dict[str, Any]:
+    """The parts `training` and `settings` of the report, the latter from the run's own report if it has one."""
     logs = find_trainings(run)
     if not logs:
         raise FileNotFoundError(f"{run} is not a run of the pipeline: it has no train/*/policy/vpo.")
-    return [{"name": name, "steps": training_curve(log)} for name, log in sorted(logs.items())]
+    training = [{"name": name, "steps": training_curve(log)} for name, log in sorted(logs.items())]
+    report = run / "report.json"
+    try:
+        settings = json.loads(report.read_text()).get("settings") if report.exists() else None
+    except ValueError as error:
+        raise ValueError(f"{report} is damaged ({error}): delete it.") from error
+    return {"training": training} | ({"settings": settings} if settings else {})

@@ -4,6 +4,7 @@ for the charts of report.js, and a block of packed data for each prompt. Nothing
 
 import base64
 import json
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -251,9 +252,18 @@ def _distinct(responses: list[dict[str, Any]], weights: list[float], bar: float 
 
 
 def evaluate_command(made: dict[str, Any]) -> str:
-    """The `vpo evaluate` command that samples a pool like this one."""
-    told = ("model", "spec", "rollouts", "candidates", "prompts", "max_new_tokens", "temperature", "seed", "url")
-    return " ".join(["vpo evaluate", *(f"--{key} {made[key]}" for key in told if made.get(key) is not None)])
+    """The `vpo evaluate` command that sampled this pool; pools of earlier versions hold neither it nor `--data`."""
+    if "command" in made:
+        return shlex.join(made["command"])
+    told = ("model", "spec", "rollouts", "candidates", "prompts", "batch", "max_new_tokens", "temperature", "seed")
+    words = [
+        word for key in (*told, "url", "api") if made.get(key) is not None for word in (f"--{key}", str(made[key]))
+    ]
+    if options := made.get("chat_template_kwargs"):
+        words += ["--chat_template_kwargs", json.dumps(options)]
+    if made.get("tell_weights"):
+        words.append("--tell_weights")
+    return f"{shlex.join(['vpo', 'evaluate', *words])}  # and --data, if the prompts were not the specification's"
 
 
 def chart_data(results: Results, lines: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vpo_plugin import files
 from vpo_plugin.locks import owned
-from vpo_plugin.provenance import versions
+from vpo_plugin.provenance import masked, versions
 from vpo_plugin.rewards import RewardSpec, ScoredResponse, load_spec
 from vpo_plugin.rewards.fit import budget_mistake, naming_mistake, room
 from vpo_plugin.rewards.prompts import pack_prompt
@@ -35,7 +35,7 @@ from vpo_plugin.search.settings import PolicySettings
 
 
 def evaluate(
-    settings: PolicySettings, rollouts: int, batch: int, folder: Path
+    settings: PolicySettings, rollouts: int, batch: int, folder: Path, command: Sequence[str]
 ) -> tuple[Pool, RewardSpec, list[dict[str, Any]]]:
     """Sample the missing part of a pool; return the pool, its specification and its prompts.
 
@@ -43,6 +43,7 @@ def evaluate(
         rollouts: responses per prompt.
         batch: prompts to sample and store at a time.
         folder: the pool's folder; resumed if it exists.
+        command: the words of the command, kept with the pool.
 
     Raises:
         RuntimeError: another command works in the folder, or see `sample_pool`.
@@ -53,7 +54,7 @@ def evaluate(
             "(--rollouts 1), or sample at a temperature above 0."
         )
     spec, rows, made = read_task(settings)
-    made |= {"rollouts": rollouts, "batch": batch}
+    made |= {"rollouts": rollouts, "batch": batch, "command": masked(command)}
     claim_folder(folder, made)
     if any(not batch_file(folder, n).exists() for n in range(-(-len(rows) // batch))):
         with owned(folder):

@@ -53,7 +53,7 @@ class Pool:
     responses: list[dict[str, Any]]
     """One per rollout, prompt by prompt: prompt number, response, candidates, tokens, parsed, unique, error, seed."""
     made: Mapping[str, Any]
-    """Model and its fingerprint, spec, sampling, versions."""
+    """Model and its fingerprint, spec, sampling, versions, and the words of the command that made it."""
     rows: Sequence[Mapping[str, Any]] = ()
     """The prompts: input and label."""
 
@@ -197,14 +197,14 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -
     """Start a pool (or search) with these settings in the folder, or check that the one there can be resumed.
 
     Raises:
-        ValueError: the folder holds one with other settings; versions may differ.
+        ValueError: the folder holds one with other settings; versions and command may differ.
     """
     earlier = read_settings(folder, name)
     if earlier is None:
         files.write(folder / name, json.dumps(settings, indent=2))
         return
     for key in {**settings, **earlier}:
-        if key != "versions" and earlier.get(key) != settings.get(key):
+        if key not in ("versions", "command") and earlier.get(key) != settings.get(key):
             raise ValueError(
                 f"{folder} holds results of other settings ({key} was {earlier.get(key)!r}, now "
                 f"{settings.get(key)!r}): "
