@@ -58,7 +58,7 @@ def start(flow: str, settings: BaseModel) -> None:
     """Run a flow in this process.
 
     Raises:
-        ConnectionError: a Prefect server is configured and does not answer.
+        ConnectionError: the configured Prefect server does not answer, or a server stops answering.
         ValueError: the settings cannot work; raised before Prefect starts.
         OSError: the policy cannot be read, or the disk is full.
     """
@@ -69,12 +69,19 @@ def start(flow: str, settings: BaseModel) -> None:
     check(settings)
     exit_on_sigterm()
     check_server()
+    import httpx
     import psutil
 
     from flows import deployments, stage
 
     stage.command_started = psutil.Process().create_time()
-    state = deployments.FLOWS[flow](**dict(settings), return_state=True)
+    try:
+        state = deployments.FLOWS[flow](**dict(settings), return_state=True)
+    except httpx.TransportError as error:  # what stages raise is in the state
+        raise ConnectionError(
+            f"Prefect's server stopped answering while the flow ran ({error}). Finished stages are kept: the same "
+            "command does the rest."
+        ) from error
     if state.is_failed() or state.is_crashed():
         state.result()
     print(state.message)

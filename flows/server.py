@@ -4,6 +4,8 @@ import functools
 import subprocess
 from typing import Any
 
+from prefect.events.clients import PrefectEventsClient
+from prefect.events.worker import EventsWorker
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL
 
@@ -33,7 +35,8 @@ def check_server() -> None:
 def end_servers_with_this_process() -> None:
     """Give each temporary server that Prefect starts here a watcher, which survives a SIGKILL of this process.
 
-    `SubprocessASGIServer._run_uvicorn_command` (Prefect 3.4 to 3.7) starts the server, and only `atexit` ends it.
+    `SubprocessASGIServer._run_uvicorn_command` (Prefect 3.4 to 3.7) starts the server, and only `atexit` ends it. A
+    server that was killed does not come back: then each event is lost at once, not after ten attempts of a second.
     """
     start = SubprocessASGIServer._run_uvicorn_command
 
@@ -41,6 +44,7 @@ def end_servers_with_this_process() -> None:
         server = start(self)
         watch = ["sh", "-c", 'cat > /dev/null; kill "$0" 2> /dev/null', str(server.pid)]
         _watchers.append(subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True, cwd="/", env={}))
+        EventsWorker.set_client_override(PrefectEventsClient, api_url=self.api_url, reconnection_attempts=2)
         return server
 
     SubprocessASGIServer._run_uvicorn_command = start_watched  # type: ignore[method-assign]

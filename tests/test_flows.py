@@ -101,6 +101,20 @@ def test_a_temporary_server_ends_with_its_flow_however_that_ends(tmp_path: Path)
     assert not server.is_running()
 
 
+def test_a_flow_does_not_wait_for_a_server_that_was_killed(tmp_path: Path) -> None:
+    """Each of its events would otherwise take seven seconds."""
+    program = (
+        "from flows.server import check_server; check_server(); from prefect.events import emit_event; "
+        "from prefect.server.api.server import SubprocessASGIServer; server = SubprocessASGIServer(); server.start(); "
+        "events = lambda n: [emit_event('a', {'prefect.resource.id': 'b'}) for _ in range(n)]; events(1); "
+        "from prefect.events.worker import EventsWorker; EventsWorker.instance().wait_until_empty(); "
+        "server.server_process.kill(); server.server_process.wait(); events(30)"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_API")}
+    environment |= {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300"}
+    subprocess.run([sys.executable, "-c", program], env=environment, timeout=150, check=True, capture_output=True)
+
+
 def test_folder_of_another_spec(tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "run.json").write_text('{"spec": "maze"}')
