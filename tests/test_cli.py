@@ -14,7 +14,7 @@ from conftest import vpo
 from test_musique import write_questions
 
 from vpo_plugin.rewards import load_spec
-from vpo_plugin.rewards.collinear import measure_disagreement
+from vpo_plugin.search.collinear import measure_disagreement, shares_won
 
 LABEL = {"grid": ["S.G", "#.#", "D.E"], "max_steps": 6}
 GOLD = "RIGHT RIGHT LEFT DOWN DOWN RIGHT"
@@ -295,11 +295,9 @@ def test_collinear_objectives_are_told() -> None:
 
 def test_the_weight_space_is_shared_as_it_should_be() -> None:
     """Two candidates at (1, 0, …) and (0, 1, …) win half each; with a third at 0.4 on both, a closed form."""
-    from vpo_plugin.rewards.collinear import _shares
-
-    assert _shares(np.array([[1.0, 0.0], [0.0, 1.0]])) == pytest.approx([0.5, 0.5], abs=0.01)
-    assert _shares(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.6]])) == pytest.approx([0.4, 0.4, 0.2], abs=0.01)
-    assert _shares(np.array([[0.5, 0.5], [0.2, 0.5]])) == pytest.approx([1, 0], abs=0.01)
+    assert shares_won(np.array([[1.0, 0.0], [0.0, 1.0]])) == pytest.approx([0.5, 0.5], abs=0.01)
+    assert shares_won(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.6]])) == pytest.approx([0.4, 0.4, 0.2], abs=0.01)
+    assert shares_won(np.array([[0.5, 0.5], [0.2, 0.5]])) == pytest.approx([1, 0], abs=0.01)
 
 
 @pytest.mark.parametrize("spec", ["maze", "maze_small", "musique", "eureqa", "toolrl"])

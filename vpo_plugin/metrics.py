@@ -67,17 +67,15 @@ def pass_at_k(correct: ArrayLike, ks: Sequence[int]) -> Floats:
 
 
 def mean_pairwise_l1(matrices: ArrayLike) -> Floats:
-    """Mean L1 distance (summed over objectives) between two candidates of a prompt: `(P, n, k)` -> `(P,)`.
+    """Mean L1 distance (summed over objectives) between two candidates of a prompt: `(P, n, k)` -> `(P,)`; 0 if n = 1.
 
     Raises:
-        ValueError: fewer than two candidates per prompt, or rewards that are not finite.
+        ValueError: an empty pool, or rewards that are not finite.
     """
     ascending = np.sort(_pool(matrices, "(prompts, candidates, objectives)"), axis=1)
     n = ascending.shape[1]
-    if n < 2:
-        raise ValueError("The mean pairwise distance needs at least 2 candidates per prompt, but the pool has 1.")
-    pairs_won_minus_lost = 2.0 * np.arange(n) - (n - 1)
-    return np.einsum("n,pnk->p", pairs_won_minus_lost, ascending) / (n * (n - 1) / 2)
+    pairs_won_minus_lost = 2.0 * np.arange(n) - (n - 1)  # of the i-th smallest value against the others
+    return np.einsum("n,pnk->p", pairs_won_minus_lost, ascending) / max(n * (n - 1) / 2, 1)
 
 
 def expected_set_reward(matrices: ArrayLike, *, seed: int, present: ArrayLike | None = None) -> Floats:

@@ -77,12 +77,12 @@ def check(arguments: list[str]) -> int:
     """check a specification on its own data, and measure it"""
     settings = read(Check, arguments, "vpo spec check")
     from vpo_plugin.rewards.check import check_spec, measure_spec
-    from vpo_plugin.rewards.collinear import measure_disagreement, read_matrices
     from vpo_plugin.rewards.data import SAMPLE, DatasetError
     from vpo_plugin.rewards.files import load_spec, spec_file
     from vpo_plugin.rewards.sandbox import UNSAFE
     from vpo_plugin.rewards.scoring import Scoring
     from vpo_plugin.rewards.task import read_rows
+    from vpo_plugin.search.collinear import measure_disagreement, read_matrices
 
     if settings.unsafe_no_sandbox:
         os.environ[UNSAFE] = "1"  # read here and in the processes that score

@@ -8,8 +8,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from vpo_plugin.metrics import best_at_k, expected_set_reward, mean_pairwise_l1, pass_at_k
 from vpo_plugin.openrlhf.experience import load_once
 from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
@@ -61,6 +59,5 @@ def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
     metrics = {f"best_at_{k}": float(value) for k, value in zip(ks, best, strict=True)}
     metrics |= {f"pass_at_{k}": float(value) for k, value in zip(ks, solved, strict=True)}
     metrics["expected_set_reward"] = float(expected_set_reward(pools, seed=0, present=targets.present).mean())
-    if n > 1:
-        metrics["pairwise_l1"] = float(np.mean(mean_pairwise_l1(pools)))
+    metrics["pairwise_l1"] = float(mean_pairwise_l1(pools).mean())
     return metrics

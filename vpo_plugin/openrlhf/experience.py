@@ -19,6 +19,7 @@ from openrlhf.trainer.ppo_utils.length_penalty import apply_length_penalties
 from torch import Tensor
 
 from vpo_plugin.advantages import RewardBatch, advantage_estimator_names, get_advantage_estimator, goal_weights
+from vpo_plugin.metrics import mean_pairwise_l1
 from vpo_plugin.openrlhf.log import log_rollouts, log_texts
 from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
 from vpo_plugin.openrlhf.settings import current_settings
@@ -245,30 +246,21 @@ def set_metrics(
     L1 distance between two candidates of a rollout, or of a prompt. `objective/<key>`: mean over the set, and over all
     objectives of a prompt if they are ragged.
     """
-    present = torch.ones_like(matrices, dtype=torch.bool) if mask is None else mask
-    counts = present.any(2).any(1).sum(-1)[:, None]  # objectives of each group, (groups, 1)
-    if spec.objective_weights is None:
-        scalars = matrices.sum(-1) / counts[..., None]
-    else:
-        scalars = matrices @ torch.tensor(spec.objective_weights)
+    batch = RewardBatch(matrices, mask, spec.objective_weights)
+    shape, scalars = matrices.shape[:2], batch.scalars()
+    counts = batch.candidates.sum(-1).clamp(min=1)
+    of_sets, of_groups = (torch.from_numpy(mean_pairwise_l1(matrices.flatten(*axes))) for axes in ((0, 1), (1, 2)))
     metrics = {
-        "reward_best": scalars.masked_fill(~present.any(-1), float("-inf")).amax(-1),
-        "set_diversity": mean_distance(matrices),
-        "group_diversity": mean_distance(matrices.flatten(1, 2))[:, None].expand(matrices.shape[:2]),
+        "reward_best": scalars.masked_fill(~batch.candidates, float("-inf")).amax(-1),
+        "set_diversity": of_sets.view(shape),
+        "group_diversity": of_groups[:, None].expand(shape),
     }
     if spec.ragged:
-        means = matrices.sum((2, 3)) / present.sum((2, 3)).clamp(min=1)
-        return metrics | {f"objective/{spec.ragged.prefix}": means}
-    means = matrices.sum(2) / present.sum(2).clamp(min=1)
-    return metrics | {f"objective/{key}": means[..., i] for i, key in enumerate(spec.objective_keys)}
-
-
-def mean_distance(vectors: Float[Tensor, "*batch vectors objectives"]) -> Float[Tensor, "*batch"]:
-    """Mean L1 distance between two reward vectors, summed over the objectives as in a pool; 0 for one vector."""
-    n = vectors.shape[-2]
-    pairs_won_minus_lost = 2.0 * torch.arange(n) - (n - 1)  # of the i-th smallest value against the others
-    distances = (vectors.sort(-2).values * pairs_won_minus_lost[:, None]).sum((-2, -1))
-    return distances / max(n * (n - 1) / 2, 1)
+        metrics[f"objective/{spec.ragged.prefix}"] = scalars.sum(-1) / counts
+    else:
+        means = (batch.rewards.sum(2) / counts[..., None]).unbind(-1)
+        metrics |= {f"objective/{key}": mean for key, mean in zip(spec.objective_keys, means, strict=True)}
+    return {key: values.to(batch.dtype) for key, values in metrics.items()}
 
 
 @contextmanager

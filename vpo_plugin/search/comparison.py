@@ -110,8 +110,6 @@ class Measured:
 
     @cached_property
     def pairwise_l1(self) -> Floats:
-        if self.matrices.shape[2] < 2:
-            return np.zeros(self.matrices.shape[:2])
         return np.stack([mean_pairwise_l1(pool) for pool in self.matrices])
 
     @property

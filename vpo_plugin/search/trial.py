@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 from vpo_plugin.rewards import RewardSpec
-from vpo_plugin.rewards.collinear import measure_disagreement
 from vpo_plugin.rewards.fit import room
 from vpo_plugin.rewards.prompts import pack_prompt
 from vpo_plugin.rewards.scoring import Scoring
 from vpo_plugin.rewards.task import read_rows
+from vpo_plugin.search.collinear import measure_disagreement
 from vpo_plugin.search.evaluate import make_policy, score_samples
 from vpo_plugin.search.policy import Policy, Request
 from vpo_plugin.search.pool import full_prompt

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vpo_plugin.rewards.spec import RewardSpec
+from vpo_plugin.metrics import best_for_weights, coverage
+from vpo_plugin.rewards import RewardSpec
 
 CORRELATED = 0.95  # objectives that agree more than this count as one
 WINS_ALL = 0.99  # share of the weight space that counts as all
-NUM_WEIGHTS = 1024
 
 
 def read_matrices(file: Path, spec: RewardSpec) -> Iterator[np.ndarray]:
@@ -51,7 +51,7 @@ def measure_disagreement(spec: RewardSpec, matrices: Sequence[np.ndarray]) -> li
         found += sentences
         if agree:
             verdicts.append(agree)
-    shares = [_shares(rows) for rows in sets if len(rows) > 1]
+    shares = [shares_won(rows) for rows in sets if len(rows) > 1]
     if shares:
         width = max(map(len, shares))
         mean = np.mean([np.pad(share, (0, width - len(share))) for share in shares], axis=0)
@@ -88,14 +88,7 @@ def _correlations(keys: Sequence[str], rows: np.ndarray) -> tuple[list[str], str
     return found, "the objectives rise and fall together" if agree else None
 
 
-def _shares(rows: np.ndarray) -> np.ndarray:
-    """Share of the simplex of weights on which each candidate is the best, highest first; ties are shared."""
-    import torch
-
-    from vpo_plugin.advantages.simplex import sample_simplex_weights
-
-    generator = torch.Generator().manual_seed(0)
-    weights = sample_simplex_weights(NUM_WEIGHTS, rows.shape[1], generator=generator).numpy()
-    scores = rows @ weights.T
-    winners = scores >= scores.max(0) - 1e-9
-    return np.sort((winners / winners.sum(0)).mean(1))[::-1]
+def shares_won(rows: np.ndarray) -> np.ndarray:
+    """Share of the simplex of weights on which each of the candidates (m, k) is the best, (m,), highest first."""
+    best = best_for_weights(list(rows[:, None]), seed=0)
+    return np.sort(coverage(best[:, None])[:, 0])[::-1]
