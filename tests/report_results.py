@@ -84,7 +84,7 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
         )
     last = policies[-1]["name"]
     steps = [
-        {"step": i + 1, "reward": 0.3 + i / 100, "set_reward": 0.4, "diversity": math.nan, "seconds": 3.0}
+        {"step": i + 1, "reward": 0.3 + i / 100, "set_reward": 0.4, "group_diversity": math.nan, "seconds": 3.0}
         for i in range(20)
     ]
     good, bad = [1, 1, 0, 1] if k == 4 else [1] * k, [0] * k

@@ -72,7 +72,7 @@ def test_the_files_of_a_report(results, tmp_path):
     stored = json.loads(files["report.json"].read_text())
     assert stored["policies"][2]["best_at_k"] == results["policies"][2]["best_at_k"]
     assert stored["policies"][0]["objective_means"]["gold"] == results["policies"][0]["objective_means"]["gold"]
-    assert stored["training"][0]["steps"][0]["diversity"] is None  # NaN is not JSON
+    assert stored["training"][0]["steps"][0]["group_diversity"] is None  # NaN is not JSON
 
 
 def test_the_page_is_self_contained_and_says_what_was_found(results, tmp_path):
@@ -271,8 +271,8 @@ def test_the_log_of_a_training_gives_its_curves(tmp_path):
     [curve] = training_curve(tmp_path)
     assert curve.pop("seconds") == 0
     assert curve == {
-        **{"step": 1, "reward": 0.1, "set_reward": 0.2, "diversity": 0.3, "kl": 0.4, "response_length": 30.0},
-        **{"parsed": 2.5, "objective/gold": 0.6},
+        **{"step": 1, "reward": 0.1, "set_reward": 0.2, "group_diversity": 0.3, "kl": 0.4, "response_length": 30.0},
+        **{"candidates_parsed": 2.5, "objective/gold": 0.6},
     }
 
 
@@ -353,7 +353,7 @@ def test_what_was_left_out_and_what_one_policy_alone_solves_is_said(results, tmp
 
 def test_steps_that_taught_nothing_are_said(results, tmp_path):
     run = results["training"][0]
-    steps = [step | {"parsed": 0 if step["step"] <= 3 else 2.5} for step in run["steps"]]
+    steps = [step | {"candidates_parsed": 0 if step["step"] <= 3 else 2.5} for step in run["steps"]]
     write(results | {"training": [run | {"steps": steps}]}, tmp_path)
     page = " ".join((tmp_path / "report.html").read_text().split())
     assert f"{run['name']}: no candidate could be read in 3 of 20 steps; they taught nothing." in page

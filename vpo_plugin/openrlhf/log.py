@@ -18,8 +18,8 @@ from vpo_plugin import files
 
 METRICS = "metrics.jsonl"
 OWNER = "owner"
-DRAWN = ("kl", "response_length")
-"""Logged metrics that a report draws unchanged, beside each objective's mean."""
+DRAWN = ("reward", "set_reward", "group_diversity", "candidates_parsed", "kl", "response_length")
+"""Logged metrics that a report draws, beside each objective's mean."""
 MOST_WORDS = 30
 """A message repeats at most this many lines of an error."""
 ERROR = re.compile(r"\S+( \S+)?: error: |[\w.]*(Error|Exception|Interrupt|Died|Exit)\b")
@@ -110,10 +110,6 @@ def training_curve(log_dir: Path) -> list[dict[str, float]]:
     return [
         {
             "step": step["step"],
-            "reward": step["reward"],
-            "set_reward": step["set_reward"],
-            "diversity": step["group_diversity"],
-            "parsed": step["candidates_parsed"],
             "seconds": step["time"] - start,
             **{key: value for key, value in step.items() if key in DRAWN or key.startswith("objective/")},
         }

@@ -24,10 +24,10 @@ INDEX_CHARS = 200  # characters of a prompt that the list of prompts shows and s
 TRAINING = {
     "set_reward": "Set reward",
     "reward": "Reward",
-    "diversity": "L1 distance between a prompt's candidates",
+    "group_diversity": "L1 distance between a prompt's candidates",
     "kl": "KL to the first policy",
     "response_length": "Response length, tokens",
-    "parsed": "Candidates read from a response",
+    "candidates_parsed": "Candidates read from a response",
 }
 
 

@@ -83,7 +83,7 @@ def training(figure: Figure, curves: Mapping[str, Mapping[str, ArrayLike]], labe
     legend(panels[-1])
 
 
-LIVE = {"set_reward": "Set reward", "diversity": "L1 distance", "kl": "KL", "response_length": "Length, tokens"}
+LIVE = {"set_reward": "Set reward", "group_diversity": "L1 distance", "kl": "KL", "response_length": "Length, tokens"}
 """Metrics of `openrlhf.log.training_curve` that the small plot of trainings shows."""
 
 

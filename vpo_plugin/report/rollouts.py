@@ -22,10 +22,10 @@ MOSTLY = 0.5
 COLUMNS = {
     "reward": "reward",
     "set_reward": "set reward",
-    "diversity": "L1 distance",
+    "group_diversity": "L1 distance",
     "kl": "KL",
     "response_length": "tokens",
-    "parsed": "read",
+    "candidates_parsed": "read",
     "seconds": "seconds",
 }
 """Columns shown of each step, from `openrlhf.log.training_curve`."""

@@ -8,7 +8,7 @@ All are made from one plain dictionary, `results`, which report.json repeats:
     policies: [{"name", "rollouts", "candidates", "best_at_k", "pass_at_k", "expected_set_reward",
                 "pairwise_l1", "objective_means"}]     a measure is {"mean", "low", "high"}, over prompts
     differences: [{"a", "b", "k", "mean", "low", "high"}]     best@k of a minus best@k of b, same prompts
-    training: [{"name", "steps": [{"step", "reward", "set_reward", "diversity", "seconds"}]}]
+    training: [{"name", "steps": [{"step", "reward", "set_reward", "group_diversity", "seconds"}]}]
 
 and, each optional:
 
