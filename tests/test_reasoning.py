@@ -1,5 +1,6 @@
 """reasoning-gym's tasks as a dataset and as an objective."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.task import read_rows
 
 pytest.importorskip("reasoning_gym")
-from reward_specs.reasoning.reasoning import answers, checked, evaluates, is_expression, rows, score
+from reasoning_gym.factory import DATASETS
+
+from reward_specs.reasoning.reasoning import answers, checked, is_expression, puzzle, rows, score
 
 
 def test_the_spec_proves_itself() -> None:
@@ -59,14 +62,51 @@ def load_file() -> str:
     return str(module.__file__)
 
 
-def test_an_answer_runs_no_python(tmp_path: Path) -> None:
-    """sympy's parser evaluates what it is given."""
-    label = next(rows("train", 1, 0, task="countdown"))["label"]
-    assert evaluates("countdown") and not evaluates("spell_backward")
+TASKS = DATASETS.keys() - {"composite"}  # which has no puzzles of its own
+SLOW = {"arc_agi", "figlet_font", "futoshiki", "group_anagrams", "knight_swap", "quantum_lock", "zebra_puzzles"}
+
+
+def known(label: dict[str, Any]) -> str | None:
+    """A right answer: the puzzle's own, or its example of one."""
+    entry = puzzle(json.dumps(label))
+    found = (
+        entry["answer"] or entry["metadata"].get("example_answer") or entry["metadata"].get("example_correct_answer")
+    )
+    return json.dumps(entry["metadata"]["possible_answer"]) if label["task"] == "graph_color" else found
+
+
+@pytest.mark.parametrize("tasks", [sorted(TASKS - SLOW), pytest.param(sorted(SLOW), marks=pytest.mark.slow)])
+def test_every_task_pays_its_own_answer_and_runs_no_other(tasks: list[str], tmp_path: Path) -> None:
+    """Checkers evaluate answers with eval and with sympy, and fail on answers of another kind."""
     mark = tmp_path / "mark"
-    for attack in (f"open('{mark}', 'w')", f"__import__('pathlib').Path('{mark}').touch()", "().__class__", "exit()"):
-        assert score(attack, label) == [0, 0] and not mark.exists()
+    attacks = [f"open('{mark}', 'w')", f"[str(open('{mark}', 'w'))]", f"__import__('os').system('touch {mark}')"]
+    unknown = []
+    for task in tasks:
+        label = next(rows("train", 1, 0, task=task))["label"]
+        answer = known(label)
+        if answer is None:
+            unknown.append(task)
+        else:
+            assert checked(answer, label) == 1, task
+        for text in (*attacks, "5", "{}", "[]", "no answer", "\ud800", ""):
+            assert 0 <= checked(text, label) <= 1, (task, text)
+        assert answer is None or checked(answer, label) == 1, task
+        assert not mark.exists(), task
+    assert unknown == sorted({"boxnet", "rush_hour"} & {*tasks})
+
+
+@pytest.mark.parametrize("task", ["string_insertion", "binary_matrix", "spiral_matrix", "n_queens"])
+def test_a_list_is_still_read_where_the_checker_called_eval(task: str) -> None:
+    label = next(rows("train", 1, 0, task=task))["label"]
+    answer = puzzle(json.dumps(label))["answer"]
+    split = {"string_insertion": list(answer), "spiral_matrix": answer.split()}
+    assert 0 < checked(str(split.get(task) or [row.split() for row in answer.split("\n")]), label) < 1
+
+
+def test_a_formula_and_what_is_none() -> None:
     assert is_expression("94*4 - 61/6.5 + sqrt(x)") and not is_expression("f(x).a") and not is_expression("lambda: 1")
+    label = next(rows("train", 1, 0, task="countdown"))["label"]
+    assert all(score(text, label) == [0, 0] for text in ("().__class__", "exit()", "x.a"))
 
 
 def test_no_such_task() -> None:

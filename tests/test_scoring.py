@@ -1,5 +1,6 @@
 """The scoring service: what scorers of all kinds do to others, which is nothing, and the same rewards at every door."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,10 +18,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards import RewardSpec, load_spec, workers
 from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.scoring import Item, ScorerError, Scoring
-from vpo_plugin.rewards.workers import WorkerError, Workers
+from vpo_plugin.rewards.workers import StartError, Threads, WorkerError, Workers
 
 SPEC: dict[str, Any] = {
     "name": "programs",
@@ -306,6 +307,40 @@ def test_scorers_that_wait_are_called_side_by_side(spec: RewardSpec) -> None:
             waiting.submit(item("time.sleep(3)\n" + GOOD)).result()
         with pytest.raises(ScorerError, match="SystemExit: 3"):
             waiting.submit(item("sys.exit(3)")).result()
+
+
+def test_scorers_that_never_return_keep_nobody_waiting(spec: RewardSpec, tmp_path: Path) -> None:
+    """Ten responses, five of which hang, with two turns; the others are scored, and the command ends."""
+    folder = tmp_path / "waiting"
+    folder.mkdir()
+    (folder / "programs_scorer.py").write_text(SCORER)
+    (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC | {"limits": SPEC["limits"] | {"concurrent": 2}}))
+    programs = ["time.sleep(10**6)"] * 5 + [GOOD] * 5
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row_of(program)) + "\n" for program in programs))
+    command = [sys.executable, "-m", "vpo_plugin.cli", "score", "--spec", str(folder), "--input", "in.jsonl"]
+    done = subprocess.run(
+        [*command, "--output", "out.jsonl"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row.get("matrix") for row in found] == [None] * 5 + [[[0.25, 1]]] * 5
+    assert done.returncode == 1 and done.stderr.count("it took more than 1.5 s (limits.seconds)") == 5
+
+
+def row_of(program: str) -> dict[str, Any]:
+    return {"response": f"<p_1>{program}</p_1>", "label": None, "candidates": 1}
+
+
+def test_threads_that_never_return_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "LATE", 2)
+    ends = threading.Event()
+    threads = Threads(lambda item: item or ends.wait(), concurrent=1, seconds=0.2)
+    outcomes = [threads.submit(item, lambda outcome: outcome) for item in (None, 1, None, 2)]
+    late, one, again, no_more = [outcome.result(timeout=30) for outcome in outcomes]
+    assert one == 1 and all(isinstance(outcome, WorkerError) for outcome in (late, again))
+    assert isinstance(no_more, StartError) and str(no_more).startswith("2 calls that took more than 0.2 s")
+    ends.set()
+    assert any(threads.submit(3, lambda outcome: outcome).result(timeout=30) == 3 or time.sleep(0.1) for _ in range(99))
+    threads.close()
 
 
 # ------------------------------------------------------------------------------------------------ the same everywhere

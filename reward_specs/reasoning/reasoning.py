@@ -1,27 +1,33 @@
 """Any task of reasoning-gym (https://github.com/open-thought/reasoning-gym): generated puzzles and their checkers.
 
 A label names a puzzle by task, seed and index, and the scorer generates the puzzle again, because a puzzle does not
-always survive JSON. Some checkers evaluate an answer as a sympy expression, which can run any Python: there an answer
-counts only if it is nothing but a formula.
+always survive JSON. Some checkers of reasoning-gym 0.1.25 evaluate the answer, which can run any Python. Where they
+evaluate it with sympy, an answer counts only if it is nothing but a formula; where they call `eval`, they get
+`ast.literal_eval` instead, which reads the lists that they look for. A test attacks all tasks.
 """
 
+import ast
 import functools
-import inspect
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from reasoning_gym import create_dataset
+from reasoning_gym.algorithmic import binary_matrix, spiral_matrix, string_insertion
 from reasoning_gym.factory import DATASETS
+from reasoning_gym.games import n_queens
 
 APART = 10**7  # between the seeds of splits: puzzle i of a task uses the seed plus i
 LONGEST = 200  # an answer of this many characters or more gets 0 for brevity
-EVALUATES = re.compile(r"(?<![\w.])(?:parse_expr|sympify|eval|exec)\(")
+FORMULAS = {"countdown", "puzzle24", "polynomial_multiplication", "simple_integration", "intermediate_integration"}
+"""Tasks whose checker evaluates the answer with sympy's `parse_expr`."""
 NAMES = re.compile(
     r"[^\W\d]|abs|exp|ln|log|pi|sqrt|sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|True|False|and|or|not"
 )
+
+for module in (binary_matrix, n_queens, spiral_matrix, string_insertion):
+    vars(module)["eval"] = ast.literal_eval
 
 
 def rows(
@@ -60,17 +66,16 @@ def checked_reward(completions: Sequence[Any], label: Sequence[dict[str, Any]], 
 
 
 def checked(candidate: str, label: dict[str, Any]) -> float:
-    """The score of an answer by the task's checker, 0 to 1."""
-    if evaluates(label["task"]) and not is_expression(candidate):
+    """The score of an answer by the task's checker, 0 to 1; 0 also where the checker fails on the answer."""
+    if label["task"] in FORMULAS and not is_expression(candidate):
         return 0.0
     named = json.dumps(label)
-    return float(min(max(_dataset(named).score_answer(candidate, puzzle(named)), 0.0), 1.0))
-
-
-@functools.cache
-def evaluates(task: str) -> bool:
-    """Whether the module of a task evaluates text as Python."""
-    return bool(EVALUATES.search(inspect.getsource(sys.modules[DATASETS[task][0].__module__])))
+    dataset, entry = _dataset(named), puzzle(named)
+    try:
+        found = float(dataset.score_answer(candidate, entry))
+    except Exception:  # many checkers expect an answer of the right kind
+        return 0.0
+    return min(max(found, 0.0), 1.0)
 
 
 def is_expression(text: str) -> bool:

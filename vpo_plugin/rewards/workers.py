@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -41,6 +41,7 @@ GROW_SECONDS = 0.3  # items that wait this long get more processes
 TICK_SECONDS = 0.05
 QUEUED_BYTES = 1 << 16  # a socket takes as much without blocking, even if its process is busy
 BLAMELESS_DEATHS = 3
+LATE = 1000  # threads of calls that never returned
 PROGRESS = struct.Struct("qd")  # the item that a process is at, -1 for none, and when it began
 TRACE_SIGNAL = signal.SIGRTMAX
 
@@ -388,31 +389,53 @@ def _do(function: Callable[[Any], Any], first: int, items: list[Any], connection
 
 
 class Threads:
-    """The same for functions that wait and are safe to call at the same time: `concurrent` of them, in threads here."""
+    """The same for functions that wait and are safe to call at the same time: `concurrent` of them, in threads here.
+
+    A call that is late cannot be ended: its thread is left alone, and gives its turn to another call. Once `LATE` such
+    threads are left, no other call begins, and each outcome is a StartError.
+    """
 
     def __init__(self, function: Callable[[Any], Any], *, concurrent: int, seconds: float) -> None:
         self._function, self._seconds = function, seconds
-        self._threads = ThreadPoolExecutor(2 * concurrent)  # one that is late keeps its thread
+        self._late: set[asyncio.Future[Any]] = set()
         self._turns = asyncio.Semaphore(concurrent)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="waiting scorers", daemon=True).start()
 
     def submit(self, item: Any, read: Callable[[Any], Any]) -> "Future[Any]":
         """As `Workers.submit`."""
-        return asyncio.run_coroutine_threadsafe(self._call(item, read), self._loop)
+        return asyncio.run_coroutine_threadsafe(self._in_turn(item, read), self._loop)
 
-    async def _call(self, item: Any, read: Callable[[Any], Any]) -> Any:
+    async def _in_turn(self, item: Any, read: Callable[[Any], Any]) -> Any:
         async with self._turns:
-            try:
-                call = self._loop.run_in_executor(self._threads, self._function, item)
-                outcome = await asyncio.wait_for(call, self._seconds)
-            except TimeoutError:
-                outcome = WorkerError(f"took more than {self._seconds:g} s (limits.seconds)")
+            outcome = await self._call(item)
         return read(outcome)
+
+    async def _call(self, item: Any) -> Any:
+        if len(self._late) >= LATE:
+            return StartError(
+                f"{LATE} calls that took more than {self._seconds:g} s (limits.seconds) still run, each in a thread "
+                "that cannot be ended. Let the scorer give up by itself, for example with a timeout of its client."
+            )
+        outcome: Future[Any] = Future()
+
+        def call() -> None:
+            try:
+                outcome.set_result(self._function(item))
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        # Daemon, and no executor: Python would wait at its exit for threads of an executor.
+        threading.Thread(target=call, name="waiting scorer", daemon=True).start()
+        running = asyncio.wrap_future(outcome)
+        if not (await asyncio.wait([running], timeout=self._seconds))[0]:
+            self._late.add(running)
+            running.add_done_callback(self._late.discard)
+            return WorkerError(f"took more than {self._seconds:g} s (limits.seconds)")
+        return running.result()
 
     def close(self) -> None:
         """Drop items without an outcome."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
         asyncio.run_coroutine_threadsafe(self._give_up(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
