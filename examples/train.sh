@@ -9,7 +9,7 @@ model=${MODEL:-Qwen/Qwen3-1.7B} spec=${SPEC:-examples/menu} prompts=${PROMPTS:-e
 
 exec python -m vpo_plugin.train_ppo_ray \
   --advantage vpo --vpo.spec "$spec" --vpo.candidates 3 \
-  --actor.model_name_or_path "$model" \
+  --actor.model_name_or_path "$model" --vpo.chat_template_kwargs '{"enable_thinking": false}' \
   --data.prompt_dataset "$prompts" --data.input_key text --data.label_key menu --data.apply_chat_template \
   --data.max_len 1024 --rollout.max_new_tokens 512 \
   --rollout.batch_size 128 --rollout.n_samples_per_prompt 8 --rollout.temperature 1 \

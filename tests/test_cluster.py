@@ -95,7 +95,8 @@ def test_the_job_runs_on_the_cluster_that_is_described() -> None:
 
 def job_arguments() -> tuple[Namespace, dict[str, Any]]:
     job = manifest("rayjob.yaml")["spec"]
-    words = shlex.split(job["entrypoint"])
+    # A shell of KubeRay's reads it (ray-operator, common/job.go), then the shell in which Ray starts it (job/cli.py).
+    words = shlex.split(subprocess.list2cmdline(shlex.split(job["entrypoint"])))
     assert words[:3] == ["python", "-m", "vpo_plugin.train_ppo_ray"]
     with importable_host():
         return host_parser().parse_args(words[3:]), job
@@ -104,6 +105,7 @@ def job_arguments() -> tuple[Namespace, dict[str, Any]]:
 def test_the_job_is_a_command_that_the_host_takes_and_the_cluster_can_run() -> None:
     arguments, job = job_arguments()
     given = vars(arguments)
+    assert given["vpo.chat_template_kwargs"] == {"enable_thinking": False}
     (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
     gpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
     assert group["rayStartParams"]["num-gpus"] == str(gpus)
@@ -227,6 +229,11 @@ def test_a_kubernetes_flow_run_sees_the_shared_folder() -> None:
     default = template["variables"]["properties"]["shared_claim"]["default"]
     assert default == manifest("storage.yaml")["metadata"]["name"]
     assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    mode, token = pod["containers"][0]["env"]
+    cluster = manifest("raycluster.yaml")
+    assert (mode["name"], mode["value"]) == ("RAY_AUTH_MODE", cluster["spec"]["authOptions"]["mode"])
+    secret = {"name": cluster["metadata"]["name"], "key": "auth_token", "optional": True}  # which KubeRay makes
+    assert token == {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": secret}}
     job = filled(template)
     assert job["env"]["HF_HOME"].startswith(pod["containers"][0]["workingDir"])
     assert (
@@ -271,6 +278,46 @@ def test_the_slurm_script_says_what_it_lacks(arguments: list[str], environment: 
     assert sentence in result.stderr
 
 
+RECORDING_SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+case "$*" in
+  hostname*) echo 127.0.0.1 ;;
+  "ray start"*) echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$RECORD"; exec sleep 60 ;;
+  "ray status"*) printf " 1 node_a\\n 1 node_b\\n" ;;
+  *) exec "$@" ;;
+esac
+"""
+
+
+def test_the_rays_of_a_slurm_job_and_its_command_share_a_token_of_their_own(tmp_path: Path) -> None:
+    given = tool_environment(tmp_path, srun=RECORDING_SRUN, scontrol=SCONTROL) | {"RECORD": str(tmp_path / "record")}
+    tokens = set()
+    for job in ("4242", "4243"):
+        given |= {"SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "a,b"}
+        both_started = "until [[ $(wc -l < $RECORD) == 2 ]]; do sleep 0.05; done"
+        told = f"{both_started}; echo $RAY_AUTH_MODE $RAY_AUTH_TOKEN"
+        (tmp_path / "record").touch()
+        command = ["bash", str(SBATCH), "bash", "-c", told]
+        done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        own = done.stdout.splitlines()[-1]
+        assert re.fullmatch("token [0-9a-f]{64}", own)
+        assert (tmp_path / "record").read_text().splitlines() == [own, own]
+        (tmp_path / "record").unlink()
+        tokens.add(own)
+    assert len(tokens) == 2
+
+
+def tool_environment(folder: Path, **scripts: str) -> dict[str, str]:
+    """The environment with these programs first on the path, without a token."""
+    (folder / "bin").mkdir()
+    for name, text in scripts.items():
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+    path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")} | {"PATH": path}
+
+
 SRUN = """#!/bin/bash
 # Runs the command in the network namespace of the node that is named, as Slurm would on that node.
 while [[ $1 == --* ]]; do
@@ -303,18 +350,12 @@ def test_the_slurm_script_brings_up_ray_over_its_nodes(tmp_path: Path) -> None:
     reason = namespaces_unavailable()
     if reason:
         pytest.skip(reason)
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
     hosts = Hosts.make(dict(os.environ))
     try:
         result = subprocess.run(
             ["bash", str(SBATCH), sys.executable, "-c", PROGRAM],
-            env=os.environ
+            env=tool_environment(tmp_path, srun=SRUN, scontrol=SCONTROL)
             | {
-                "PATH": os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]]),
                 "NODES_FOLDER": str(hosts.head.folder.parent),
                 "SLURM_JOB_ID": "4242",
                 "SLURM_JOB_NODELIST": f"{hosts.head.name},{hosts.worker.name}",

@@ -172,6 +172,27 @@ def deployments() -> dict[tuple[str, str], dict[str, Any]]:
     return {(flow, one["name"]): one["parameters"] for flow, one in zip(flows, listed, strict=True)}
 
 
+def qwen3_texts() -> list[tuple[str, str]]:
+    """The files to run or copy and the pages' code blocks that name a Qwen3 model, each with its place."""
+    folders = [ROOT / folder for folder in ("flows/configs", "examples", "cluster")]
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file() and file.suffix != ".md"]
+    texts = [(file, file.read_text(errors="replace")) for file in [*files, *ROOT.glob("*.yaml")]]
+    for page in pages():
+        texts += [(page, block) for block in re.findall(r"^ *```\w+\n(.*?)^ *```", page.read_text(), re.M | re.S)]
+    return [(str(file.relative_to(ROOT)), text) for file, text in texts if "Qwen/Qwen3" in text]
+
+
+def test_everything_that_names_a_qwen3_model_disables_its_thinking() -> None:
+    """With the option itself, or through the launch script, which has it."""
+    named = qwen3_texts()
+    assert {"README.md", "examples/train.sh", "examples/prefect.yaml", "cluster/kuberay/rayjob.yaml"} <= {
+        place for place, _ in named
+    }
+    for place, text in named:
+        off = re.search(r"""enable_thinking\W+(false|False)""", text)
+        assert off or re.search(r"^MODEL=\S+ examples/train.sh", text, re.MULTILINE), place
+
+
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_names_what_is_there(page: Path) -> None:
     """Flags of a training, files and folders in its text, and what its Python imports from the project."""
