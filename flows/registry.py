@@ -277,8 +277,7 @@ def _change(folder: Path, version: str, previous: str | None, why: str) -> Chang
     """Write the history first: a crash in between leaves an old pointer, which `repair` rebuilds."""
     change = Change(champion=version, previous=previous, why=why, created=_now())
     lines = [one.model_dump_json() + "\n" for one in [*history(folder), change]]
-    files.write(folder / HISTORY, "".join(lines))
-    files.write(folder / POINTER, version + "\n")
+    files.write_all({folder / HISTORY: "".join(lines), folder / POINTER: version + "\n"})
     return change
 
 

@@ -17,7 +17,7 @@ from prefect.logging import get_run_logger
 
 import vpo_plugin
 from flows.process import describe, pause, running
-from vpo_plugin.files import digest, digest_files, write
+from vpo_plugin.files import digest, digest_files, sync_all, write
 from vpo_plugin.locks import LOCK, take
 from vpo_plugin.provenance import masked
 from vpo_plugin.rewards import RewardSpec
@@ -102,7 +102,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def working_on(folder: Path, inputs: dict[str, Any], *, resume: bool = False) -> Iterator[Path]:
-    """Empty the folder, yield it, and mark it done when the body succeeds.
+    """Empty the folder, yield it, and mark it done when the body succeeds and its files are on the disk.
 
     With `resume`, the folder keeps the files of an unfinished attempt with the same inputs. Finished results of other
     inputs are set aside as `<folder>.<fingerprint of the inputs>`.
@@ -117,6 +117,7 @@ def working_on(folder: Path, inputs: dict[str, Any], *, resume: bool = False) ->
     write(folder / STARTED, json.dumps({"key": key, "inputs": masked(inputs)}, indent=2, default=str))
     with timed():
         yield folder
+    sync_all(folder)
     (folder / STARTED).rename(folder / DONE)
 
 

@@ -87,6 +87,13 @@ def test_an_absent_work_pool_is_said_and_nothing_is_deployed(service: Service) -
     assert service.api("/deployments/filter") == []
 
 
+def check_choices(form: dict) -> None:
+    """What the project has is offered as a choice, in each field of a form that takes it."""
+    choices = {"methods": "vpo", "method": "vpo", "spec": "maze_small", "model": "tiny-maze"}
+    for key in set(choices) & set(form):
+        assert choices[key] in form[key].get("items", form[key])["anyOf"][0]["enum"]
+
+
 def test_five_flows_are_deployed_with_their_forms(deployed: Service) -> None:
     flows = {flow["id"]: flow["name"] for flow in deployed.api("/flows/filter")}
     found = {flows[deployment["flow_id"]]: deployment for deployment in deployed.api("/deployments/filter")}
@@ -100,6 +107,7 @@ def test_five_flows_are_deployed_with_their_forms(deployed: Service) -> None:
         form = deployment["parameter_openapi_schema"]["properties"]
         assert list(form) == list(fields)
         assert all(form[key]["description"] == field.description for key, field in fields.items())
+        check_choices(form)
     schedules = found["retrain"]["schedules"]
     assert [("cron" in one["schedule"], "interval" in one["schedule"]) for one in schedules] in (
         [(True, False), (False, True)],
@@ -121,6 +129,7 @@ def test_a_flow_takes_what_its_settings_take(name: str) -> None:
             json.dumps({k: v for k, v in field.items() if k != "title"}).replace("$defs", "definitions")
         )
         assert ours == theirs
+    check_choices(form.properties)
     assert form.required == []
     assert FLOWS[name].validate_parameters({}) == dict(SETTINGS[name]())
 
@@ -156,6 +165,7 @@ def test_a_form_takes_the_parameters_of_a_file(file: Path) -> None:
         ("steps=two", "field 'steps'. Failure reason: 'two' is not of type 'integer'"),
         ("steps=0", "field 'steps'. Failure reason: 0 is less than the minimum of 1"),
         ("stepz=2", "specified but not found on the deployment: 'stepz'"),
+        ('methods=["vpo","nope"]', "field 'methods[1]'. Failure reason: 'nope' is not valid"),
     ],
 )
 def test_a_wrong_parameter_is_refused_before_there_is_a_run(deployed: Service, parameter: str, sentence: str) -> None:

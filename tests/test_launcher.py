@@ -202,6 +202,13 @@ def test_unknown_estimator(refusal: Callable[..., str], flag: str) -> None:
         (["--vpo.alpha", "0"], "--vpo.alpha is 0.0"),
         (["--vpo.alpha", "nan"], "--vpo.alpha is nan"),
         (["--vpo.num_weights", "0"], "--vpo.num_weights is 0"),
+        (["--rollout.temperature", "0"], "--rollout.temperature is 0.0: it must be above 0."),
+        *(
+            ([f"--{flag}", "0"], f"--{flag} is 0: it must be at least 1.")
+            for flag in ("train.batch_size", "train.micro_batch_size", "rollout.batch_size", "rollout.micro_batch_size")
+        ),
+        (["--rollout.n_samples_per_prompt", "0"], "--rollout.n_samples_per_prompt is 0: it must be at least 1."),
+        (["--ds.ring_attn_size", "0"], "--ds.ring_attn_size is 0: it must be at least 1."),
         (["--rollout.max_new_tokens", "59"], "--rollout.max_new_tokens is 59"),
         (["--rollout.max_new_tokens", "500", "--data.max_len", "30"], "--data.max_len is 30"),
         (

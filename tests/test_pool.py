@@ -161,6 +161,19 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("command", "inside"),
+    [(["evaluate", "--rollouts", "1"], ""), (["search", "--budget", "2", "--procedure", "best_of_k"], "best_of_k")],
+)
+def test_a_command_refuses_a_folder_in_which_another_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], inside: str
+) -> None:
+    task = ["--model", "m", "--url", "http://127.0.0.1:9", "--spec", "maze_small", "--prompts", "1"]
+    with owned(tmp_path / inside):
+        assert main([*command, *task, "--output", str(tmp_path)]) == 1
+    assert f"Another command works in {tmp_path / inside}: wait until it ends" in capsys.readouterr().err
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="float"):
         write_rows(tmp_path / "batch-00000.parquet", [{"prompt": 0, "rewards": [["no number"]]}])
@@ -231,6 +244,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_pool(tmp_path: Path) -> None:
         ),
         (["--spec", "nothing"], "There is no spec 'nothing'"),
         (["--model", "./nowhere"], "./nowhere is not a model folder"),
+        (["--batch", "0"], "--batch is 0: it must be greater than or equal to 1."),
         (["--temperature", "-1"], "--temperature is -1: it must be greater"),
         (["--data", "nowhere"], "nowhere"),
         (["--temperature", "0"], "temperature is 0, so all 3 responses to a prompt would be the same"),

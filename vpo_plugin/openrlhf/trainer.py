@@ -7,6 +7,7 @@ worker they inherit the methods below.
 from collections.abc import Sequence
 from typing import Any
 
+from vpo_plugin import files
 from vpo_plugin.openrlhf.log import REMARK, check_owner, forget_steps_after, log_step
 from vpo_plugin.openrlhf.settings import current_settings
 
@@ -82,7 +83,8 @@ def count_unread(trainer: Any, samples: Sequence[Any], step: int) -> int:
     run, sample = current_settings(), samples[0]
     response = trainer.tokenizer.decode(sample.sequences[0][1:][sample.action_mask[0].bool()])
     file = run.log_dir / f"unreadable_step_{step:06d}.txt"
-    file.write_text(f"# prompt\n{sample.prompts[0]}\n\n# response\n{response}\n", errors="backslashreplace")
+    text = f"# prompt\n{sample.prompts[0]}\n\n# response\n{response}\n"
+    files.write(file, text.encode(errors="backslashreplace"))
     print(
         f"{REMARK}0 of {len(samples) * run.candidates} candidates of step {step} could be read, so nothing was learnt: "
         f"{file} has an example prompt and response.",

@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from vpo_plugin.files import json_lines
+from vpo_plugin.files import json_lines, making
 from vpo_plugin.rewards.files import SpecError
 
 SPEC = """\
@@ -96,9 +96,8 @@ def new_spec(name: str, folder: Path, schema: str) -> list[Path]:
     if (found := importlib.util.find_spec(name)) is not None:
         place = found.origin or [*(found.submodule_search_locations or [])]
         raise SpecError(f"'{name}' is a module that Python finds in {place}: choose another name.")
-    home.mkdir(parents=True)
-    files = []
-    for file, content in skeleton_files(name, schema).items():
-        (home / file).write_text(content, encoding="utf-8")
-        files.append(home / file)
-    return files
+    files = skeleton_files(name, schema)
+    with making(home) as unfinished:
+        for file, content in files.items():
+            (unfinished / file).write_text(content, encoding="utf-8")
+    return [home / file for file in files]
