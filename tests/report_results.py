@@ -48,6 +48,12 @@ def write(results: dict[str, Any], folder: Path) -> None:
     write_report({key: value for key, value in results.items() if key != "prompts_shown"}, folder, shown)
 
 
+def candidate(text: str | None, rewards: list[float]) -> dict[str, Any]:
+    """A candidate as `Comparison.prompts` gives it, at equal weights."""
+    value = float(np.mean(rewards))
+    return {"text": text, "rewards": rewards, "value": value, "solved": value >= 0.75}
+
+
 def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | None = None) -> dict[str, Any]:
     """Three policies; the rewards are 0 or 1, drawn with the skill of each policy on each objective."""
     random = np.random.default_rng(0)
@@ -91,14 +97,14 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
     responses = [
         {
             "response": "Two of them.",
-            "candidates": [{"text": "RIGHT DOWN", "rewards": good}, {"text": "DOWN", "rewards": bad}],
+            "candidates": [candidate("RIGHT DOWN", good), candidate("DOWN", bad)],
         },
         {
             "response": f"Here: {ATTACK}",
-            "candidates": [{"text": "RIGHT DOWN", "rewards": bad}, {"text": None, "rewards": bad}],
+            "candidates": [candidate("RIGHT DOWN", bad), candidate(None, bad)],
         },
     ]
-    hostile = {"response": "", "candidates": [{"text": ATTACK, "rewards": bad}, {"text": "RIGHT", "rewards": bad}]}
+    hostile = {"response": "", "candidates": [candidate(ATTACK, bad), candidate("RIGHT", bad)]}
     by_policy = [responses[:1]] * (len(policies) - 1) + [[*responses, hostile]]
     return {
         "title": "Mazes & more",
@@ -114,7 +120,7 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
         "solved": 0.75,
         "ks": ks,
         "set_ks": SET_KS,
-        "ceiling": {"best": 0.9, "pass": 1.0},
+        "ceiling": {"best": 0.9, "expected_set_reward": 0.95},
         "policies": policies,
         "differences": [
             {
@@ -143,7 +149,6 @@ def made_up_results(prompts: int = 16, skills: tuple[tuple[float, ...], ...] | N
             {
                 "number": number,
                 "prompt": ATTACK if number == 0 else f"prompt {number}",
-                "solved_at": 0.75,
                 "label": ATTACK if number == 0 else {"answer": number},
                 "drawing": DRAWING if number == 0 else None,
                 "policies": [

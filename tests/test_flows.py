@@ -18,7 +18,7 @@ from flows.settings import HOST_ESTIMATORS, PipelineSettings
 from flows.stage import file_digest, is_done, working_on
 from vpo_plugin.advantages import advantage_estimator_names
 from vpo_plugin.models import SMOLLM2, TINY, resolve_policy
-from vpo_plugin.openrlhf.log import read_steps
+from vpo_plugin.openrlhf.log import end_of, read_steps
 
 SMALL = {
     "name": "small",
@@ -159,6 +159,15 @@ def test_run_logged_says_what_the_program_said_last(tmp_path: Path) -> None:
     program = "import sys; print('(Worker pid=1) noise'); sys.exit('The cause.')"
     with pytest.raises(RuntimeError, match=r"The program failed \(exit code 1\): The cause\. The whole log is"):
         run_logged([sys.executable, "-c", program], tmp_path / "log", what="The program")
+
+
+def test_the_end_of_a_log_starts_at_its_last_traceback(tmp_path: Path) -> None:
+    trace = ["Traceback (most recent call last):", '  File "x.py", line 1, in <module>', "ValueError: the cause", "bye"]
+    other = ["RuntimeWarning: unrelated", "Traceback (most recent call last):", "KeyError: earlier", "going on"]
+    (tmp_path / "log").write_text("\n".join([*other, *trace, "(Worker pid=7) noise"]))
+    assert end_of(tmp_path / "log").splitlines() == trace
+    (tmp_path / "log").write_text("\n".join(other[:1] + trace[:1] + ["line"] * 99))
+    assert end_of(tmp_path / "log").splitlines() == ["line"] * 60
 
 
 def test_run_logged_records_no_secret(tmp_path: Path) -> None:

@@ -482,7 +482,11 @@ def test_what_a_comparison_says_of_each_policy() -> None:
     _, shown, *_ = Comparison({(name, 0): pool for name, pool in pools.items()}, SPEC, ROWS).prompts()
     assert (shown["number"], shown["prompt"], shown["label"]) == (1, ROWS[1]["input"], ROWS[1]["label"])
     assert len(shown["policies"][0]["responses"]) == 12
-    assert shown["policies"][0]["responses"][0]["candidates"] == [{"text": None, "rewards": [0, 0, 0, 0]}]
+    nothing = {"text": None, "rewards": [0, 0, 0, 0], "value": 0, "solved": False}
+    assert shown["policies"][0]["responses"][0]["candidates"] == [nothing]
+    [of_front] = shown["policies"][2]["responses"][0]["candidates"]
+    assert of_front["value"] == pytest.approx(np.dot(of_front["rewards"], SPEC.weights_of(4)), abs=1e-6)
+    assert of_front["solved"] == one_solves(ROWS[1])
     json.dumps(results, default=lambda value: value.tolist())
 
 

@@ -285,12 +285,6 @@ def test_a_training_shows_all_that_was_logged(plain):
     assert labels[2:] == ["KL to the first policy", "Response length, tokens", "Objective gold"]
 
 
-def test_ragged_rewards_count_over_the_objectives_that_there_are():
-    assert report_page.value_of([1.0, 0.0], [0.25] * 4) == 0.5
-    assert report_page.value_of([1.0, None, 0.0, None], [0.25] * 4) == 0.5
-    assert report_page.value_of([None, None], [0.5, 0.5]) == 0.0
-
-
 def test_measures_show_what_there_is(results):
     rows = {row["label"]: row for row in report_page.measures(results)}
     for label in ("best@30", "regret", "coverage", "Pareto size", "hypervolume", "duplicates", "tokens per prompt"):

@@ -12,7 +12,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from report_results import ATTACK, made_up_results, write
+from report_results import ATTACK, candidate, made_up_results, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: `make browser` installs Debian's")
@@ -240,21 +240,20 @@ def test_a_candidate_shows_its_route(read, results):
 
 def many(results, number=60):
     """So many prompts; only grpo solves the last, and base and vpo are furthest apart on the tenth."""
-    good, bad = ({"text": text, "rewards": [value] * 4} for text, value in (("RIGHT", 1), ("DOWN", 0)))
-    fair = {"text": "UP", "rewards": [0.5] * 4}
+    good, fair, bad = candidate("RIGHT", [1] * 4), candidate("UP", [0.5] * 4), candidate("DOWN", [0] * 4)
     prompts = []
     for i in range(number):
         chosen = {name: fair for name in ("base", "grpo", "vpo")}
         if i == number - 1:
             chosen["grpo"] = good
         elif i == 9:
-            chosen |= {"base": bad, "vpo": {**good, "rewards": [0.7] * 4}}
+            chosen |= {"base": bad, "vpo": candidate("RIGHT", [0.7] * 4)}
         policies = [
             {"name": name, "pairwise_l1": i % 7, "responses": [{"response": "r", "candidates": [one]}]}
             for name, one in chosen.items()
         ]
         text = f"the maze of {'Minos' if i == 33 else 'someone'}"
-        prompts.append({"number": i, "prompt": text, "label": None, "solved_at": 0.75, "policies": policies})
+        prompts.append({"number": i, "prompt": text, "label": None, "policies": policies})
     return {**results, "prompts": number, "prompts_shown": prompts, "only_solved_by": {"grpo": [number - 1]}}
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from vpo_plugin.report.style import styles
 from vpo_plugin.report.tables import number, shown_ks
 from vpo_plugin.search.comparison import MEASURES
-from vpo_plugin.targets import solves
 
 Results = dict[str, Any]
 
@@ -49,35 +48,27 @@ def nothing_solved(results: Results) -> bool:
     return not any(policy["pass_at_k"]["mean"][-1] for policy in results["policies"])
 
 
-def value_of(rewards: list[float | None], weights: list[float]) -> float:
-    """The deployment reward of a candidate, over the objectives that the prompt has."""
-    present = [(w, r) for w, r in zip(weights, rewards, strict=False) if r is not None]
-    total = sum(w for w, _ in present)
-    return sum(w * r for w, r in present) / total if total else 0.0
-
-
 def bars(results: Results) -> list[dict[str, Any]]:
     """The most important numbers: one panel per measure, with the ceiling and a bar with its interval per policy.
 
     All reward panels share one scale, so bars of equal length mean equal values; pass@k runs from 0 to 1.
     """
     ks, ceiling = results["ks"], results["ceiling"] or {}
-    chosen: list[tuple[str, str, str, int | None, str]] = [
-        (f"best@{ks[0]}", "", "best_at_k", 0, "best"),
-        (f"best@{ks[-1]}", "", "best_at_k", -1, "best"),
-        (MEASURES["expected_set_reward"][0], "", "expected_set_reward", None, "expected_set_reward"),
+    chosen: list[tuple[str, str, int | None, str | None]] = [
+        (f"best@{ks[0]}", "best_at_k", 0, "best"),
+        (f"best@{ks[-1]}", "best_at_k", -1, "best"),
+        (MEASURES["expected_set_reward"][0], "expected_set_reward", None, "expected_set_reward"),
     ]
     if not nothing_solved(results):
-        chosen.append((f"pass@{ks[-1]}", "", "pass_at_k", -1, "pass"))
+        chosen.append((f"pass@{ks[-1]}", "pass_at_k", -1, None))
     panels: list[dict[str, Any]] = []
-    for label, more, key, at, bound in chosen[1 if len(ks) == 1 else 0 :]:
+    for label, key, at, bound in chosen[1 if len(ks) == 1 else 0 :]:
         rows: list[dict[str, Any]] = [
             {"name": policy["name"]}
             | {part: policy[key][part] if at is None else policy[key][part][at] for part in ("mean", "low", "high")}
             for policy in results["policies"]
         ]
-        limit = ceiling.get(bound)
-        panels.append({"key": key, "label": label, "more": more, "rows": rows, "ceiling": limit})
+        panels.append({"key": key, "label": label, "rows": rows, "ceiling": bound and ceiling.get(bound)})
     rewards = [panel for panel in panels if panel["key"] != "pass_at_k"]
     for panel in panels:
         alike = rewards if panel in rewards else [panel]
@@ -193,7 +184,7 @@ def _record(prompt: dict[str, Any], results: Results) -> tuple[dict[str, Any], d
     every = names(results)
     policies: list[dict[str, Any]] = []
     for policy in prompt["policies"]:
-        candidates = _distinct(policy["responses"], results["weights"], prompt.get("solved_at"))
+        candidates = _distinct(policy["responses"])
         places = {candidate["text"]: place for place, candidate in enumerate(candidates)}
         written = [[c["text"] for c in response["candidates"]] for response in policy["responses"]]
         policies.append(
@@ -237,17 +228,15 @@ def _cut(value: Any, limit: int) -> Any:
     return [_cut(one, limit) for one in value] if isinstance(value, list) else value
 
 
-def _distinct(responses: list[dict[str, Any]], weights: list[float], bar: float | None) -> list[dict[str, Any]]:
+def _distinct(responses: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The distinct candidates, best first, and how often each was written."""
     found: dict[str, dict[str, Any]] = {}
     for response in responses:
         for candidate in response["candidates"]:
             if candidate["text"] is None:
                 continue
-            value = value_of(candidate["rewards"], weights)
-            solved = bar is not None and bool(solves(value, bar))
-            first = {**candidate, "value": round(value, 6), "solved": solved, "count": 0}
-            found.setdefault(candidate["text"], first)["count"] += 1  # repeats in a response got no reward
+            first = {**candidate, "count": 0}  # repeats in a response got no reward
+            found.setdefault(candidate["text"], first)["count"] += 1
     return sorted(found.values(), key=lambda candidate: -candidate["value"])
 
 

@@ -4,7 +4,7 @@ All are made from one plain dictionary, `results`, which report.json repeats:
 
     title, spec, command, machine: str     objectives: [name]     weights: [float]     versions: {name: str}
     ks: [1, …]           the k of best@k and pass@k, ascending
-    ceiling: {"best": float, …} | None     the best that any policy can reach: best, pass, expected_set_reward
+    ceiling: {"best", "expected_set_reward"} | None     the best that any policy can reach
     policies: [{"name", "rollouts", "candidates", "best_at_k", "pass_at_k", "expected_set_reward",
                 "pairwise_l1", "objective_means"}]     a measure is {"mean", "low", "high"}, over prompts
     differences: [{"a", "b", "k", "mean", "low", "high"}]     best@k of a minus best@k of b, same prompts
@@ -55,8 +55,8 @@ def write_report(results: Results, out_dir: str | Path, prompts: Iterable[dict[s
 
     Args:
         prompts: the prompts to show, as `Comparison.prompts` gives them: `{"number", "prompt", "label",
-            "solved_at", "policies": [{"name", "pairwise_l1", "responses": [{"response", "candidates": [{"text": str |
-            None, "rewards"}]}]}], "drawing": what rewards.task.draw returns}`.
+            "policies": [{"name", "pairwise_l1", "responses": [{"response", "candidates": [{"text": str | None,
+            "rewards", "value", "solved"}]}]}], "drawing": what rewards.task.draw returns}`.
 
     Raises:
         KeyError: `results` lacks a part.

@@ -279,7 +279,10 @@ class Comparison:
         return only_solved_by({name: m.solved.any((0, 2)) for name, m in self.policies.items()})
 
     def prompts(self) -> Iterator[dict[str, Any]]:
-        """Yield every prompt, with a drawing if the spec draws, and all responses of each policy's first pool."""
+        """Yield every prompt, with a drawing if the spec draws, and all responses of each policy's first pool.
+
+        A candidate has its deployment reward as `value`, and whether this solves the prompt as `solved`.
+        """
         apart = {name: measured.pairwise_l1[0] for name, measured in self.policies.items()}
         for number, row in enumerate(self.rows):
             policies, texts = [], []
@@ -287,15 +290,18 @@ class Comparison:
                 pool = measured.pools[0]
                 of_prompt = pool.responses[number * measured.rollouts : (number + 1) * measured.rollouts]
                 vectors = pool.reward_matrices[number][..., self.targets.present[number]].round(6).tolist()
+                shape = (measured.rollouts, measured.candidates)
+                values = measured.rewards[0, number].reshape(shape).round(6).tolist()
+                solved = measured.solved[0, number].reshape(shape).tolist()
                 responses = [
                     {
                         "response": response["response"],
                         "candidates": [
-                            {"text": text, "rewards": vector}
-                            for text, vector in zip(response["candidates"], matrix, strict=True)
+                            dict(zip(("text", "rewards", "value", "solved"), candidate, strict=True))
+                            for candidate in zip(response["candidates"], *scores, strict=True)
                         ],
                     }
-                    for response, matrix in zip(of_prompt, vectors, strict=True)
+                    for response, *scores in zip(of_prompt, vectors, values, solved, strict=True)
                 ]
                 texts += [text for text in pool.texts(number) if text is not None]
                 policies.append({"name": name, "pairwise_l1": apart[name][number], "responses": responses})
@@ -303,7 +309,6 @@ class Comparison:
                 "number": number,
                 "prompt": shown_prompt(row["input"]),
                 "label": row["label"],
-                "solved_at": self.targets.solved_at[number],
                 "policies": policies,
                 "drawing": draw(self.spec, json.loads(row["label"]), texts),
             }

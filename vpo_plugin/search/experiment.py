@@ -51,7 +51,6 @@ def analyse(
         methods.append(
             {
                 **figures,
-                "unique": float(np.mean([pool.per_response("unique") for pool in m.pools])),
                 "best_by_seed": m.best_at_k[..., -1].mean(1).tolist(),
                 "searched": {
                     "candidates": searched,
