@@ -126,6 +126,9 @@ def test_nothing_scored_is_no_success(tmp_path: Path, rows: list[object], said: 
 def test_a_scorer_that_raises_costs_its_row_only(tmp_path: Path) -> None:
     spec = write_scorer(tmp_path / "raising", "return [1 / len(candidate), 0, 0, 0]")
     source = write_lines(tmp_path / "in.jsonl", GOOD, {**GOOD, "response": "<route_1></route_1>"}, GOOD)
+    (tmp_path / "out.jsonl.errors").mkdir()
+    for number in range(20):  # of an earlier run
+        (tmp_path / "out.jsonl.errors" / f"scorer_error_1_{number}.txt").touch()
     done = vpo("score", "--spec", spec, "--input", source, "--output", tmp_path / "out.jsonl", "--workers", "2")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search(r"^Line 2 of \S+in\.jsonl: .* failed: ZeroDivisionError: .*raising_scorer\.py:5\)", done.stderr)
@@ -136,6 +139,8 @@ def test_a_scorer_that_raises_costs_its_row_only(tmp_path: Path) -> None:
     strict = [*("score", "--strict", "--traceback", "--spec", spec, "--input", source), "--output", tmp_path / "strict"]
     shown = vpo(*strict)
     assert shown.returncode == 1 and "    return [1 / len(candidate)" in shown.stderr and "vpo: Line 2" in shown.stderr
+    shown = vpo(*(argument for argument in strict if argument != "--strict"))
+    assert "    return [1 / len(candidate)" in shown.stderr and "2 rows scored into" in shown.stderr
 
 
 def test_a_scorer_that_fails_may_count_as_zero(tmp_path: Path) -> None:

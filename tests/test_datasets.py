@@ -1,8 +1,11 @@
 """Datasets as people have them, read alike at every door: the files of tests/cases/datasets, folders, chats."""
 
+import bz2
 import gzip
 import json
+import lzma
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +162,41 @@ def test_folders_with_and_without_splits(spec: Any, tmp_path: Path) -> None:
     assert host_reads(f"{tmp_path / 'one'}, {tmp_path / 'both'}") == ROWS + ROWS[:3]
     assert trained_on(task, tmp_path / "both") == ""
     assert "has no split 'train', it has rl" in trained_on(task, tmp_path / "rl")
+
+
+@pytest.mark.parametrize("name", ["rows.ndjson", "rows.jsonl.bz2", "rows.json.xz", "rows.jsonl.zip", "part_*.jsonl"])
+def test_packed_files_and_patterns(name: str, spec: Any, tmp_path: Path) -> None:
+    """Whatever `datasets` reads, also named in a specification, relative to it."""
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    file = tmp_path / "anyd" / name
+    task = spec(name)
+    match name.rpartition(".")[2]:
+        case "zip":
+            with zipfile.ZipFile(file, "w") as packed:
+                packed.writestr("rows.jsonl", lines)
+        case "jsonl":
+            for i, line in enumerate(lines.splitlines()):
+                file.with_name(f"part_{i}.jsonl").write_bytes(line)
+        case kind:
+            file.write_bytes({"bz2": bz2.compress, "xz": lzma.compress}.get(kind, bytes)(lines))
+    task = load_spec(tmp_path / "anyd")
+    expected = [{"input": row["input"], "label": json.dumps(row["label"])} for row in ROWS]
+    assert load_prompts(task, file) == expected and trained_on(task, file) == ""
+    assert host_reads(file) == ROWS == [row for _, _, row in read_records(file)]
+    assert len([*read_rows(task, "train", 99, 0), *read_rows(task, "test", 99, 0)]) == len(ROWS)
+
+
+def test_a_bad_line_of_a_pattern_and_a_pattern_without_files(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0]))
+    (tmp_path / "b.jsonl").write_text("{")
+    with pytest.raises(ValueError, match=rf"Line 1 of {tmp_path}/b.jsonl cannot be read: it is not JSON \("):
+        open_dataset(f"{tmp_path}/*.jsonl")
+    with pytest.raises(ValueError, match=r"The dataset's file .*/\*\.csv does not exist"):
+        open_dataset(f"{tmp_path}/*.csv")
+    (tmp_path / "cut.jsonl.bz2").write_bytes(bz2.compress(b'{"input": "p"}')[:-9])
+    for read in (open_dataset, lambda file: list(read_records(Path(file)))):
+        with pytest.raises(ValueError, match=r"The dataset .*cut\.jsonl\.bz2 cannot be read \("):
+            read(str(tmp_path / "cut.jsonl.bz2"))
 
 
 def test_other_columns_and_rows_that_cannot_be_used(spec: Any, tmp_path: Path) -> None:

@@ -109,6 +109,17 @@ def test_a_formula_and_what_is_none() -> None:
     assert all(score(text, label) == [0, 0] for text in ("().__class__", "exit()", "x.a"))
 
 
+def test_a_task_without_known_answers_is_not_called_sound(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("name: mine\nextends: reasoning\ndataset: {args: {task: boxnet}}\n")
+    spec = load_spec(tmp_path)
+    found = check_spec(spec)
+    assert found[-1] == (
+        "NOT CHECKED: whether a right candidate gets its reward in the split 'train' or 'test', as no known answer was "
+        "scored (`answers`, `front`)."
+    )
+    assert not any("known answers of" in sentence for sentence in found)
+
+
 def test_no_such_task() -> None:
     with pytest.raises(ValueError, match="reasoning-gym has no task 'nope'; it has "):
         next(rows("train", 1, 0, task="nope"))

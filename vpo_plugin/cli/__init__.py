@@ -4,6 +4,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Iterable
+from contextvars import ContextVar
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points, version
 
@@ -24,6 +25,9 @@ COMMANDS = {
 GROUP = "vpo_plugin.commands"
 """Entry points with which packages add commands: a function of the arguments, whose docstring is the help."""
 
+TRACEBACK = ContextVar("--traceback", default=False)
+"""Whether the command line asks for tracebacks."""
+
 
 class UsageError(ValueError):
     """A command line that does not fit the command."""
@@ -32,11 +36,11 @@ class UsageError(ValueError):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; an error is one sentence on stderr, with exit code 1, or 2 for wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    shown = "--traceback" in arguments
+    TRACEBACK.set("--traceback" in arguments)
     try:
         return dispatch([argument for argument in arguments if argument != "--traceback"])
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        if shown:
+        if TRACEBACK.get():
             print(getattr(error, "trace", "") or traceback.format_exc(), file=sys.stderr)
         print(f"vpo: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

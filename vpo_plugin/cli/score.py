@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from vpo_plugin.cli import TRACEBACK
 from vpo_plugin.cli.settings import Command, read
 
 
@@ -36,23 +37,25 @@ def main(arguments: list[str]) -> int:
     from vpo_plugin.rewards.files import load_spec
     from vpo_plugin.rewards.sandbox import UNSAFE
     from vpo_plugin.rewards.score_file import score_file
-    from vpo_plugin.rewards.scoring import Scoring
+    from vpo_plugin.rewards.scoring import Scoring, forget_failures
 
     if settings.unsafe_no_sandbox:
         os.environ[UNSAFE] = "1"  # read here and in the processes that score
-    scoring = Scoring(
-        load_spec(settings.spec),
-        processes=settings.workers,
-        on_error=settings.on_scorer_error,
-        failures=settings.output.with_name(f"{settings.output.name}.errors"),
-    )
+    spec, failures = load_spec(settings.spec), settings.output.with_name(f"{settings.output.name}.errors")
+    forget_failures(failures)
+    scoring = Scoring(spec, processes=settings.workers, on_error=settings.on_scorer_error, failures=failures)
+
+    def say(error: Exception) -> None:
+        trace = getattr(error, "trace", "") if TRACEBACK.get() else ""
+        bar.write(f"{trace}{error}", file=sys.stderr)
+
     with scoring, tqdm(unit=" rows", disable=not sys.stderr.isatty(), leave=False) as bar:
         counted = score_file(
             scoring,
             settings.input,
             settings.output,
             strict=settings.strict,
-            on_error=lambda error: bar.write(str(error), file=sys.stderr),
+            on_error=say,
             on_progress=lambda rows: bar.update(rows - bar.n) and None,
         )
     bad = counted.unreadable + (0 if settings.on_scorer_error == "zero" else counted.failed)

@@ -41,32 +41,32 @@ def check_spec(spec: RewardSpec, scoring: Scoring | None = None) -> list[str]:
     if scoring is None:
         with Scoring(spec) as own:
             return check_spec(spec, own)
-    found = []
+    found, unproven = [], []
     for split in ("train", "test"):
         rows = _rows(spec, split)
-        answers = 0
         items: list[Item] = []
-        checks: list[Callable[[ScoredResponse], None]] = []
+        checks: list[Callable[[ScoredResponse], str | None]] = []
         for i, row in enumerate(rows):
             for item, check in _check_row(spec, row, f"row {i} of the split '{split}'"):
                 items.append(item)
                 checks.append(check)
-            answers += len(known_answers(spec, row["label"]))
-        for scored, check in zip(scoring.score(items), checks, strict=True):
-            check(scored)
+        proven = {check(scored) for scored, check in zip(scoring.score(items), checks, strict=True)} - {None}
         found.append(
             f"{len(rows)} rows of the split '{split}' have a prompt and a label that the scorer reads: it scored a "
             "dummy response and an empty one to each."
         )
-        if answers:
-            found.append(f"{answers} known answers of the split '{split}' score what they should.")
+        if proven:
+            found.append(f"{len(proven)} known answers of the split '{split}' score what they should.")
+        else:
+            unproven.append(f"'{split}'")
     found.append(f"Responses of 1 and of {spec.candidates} candidates are parsed as the prompts ask for them.")
     shape = " ".join(write_response(spec, [f"candidate {s}" for s in (1, 2)][: spec.candidates]).split())
     found.append(f"What a response must contain to be scored: {shape}{' …' if spec.candidates > 2 else ''}")
-    if not (spec.answers or spec.front):
+    if unproven:
+        named = "the task names no known answers" if not (spec.answers or spec.front) else "no known answer was scored"
         found.append(
-            "NOT CHECKED: whether a right candidate gets its reward, as the task names no known answers (`answers`, "
-            "`front`)."
+            f"NOT CHECKED: whether a right candidate gets its reward in the split {' or '.join(unproven)}, as {named} "
+            "(`answers`, `front`)."
         )
     return found
 
@@ -139,8 +139,8 @@ def _rows(spec: RewardSpec, split: str) -> list[dict[str, Any]]:
 
 def _check_row(
     spec: RewardSpec, row: dict[str, Any], where: str
-) -> Iterator[tuple[Item, Callable[[ScoredResponse], None]]]:
-    """Check one row; what is to be scored for it, each with what its score must be."""
+) -> Iterator[tuple[Item, Callable[[ScoredResponse], str | None]]]:
+    """Check one row; what is to be scored for it, each with a check of its score, which names a known answer."""
     label = row["label"]
     try:
         check_label(spec, label)
@@ -166,10 +166,10 @@ def _check_row(
     draw(spec, label, [candidate for candidate, _ in answers])
 
 
-def _must_score(candidate: str, rewards: Sequence[float], where: str) -> Callable[[ScoredResponse], None]:
-    def check(scored: ScoredResponse) -> None:
+def _must_score(candidate: str, rewards: Sequence[float], where: str) -> Callable[[ScoredResponse], str | None]:
+    def check(scored: ScoredResponse) -> str | None:
         if scored.error is not None:
-            return
+            return None
         if scored.candidates[0] != candidate.strip():
             raise ValueError(f"The known answer {candidate[:80]!r} of {where} is not parsed back from a response.")
         if scored.matrix[0].shape != np.shape(rewards) or not np.allclose(scored.matrix[0], rewards, atol=1e-6):
@@ -177,5 +177,6 @@ def _must_score(candidate: str, rewards: Sequence[float], where: str) -> Callabl
                 f"The known answer {candidate[:80]!r} of {where} should score {list(rewards)}, "
                 f"the scorer gives {scored.matrix[0].tolist()}."
             )
+        return f"{where}: {candidate}"
 
     return check

@@ -1,9 +1,11 @@
 """Rows of a dataset from the Hugging Face hub, a URL or a local file, read with `datasets`."""
 
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from glob import glob, has_magic
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -14,11 +16,13 @@ BOM = b"\xef\xbb\xbf"
 BUILDERS = {
     ".jsonl": "json",
     ".json": "json",
+    ".ndjson": "json",
     ".parquet": "parquet",
     ".csv": "csv",
     ".tsv": "csv",
     ".arrow": "arrow",
 }
+PACKED = (".gz", ".bz2", ".xz", ".zip", ".zst")  # `datasets` unpacks them; .zst needs the package zstandard
 DATASET, DATASETS = "state.json", "dataset_dict.json"  # files that `save_to_disk` writes
 SAMPLE = "sample.jsonl"  # rows in the dataset's own format that a spec may hold, for checks where it cannot be read
 TEST_SHARE = 8  # of a file that holds both splits, one row in eight is for `test`
@@ -33,15 +37,15 @@ class Unreadable(ValueError):
 
 
 def read_records(source: Path) -> Iterator[tuple[int, str, Any]]:
-    """The rows of a local file, each with its number, from 1, and its name in messages: `Line 3 of x.jsonl`.
+    """The rows of local files, each with its number, from 1, and its name in messages: `Line 3 of x.jsonl`.
 
     JSON lines (blank lines are skipped) and JSON arrays are read one row at a time, also compressed with gzip. Other
-    files are read by `open_dataset`. A line that is not JSON becomes an `Unreadable`.
+    files, and patterns of files, are read by `open_dataset`. A line that is not JSON becomes an `Unreadable`.
 
     Raises:
         ValueError: the source does not exist, is of an unknown kind, is truncated, or has no rows.
     """
-    if source.is_dir() or _suffix(source.name) in (".csv", ".tsv", ".parquet", ".arrow"):
+    if not _by_line(source):
         rows = open_dataset(str(source))
         yield from ((number, f"Row {number} of {source}", row) for number, row in enumerate(rows, start=1))
         return
@@ -59,6 +63,12 @@ def read_records(source: Path) -> Iterator[tuple[int, str, Any]]:
             yield from found
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"The file {source} is cut or damaged: {error}.") from error
+
+
+def _by_line(source: Path) -> bool:
+    """Whether a file's rows are read here, one at a time."""
+    elsewhere = BUILDERS.get(_suffix(source.name), "json") != "json" or source.suffix.lower() in PACKED[1:]
+    return not (elsewhere or source.is_dir() or _is_pattern(str(source)))
 
 
 def _json_rows(file: Path, content: IO[bytes]) -> Iterator[tuple[int, str, Any]]:
@@ -144,9 +154,10 @@ def open_dataset(
     """The rows of a split of a source, in order. All commands read datasets through this function.
 
     Args:
-        source: a file or URL ending in .jsonl, .json, .parquet, .csv, .tsv or .arrow (.gz allowed); a folder that
-            `save_to_disk` wrote, of a Dataset or a DatasetDict; a folder with a file for each split, `train.jsonl`, or
-            in the hub's own layout, `data/train-00000-of-00001.parquet`; or an id on the Hugging Face hub.
+        source: a file or URL ending in .jsonl, .json, .ndjson, .parquet, .csv, .tsv or .arrow, also packed (`PACKED`);
+            a pattern of such files, `data/*.jsonl`; a folder that `save_to_disk` wrote, of a Dataset or a DatasetDict;
+            a folder with a file for each split, `train.jsonl`, or in the hub's own layout,
+            `data/train-00000-of-00001.parquet`; or an id on the Hugging Face hub.
         split: its name; None for `test`, or the only split. A file and a Dataset have no splits, so all their rows
             are used.
         config: the configuration of a dataset on the hub.
@@ -189,8 +200,9 @@ def open_dataset(
 def _why(source: str, split: str | None, file: str | None, error: Exception) -> str:
     """Why a dataset cannot be read: the first row of a local file that is not JSON, or the message of `datasets`."""
     if file is not None and "://" not in file and BUILDERS[_suffix(file)] == "json":
+        files = sorted(glob(file, recursive=True)) if _is_pattern(file) else [file]
         try:
-            for _, where, row in read_records(Path(file)):
+            for _, where, row in itertools.chain(*(read_records(Path(one)) for one in files if _by_line(Path(one)))):
                 if isinstance(row, Unreadable):
                     return f"{where} cannot be read: {row}."
                 if not isinstance(row, dict):
@@ -235,10 +247,16 @@ def _file(source: str, split: str) -> str | None:
         if "://" in source or folder.exists() or source.startswith((".", "/", "~")):
             raise ValueError(f"{source} is neither a folder nor a file of a known kind ({', '.join(BUILDERS)}).")
         return None
-    if "://" not in source and not folder.is_file():
+    if "://" not in source and not (glob(source, recursive=True) if _is_pattern(source) else folder.is_file()):
         raise ValueError(f"The dataset's file {source} does not exist.")
     return source
 
 
+def _is_pattern(source: str) -> bool:
+    return has_magic(source) and not Path(source).exists()
+
+
 def _suffix(file: str) -> str:
-    return Path(file.removesuffix(".gz")).suffix.lower()
+    """What a file holds, by the end of its name without that of its packing."""
+    path = Path(file)
+    return (path.with_suffix("") if path.suffix.lower() in PACKED else path).suffix.lower()

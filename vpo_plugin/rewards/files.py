@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def _with_place(source: _Source) -> dict[str, Any]:
     if not isinstance(dataset, dict) or not isinstance(args, dict) or not isinstance(named, str) or "://" in named:
         return source.data
     there = source.file.parent.resolve() / named
-    if not (there.exists() or ("{split}" in named and any(there.parent.glob(there.name.replace("{split}", "*"))))):
+    if not (there.exists() or glob(str(there).replace("{split}", "*"), recursive=True)):
         return source.data
     return {**source.data, "dataset": {**dataset, "args": {**args, "source": str(there)}}}
 

@@ -195,6 +195,12 @@ def keep_failure(folder: Path, parts: Mapping[str, str | None]) -> Path | None:
     return file
 
 
+def forget_failures(folder: Path) -> None:
+    """Remove the files of an earlier run's failures."""
+    for file in folder.glob("scorer_error_*.txt"):
+        file.unlink()
+
+
 def _group(item: Item) -> object:
     return object() if item.group is None else item.group
 
