@@ -18,6 +18,7 @@ from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf import matrices
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.scoring import ScorerError
 
 SPEC = """
 name: words
@@ -223,10 +224,10 @@ def test_matrix_of_an_executor(execute: Callable[..., Any], tmp_path: Path) -> N
 )
 def test_matrix_that_is_none(agent: Callable[..., Any], tmp_path: Path, label: str, message: str) -> None:
     """It stops the run, or counts as zero, and is saved."""
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(ScorerError, match=message) as failed:
         agent(Engine("", ""), label)
     (file,) = tmp_path.glob("scorer_error_*.txt")
-    assert "Traceback" in file.read_text()
+    assert failed.value.trace.startswith("Traceback") and failed.value.trace in file.read_text()
     output = agent(Engine("", ""), label, on_scorer_error="zero")
     assert matrix_of(output) == [[0.0, 0.0], [0.0, 0.0]]
     assert (output["extra_logs"]["scorer_errors"], output["extra_logs"]["turns"]) == (1.0, 2.0)
@@ -282,10 +283,10 @@ def test_own_reward_function(reward: Callable[..., Any], label: str, expected: l
 )
 def test_own_reward_function_that_fails(reward: Callable[..., Any], tmp_path: Path, label: str, message: str) -> None:
     """The host swallows it and trains on nothing; here it stops the run, or counts as zero, and is saved."""
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(ScorerError, match=message) as failed:
         reward(label)
     (file,) = tmp_path.glob("scorer_error_*.txt")
-    assert "Traceback" in file.read_text()
+    assert failed.value.trace.startswith("Traceback") and failed.value.trace in file.read_text()
     output = reward(label, on_scorer_error="zero")
     assert matrix_of(output) == [[0.0, 0.0], [0.0, 0.0]]
     assert output["extra_logs"]["scorer_errors"] == 1.0

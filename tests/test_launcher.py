@@ -19,9 +19,11 @@ from reward_server import NAMES_ONLY
 from vpo_plugin.openrlhf import cpu, launcher
 from vpo_plugin.openrlhf.checks import find_remarks
 from vpo_plugin.openrlhf.flags import new_name, read_flags
+from vpo_plugin.openrlhf.log import log_step
 from vpo_plugin.openrlhf.output import claim_output, how_to_resume
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.scoring import ScorerError
 from vpo_plugin.rewards.task import read_rows
 
 SMALL_BATCH = ["--train.batch_size", "4", "--train.micro_batch_size", "4"]
@@ -522,15 +524,48 @@ def test_environment_of_a_ray_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert launcher.runtime_environment(run)["env_vars"]["NCCL_DEBUG"] == "INFO"
 
 
+def handed_on(cause: Exception) -> Exception:
+    """An error of an actor as Ray raises it in the process that called the actor."""
+    from ray.exceptions import RayTaskError
+
+    return RayTaskError("fit", "Ray's traceback", cause).as_instanceof_cause()
+
+
+def test_a_scorer_that_fails_ends_the_command_with_its_sentence(
+    training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As at every other door: no traceback, unless it is asked for."""
+    failure = ScorerError("A response of the policy: the scorer failed: KeyError: 'x' (own.py:3).")
+    failure.trace = "Traceback of own.py"
+    monkeypatch.setattr(launcher, "start", lambda *_: (_ for _ in ()).throw(handed_on(handed_on(failure))))
+    for flags, shown in ((), ""), (("--vpo.traceback",), failure.trace + "\n"):
+        monkeypatch.setattr(sys, "argv", training.command(*flags)[2:])
+        with pytest.raises(SystemExit) as stopped:
+            launcher.main()
+        assert stopped.value.code == str(failure)  # printed, with exit code 1
+        assert capsys.readouterr().err == shown
+    assert launcher.scorer_failure(handed_on(RuntimeError(str(failure)))) is None
+
+
+def test_zeros_are_counted_over_a_whole_training_and_said_at_its_end(tmp_path: Path) -> None:
+    for step, zeros in enumerate((2, 0, 3), start=1):
+        log_step(tmp_path, step, {"reward": 0.5, "scorer_errors": zeros / 16, "scorer_zeros": zeros})
+    said = launcher.closing_remark(load_spec(SPEC), tmp_path)
+    assert said == (
+        f"5 responses scored zero because the scorer of the spec '{load_spec(SPEC).name}' failed; the first are in "
+        f"{tmp_path}/scorer_error_*.txt."
+    )
+    log_step(tmp_path / "clean", 1, {"reward": 0.5, "scorer_zeros": 0})
+    assert launcher.closing_remark(load_spec(SPEC), tmp_path / "clean") is None
+    assert str(launcher.closing_remark(load_spec(SPEC), tmp_path / "none")).startswith("No step was taken")
+
+
 def test_what_counts_as_a_part_that_died(tmp_path: Path) -> None:
     """An actor or an engine, directly or through the actor that asked it; not an error of the run itself."""
-    from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+    from ray.exceptions import ActorDiedError, RayActorError
 
     class EngineDeadError(Exception):
         """What vLLM's engines raise once their core is gone."""
-
-    def handed_on(cause: Exception) -> Exception:
-        return RayTaskError("fit", "traceback", cause).as_instanceof_cause()
 
     other_rank = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
     gone = (ActorDiedError(), handed_on(ActorDiedError()), handed_on(handed_on(EngineDeadError("gone"))))

@@ -353,6 +353,16 @@ def test_steps_that_taught_nothing_are_said(results, tmp_path):
     assert f"{run['name']}: no candidate could be read in 3 of 20 steps; they taught nothing." in page
 
 
+def test_zeros_of_a_training_are_said(results, tmp_path):
+    for step in range(1, 4):
+        log_step(tmp_path / "log", step, {"reward": 0.5, "scorer_zeros": 2})
+    run = results["training"][0] | {"steps": training_curve(tmp_path / "log")}
+    write(results | {"training": [run, {"name": "other", "steps": run["steps"][:0]}]}, tmp_path)
+    page = " ".join((tmp_path / "report.html").read_text().split())
+    assert page.count(" in the training of ") == 1
+    assert f"6 responses in the training of {run['name']} scored zero because the scorer failed." in page
+
+
 def test_a_single_k_and_a_single_policy_are_enough(results, tmp_path):
     policy = results["policies"][0]
     short = {name: {key: values[:1] for key, values in policy[name].items()} for name in ("best_at_k", "pass_at_k")}

@@ -352,12 +352,14 @@ def test_scorer_that_raises(training: Training, tmp_path: Path, policy: str) -> 
         assert code == 1
         last = output.strip().splitlines()[-1]
         assert "the scorer of the spec 'broken' failed: KeyError: 'no such test'" in last
-        assert str(error.parent) in last
+        assert str(error.parent) in last and "Traceback" not in output
     else:
         assert code == 0, output[-3000:]
         steps = read_steps(training.output / "vpo")
         assert sum(step["scorer_errors"] for step in steps) > 0  # a step whose responses hold no candidate scores none
         assert all(step["set_reward"] == 0.0 for step in steps)
+        zeros = sum(step["scorer_zeros"] for step in steps)
+        assert f"vpo: {zeros} responses scored zero because the scorer of the spec 'broken' failed" in output
     assert training.processes_left() == []
 
 

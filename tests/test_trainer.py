@@ -164,10 +164,10 @@ def test_evaluation_of_pools(run: Settings) -> None:
     assert logs["eval_default_pass2"] == pytest.approx(worth / 3), "the host's own are there as well"
 
 
-def sample(parsed: float, text: str = "no route") -> Any:
+def sample(parsed: float, text: str = "no route", failed: float = 0) -> Any:
     words = torch.tensor([[ord(letter) for letter in f"?{text}"]])
     return SimpleNamespace(
-        info={"candidates_parsed": torch.tensor([parsed])},
+        info={"candidates_parsed": torch.tensor([parsed]), "scorer_errors": torch.tensor([failed])},
         sequences=words,
         action_mask=torch.ones_like(words)[:, 1:],
         prompts=["Find a way."],
@@ -222,6 +222,46 @@ def test_flows_pass_on_what_a_person_should_see(tmp_path: Path) -> None:
             file.write(more)
         progress._pass_remarks_on()
     assert said == ["Resuming after step 2.", "0 of 6 could be read"]
+
+
+def test_log_of_a_step_is_whole(run: Settings) -> None:
+    """It has what the host's own loop logs around a step, and how many responses scored zero."""
+    from openrlhf.trainer.ppo_trainer import PPOTrainer
+
+    class Prompts(list[int]):
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+    class Host(PPOTrainer.__ray_metadata__.modified_class):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.args = host_arguments("--advantage", "vpo", "--algo.dynamic_filtering_enable")
+            self.args.rollout.n_samples_per_prompt, self.args.train.num_episodes = 2, 1
+            self.args.eval.steps = float("inf")
+            failed = [sample(1, failed=failed) for failed in (1, 0, 1, 0)]
+            self.samples_generator = SimpleNamespace(generate_samples=lambda **_: (failed, 50.0, 4, True))
+            self.prompts_dataloader = Prompts([1])
+            self.generate_kwargs: dict[str, Any] = {}
+            self.wandb_logger = self.tensorboard_logger = None
+            self.experience_maker = SimpleNamespace()
+
+        def init_checkpoint_states(self) -> dict[str, Any]:
+            states = dict.fromkeys(("episode", "global_step", "total_consumed_prompts"), 0)
+            return states | {"data_loader_state_dict": None}
+
+        def train_step(self, samples: list[Any], step: int) -> tuple[dict[str, Any], int]:
+            self.experience_maker.groups_used = 1
+            return {"reward": 0.5, "timing/ppo_train": 1.0}, step + 1
+
+        def save_logs_and_checkpoints(self, *_: Any) -> None: ...
+
+        def save_best_checkpoint(self, *_: Any) -> None: ...
+
+    trainer.patch_trainer(SimpleNamespace(BasePPOTrainer=Host))
+    Host().fit()
+    (step,) = read_steps(run.log_dir)
+    assert (step["dynamic_filtering_pass_rate"], step["reward"]) == (50.0, 0.5)
+    assert (step["groups"], step["groups_used"], step["scorer_zeros"]) == (2, 1, 2)
+    assert step["timing/step_total"] == 1.0 + step["timing/generation"]
 
 
 def test_evaluation_joins_its_step(tmp_path: Path) -> None:

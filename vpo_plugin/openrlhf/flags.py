@@ -92,6 +92,7 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
         default="raise",
         help="if the scorer fails on a response: stop the run, or score zeros and count it in the log",
     )
+    group.add_argument("--vpo.traceback", action="store_true", help="if the scorer stops the run: print its traceback")
     group.add_argument(
         "--vpo.log_prompts",
         type=int,

@@ -17,7 +17,7 @@ from vpo_plugin.openrlhf.settings import Settings
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.rewards.response import columns_of, floor_response, read_rewards
-from vpo_plugin.rewards.scoring import keep_failure
+from vpo_plugin.rewards.scoring import ScorerError, keep_failure
 
 
 class RewardFunction:
@@ -69,17 +69,19 @@ def read_matrix(spec: RewardSpec, given: Any, label: Any) -> np.ndarray:
 def failed(run: Settings, spec: RewardSpec, query: str, label: Any, who: str, error: Exception) -> np.ndarray:
     """With `--vpo.on_scorer_error zero`, the matrix of floor values for a rollout whose rewards failed.
 
-    Otherwise raises RuntimeError, which names the file with prompt, response and traceback.
+    Otherwise raises ScorerError, which names the file with prompt, response and traceback.
     """
     parts = {"prompt and response": query, "label": repr(label), "traceback": traceback.format_exc()}
     kept = keep_failure(run.log_dir, parts)
     if run.on_scorer_error == "zero":
         return floor_response(spec, _label(spec, label), run.candidates).matrix
     where = f" Prompt, response and traceback are in {kept}." if kept else ""
-    raise RuntimeError(
+    failure = ScorerError(
         f"{who} failed on a response ({type(error).__name__}: {str(error).rstrip('.')}).{where} Fix it, or pass "
         "--vpo.on_scorer_error zero to score such responses as zero and count them."
-    ) from error
+    )
+    failure.trace = parts["traceback"]
+    raise failure from error
 
 
 def _label(spec: RewardSpec, label: Any) -> object:

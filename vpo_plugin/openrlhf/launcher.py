@@ -16,7 +16,7 @@ import signal
 import sys
 import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +29,7 @@ from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.openrlhf.worker import SETUP
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.files import spec_file
+from vpo_plugin.rewards.scoring import ScorerError, say_zeros
 
 HOST_MODULE = "openrlhf.cli.train_ppo_ray"
 TESTED_HOSTS = ("0.11.1", "0.11.2")
@@ -49,16 +50,20 @@ def main() -> None:
         argparse.ArgumentParser.parse_args = host_parse_args  # type: ignore[method-assign]
         add_flags(parser, on_cpu)
         args, spec = check_arguments(parser, sys.argv[1:] if command is None else command, on_cpu)
-        given.update(vars(args))
+        given.update(vars(args), spec=spec)
         return start(parser, args, spec, on_cpu)
 
     argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign, assignment]
     sys.argv[0] = HOST_MODULE
     try:
         runpy.run_module(HOST_MODULE, run_name="__main__")
-        if given["vpo.spec"] and not read_steps(log_dir(given["ckpt.output_dir"])):
-            print(f"{REMARK}No step was taken: there were no prompts, or dynamic filtering dropped them all.")
+        if given["spec"] and (remark := closing_remark(given["spec"], log_dir(given["ckpt.output_dir"]))):
+            print(f"{REMARK}{remark}", flush=True)
     except Exception as error:
+        if failure := scorer_failure(error):
+            if given["vpo.traceback"]:
+                print(failure.trace, file=sys.stderr)
+            sys.exit(str(failure))
         if not part_died(error):
             raise
         traceback.print_exc()
@@ -209,18 +214,38 @@ def stop_ray() -> None:
     cpu.stop_private_ray()
 
 
+def closing_remark(spec: RewardSpec, log_dir: Path) -> str | None:
+    """What a person should know at the end of a training with a specification, if there is anything."""
+    steps = read_steps(log_dir)
+    if not steps:
+        return "No step was taken: there were no prompts, or dynamic filtering dropped them all."
+    zeros = sum(int(step.get("scorer_zeros", 0)) for step in steps)
+    return say_zeros(zeros, spec.name, log_dir) if zeros else None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error that Ray raises, then the error of the actor that it called, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = getattr(cause, "cause", None)
+
+
+def scorer_failure(error: Exception) -> ScorerError | None:
+    """The user's scorer, reward function or agent failed: the error as it was raised in the actor."""
+    return next((cause for cause in causes(error) if type(cause) is ScorerError), None)
+
+
 def part_died(error: Exception) -> bool:
     """Whether an actor, its node or an engine died; an actor that failed to start does not count."""
     from ray.exceptions import LocalRayletDiedError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 
     lost = (LocalRayletDiedError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError)
-    cause: BaseException | None = error
-    while cause is not None:  # also the error of an actor that the actor called
+    for cause in causes(error):
         if isinstance(cause, lost):
             return not getattr(cause, "actor_init_failed", False)
         # vLLM's error, and the error of a rank whose peer died (with gloo, a plain RuntimeError).
         names = {cls.__name__ for cls in type(cause).__mro__}
         if names & {"EngineDeadError", "DistBackendError"} or "third_party/gloo" in str(cause):
             return True
-        cause = getattr(cause, "cause", None)
     return False

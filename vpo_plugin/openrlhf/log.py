@@ -18,8 +18,8 @@ from vpo_plugin import files
 
 METRICS = "metrics.jsonl"
 OWNER = "owner"
-DRAWN = ("reward", "set_reward", "group_diversity", "candidates_parsed", "kl", "response_length")
-"""Logged metrics that a report draws, beside each objective's mean."""
+DRAWN = ("reward", "set_reward", "group_diversity", "candidates_parsed", "kl", "response_length", "scorer_zeros")
+"""Logged metrics that a report draws or counts, beside each objective's mean."""
 MOST_WORDS = 30
 """A message repeats at most this many lines of an error."""
 ERROR = re.compile(r"\S+( \S+)?: error: |[\w.]*(Error|Exception|Interrupt|Died|Exit)\b")

@@ -31,6 +31,7 @@ def patch_trainer(module: Any) -> None:
         status["groups"] = len(rollout_samples) // self.args.rollout.n_samples_per_prompt
         if self.experience_maker.groups_used is not None:  # set only by an estimator of the plugin
             status["groups_used"] = self.experience_maker.groups_used
+        status["scorer_zeros"] = int(sum(float(sample.info["scorer_errors"]) for sample in rollout_samples))
         return status, next_step
 
     def save_logs_and_checkpoints(

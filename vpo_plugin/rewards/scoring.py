@@ -136,10 +136,7 @@ class Scoring:
 
     def summary(self) -> str | None:
         """A sentence on the responses that scored zero because their scorer failed, if there are any."""
-        if not self.zeros:
-            return None
-        kept = f"; the first are in {self.failures}/scorer_error_*.txt" if self.failures else ""
-        return f"{self.zeros} responses scored zero because the scorer of the spec '{self.spec.name}' failed{kept}."
+        return say_zeros(self.zeros, self.spec.name, self.failures) if self.zeros else None
 
     def _read_group(self, items: Sequence[Item], outcome: Any) -> list[ScoredResponse]:
         if isinstance(outcome, list):
@@ -182,6 +179,12 @@ class Scoring:
         parts |= {"error": failure.message + failure.place, "traceback": failure.trace}
         with self._saving:
             return keep_failure(self.failures, parts)
+
+
+def say_zeros(zeros: int, spec: str, failures: Path | None) -> str:
+    """The sentence on responses that scored zero, with the name of the spec and the folder of the first failures."""
+    kept = f"; the first are in {failures}/scorer_error_*.txt" if failures else ""
+    return f"{zeros} responses scored zero because the scorer of the spec '{spec}' failed{kept}."
 
 
 def keep_failure(folder: Path, parts: Mapping[str, str | None]) -> Path | None:
