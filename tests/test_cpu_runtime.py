@@ -124,6 +124,40 @@ def test_two_runs_on_one_machine(runs: Training) -> None:
     assert not folders[1].exists()
 
 
+ALONE = """
+import psutil, signal, time
+from vpo_plugin.openrlhf import cpu, launcher
+
+cpu.install()
+cpu.NOTICED_SECONDS = 1
+try:
+    cpu.start_private_ray({})
+    signal.signal(signal.SIGTERM, launcher._exit_on_sigterm)
+    import ray
+
+    for child in psutil.Process().children():
+        if child.name() == "raylet":
+            child.kill()
+
+    @ray.remote(num_gpus=1)
+    class Engine:
+        def start(self):
+            pass
+
+    ray.get(Engine.remote().start.remote())
+except KeyboardInterrupt:
+    print("given up", cpu.raylet_died)
+finally:
+    launcher.stop_ray()
+"""
+
+
+def test_a_run_does_not_wait_for_another_node() -> None:
+    """Its only one is gone, and Ray would wait for a place for the engine forever."""
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=120)
+    assert "given up True" in done.stdout, done.stderr[-3000:]
+
+
 NESTED = """
 import os, subprocess, sys
 from pathlib import Path

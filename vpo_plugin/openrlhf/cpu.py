@@ -30,9 +30,11 @@ import io
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import types
 from typing import Any, NoReturn
 
@@ -84,6 +86,10 @@ ray_folder: str | None = None
 # Waits until this process is gone, gives Ray a few seconds to end by itself, and ends what is left: the processes whose
 # TMPDIR is this run's folder, which no other run has. A Ray worker that finds its raylet dead while it writes to it
 # leaves its children behind (Ray 2.55, raylet_connection.cc, ShutdownIfLocalRayletDisconnected).
+NOTICED_SECONDS = 20.0  # in which most calls of Ray fail once its raylet is dead
+raylet_died = False
+"""Whether the private Ray's only node ended before the run, and the run did not notice."""
+_stopped = threading.Event()
 _watchers: list[subprocess.Popen[bytes]] = []  # this process holds their input open while it lives
 WATCH = 'cat > /dev/null; sleep 3; exec "$0" -c "$1" "$2"'
 END_ALL = """
@@ -330,12 +336,16 @@ def start_private_ray(runtime_env: dict[str, Any]) -> None:
         runtime_env=runtime_env,
         _temp_dir=ray_folder,
     )
+    _stopped.clear()
+    (raylet,) = (child for child in psutil.Process().children() if child.name() == "raylet")
+    threading.Thread(target=_follow, args=[raylet], daemon=True).start()
 
 
 def stop_private_ray() -> None:
     """Stop the private Ray, end all remaining processes of the run, and remove Ray's folder."""
     import ray
 
+    _stopped.set()
     ray.shutdown()
     left = psutil.Process().children(recursive=True)
     for process in left:
@@ -346,6 +356,17 @@ def stop_private_ray() -> None:
             process.kill()
     if ray_folder is not None:
         shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def _follow(raylet: psutil.Process) -> None:
+    """Interrupt the run by SIGTERM if its only node is gone: actors without a place would wait for another forever."""
+    global raylet_died
+    while raylet.is_running() and raylet.status() != psutil.STATUS_ZOMBIE:
+        if _stopped.wait(1):
+            return
+    if not _stopped.wait(NOTICED_SECONDS):
+        raylet_died = True
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _watch(folder: str) -> None:

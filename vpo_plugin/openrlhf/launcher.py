@@ -68,6 +68,10 @@ def main() -> None:
             raise
         traceback.print_exc()
         sys.exit(f"A process or a node of the run died, see above. {how_to_resume(given)}")
+    except KeyboardInterrupt:
+        if not cpu.raylet_died:
+            raise
+        sys.exit(f"Ray's node died, see above. {how_to_resume(given)}")
     finally:
         stop_ray()
 
@@ -196,6 +200,8 @@ def start_ray(settings: Settings) -> None:
 
 
 def _exit_on_sigterm(signum: int, frame: Any) -> NoReturn:
+    if cpu.raylet_died:
+        raise KeyboardInterrupt  # the one exception that leaves every call of Ray
     sys.exit(128 + signum)
 
 
