@@ -5,6 +5,8 @@ Skipped where no Chromium is installed: `make browser` installs Debian's.
 
 import copy
 import io
+import json
+import random
 import shutil
 from collections.abc import Iterator
 
@@ -96,6 +98,42 @@ def test_the_page_fits_the_screen_and_its_pictures_are_drawn(read, results, cont
         assert page.locator(f"#{section}").is_visible() == script
     assert page.get_by_text("With JavaScript this page also has").is_visible() == (not script)
     assert page.get_by_text("With JavaScript this page shows all 3 prompts").count() == (not script)
+
+
+HEADERS_IN_LINES = """() => [...document.querySelectorAll("th, h1, h2, h3, figcaption")].flatMap((cell) => {
+    const walk = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), broken = [];
+    while (walk.nextNode()) {
+        for (const word of walk.currentNode.data.matchAll(/[^\\s-]+/g)) {
+            const range = new Range();
+            range.setStart(walk.currentNode, word.index);
+            range.setEnd(walk.currentNode, word.index + word[0].length);
+            if (new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1) broken.push(word[0]);
+        }
+    }
+    return broken;
+})"""
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_no_word_of_a_header_is_broken_and_the_ceiling_is_in_view(read, three, width):
+    """With long names of policies and objectives; those at the corners of the triangle are whole, side by side."""
+    long = dict(zip(three["objectives"], ["completion", "collects_gold_first", "avoids_lava_at_all"], strict=True))
+    renamed = json.loads(json.dumps(three).replace('"grpo"', '"group_relative"'))
+    renamed["objectives"] = list(long.values())
+    for policy in renamed["policies"]:
+        policy["objective_means"] = {long[key]: value for key, value in policy["objective_means"].items()}
+    page = read(renamed, viewport={"width": width, "height": 800})
+    assert page.evaluate(HEADERS_IN_LINES) == []
+    ceiling = page.get_by_role("columnheader", name="ceiling", exact=True)
+    seen = [ceiling, *page.locator(".panels h2 small, .panels .mark").all()]
+    boxes = [one.bounding_box() for one in seen]
+    assert len(boxes) > 4 and all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+    plot = page.locator("#weights .ternary svg")
+    edges, (top, left, right) = plot.bounding_box(), [one.bounding_box() for one in plot.locator(".axis").all()]
+    for box in (top, left, right):
+        assert edges["x"] - 1 <= box["x"] and box["x"] + box["width"] <= edges["x"] + edges["width"] + 1
+        assert box["y"] + box["height"] <= edges["y"] + edges["height"] + 1
+    assert left["x"] + left["width"] < right["x"] or left["y"] + left["height"] < right["y"] + 1
 
 
 def test_the_slider_over_the_weights_changes_who_wins(read, three):
@@ -238,8 +276,17 @@ def test_a_candidate_shows_its_route(read, results):
     assert max(widths) > min(widths)  # written more often
 
 
-def many(results, number=60):
-    """So many prompts; only grpo solves the last, and base and vpo are furthest apart on the tenth."""
+def many(results, number=60, candidates=1):
+    """So many prompts; only grpo solves the last, and base and vpo are furthest apart on the tenth.
+
+    Each policy has that many candidates, of which the first is its best.
+    """
+    draw = random.Random(0)
+
+    def worse() -> dict:
+        steps = draw.choices(["UP", "DOWN", "LEFT", "RIGHT"], k=12)
+        return candidate(" ".join(steps), [round(draw.uniform(-1, 0), 3) for _ in range(4)])
+
     good, fair, bad = candidate("RIGHT", [1] * 4), candidate("UP", [0.5] * 4), candidate("DOWN", [0] * 4)
     prompts = []
     for i in range(number):
@@ -249,7 +296,11 @@ def many(results, number=60):
         elif i == 9:
             chosen |= {"base": bad, "vpo": candidate("RIGHT", [0.7] * 4)}
         policies = [
-            {"name": name, "pairwise_l1": i % 7, "responses": [{"response": "r", "candidates": [one]}]}
+            {
+                "name": name,
+                "pairwise_l1": i % 7,
+                "responses": [{"response": "r", "candidates": [one, *(worse() for _ in range(candidates - 1))]}],
+            }
             for name, one in chosen.items()
         ]
         text = f"the maze of {'Minos' if i == 33 else 'someone'}"
@@ -281,9 +332,12 @@ def test_every_prompt_can_be_found_sorted_and_linked_to(read, results):
 
 
 def test_a_thousand_prompts_open_at_once(read, results, tmp_path):
-    page = read(many(results, 1000))
+    """And 30 different candidates of each policy."""
+    page = read(many(results, 1000, candidates=30))
     assert page.locator("#prompts details[name=prompt]").count() == 25 and page.locator("script").count() == 1002
-    assert (tmp_path / "report.html").stat().st_size < 3_000_000
+    assert (tmp_path / "report.html").stat().st_size < 20_000_000
+    page.get_by_role("link", name="999", exact=True).click()
+    expect(page.locator("#prompt-999").get_by_role("button", name="all 30 candidates").first).to_be_visible()
 
 
 def test_a_link_opens_its_prompt(read, results):

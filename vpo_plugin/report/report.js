@@ -416,7 +416,7 @@
       return sized(holder, (width) => {
         const size = Math.min(width, 460), side = size - 60, tall = side * Math.sqrt(0.75), left = (width - side) / 2, top = 26;
         const place = (a, b) => [left + side * (1 - a - b) * 1 + side * a * 0.5, top + tall * (1 - a)]; // a at the top, b on the left, the rest on the right
-        const root = svg("svg", { viewBox: `0 0 ${width} ${tall + 60}`, width, height: tall + 60, role: "img",
+        const root = svg("svg", { viewBox: `0 0 ${width} ${tall + 66}`, width, height: tall + 66, role: "img",
           "aria-label": `Which policy is best at each weighting: ${listed(shares.map((i) => `${name(fronts[i].of)} on ${percent(won[i].all / draws.length)}`))}` });
         for (const { winner, clear, cells } of groups.values()) {
           const d = cells.map((corners) => `M${corners.map(([i, j]) => place(i / n, j / n).map((v) => v.toFixed(1)).join(" ")).join("L")}Z`).join("");
@@ -429,17 +429,21 @@
         }
         const at = place(w[0], w[1]);
         root.append(svg("circle", { class: "here", cx: at[0], cy: at[1], r: 7 }));
-        [[1, 0, 0, -8, "middle"], [0, 1, 0, 20, "middle"], [0, 0, 0, 20, "middle"]].forEach(([a, b, dx, dy, anchor], o) => {
-          const [x, y] = place(a, b);
-          root.append(svg("text", { x: x + dx, y: y + dy, "text-anchor": anchor, class: "axis" }, data.objectives[o]));
+        holder.replaceChildren(root); // only what is on the page has a text length
+        const ends = [[1, 0, -8], [0, 1, 20], [0, 0, 20]].map(([a, b, dy], o) => {
+          const [x, y] = place(a, b), label = svg("text", { y: y + dy, "text-anchor": "middle", class: "axis" }, data.objectives[o]);
+          root.append(label);
+          const half = label.getComputedTextLength() / 2, at = Math.max(half, Math.min(width - half, x)); // whole, even if long
+          label.setAttribute("x", at);
+          return { label, left: at - half, right: at + half, below: y + dy + 16 };
         });
+        if (ends[1].right + 8 > ends[2].left) ends[2].label.setAttribute("y", ends[2].below);
         root.addEventListener("click", (event) => {
           const box = root.getBoundingClientRect();
           const a = 1 - (event.clientY - box.top - top) / tall, b = 1 - (event.clientX - box.left - left) / side - a / 2;
           const values = [a, b, 1 - a - b].map((v) => Math.max(0, v));
           if (total(values) > 0) set(values.map((v) => v / total(values)));
         });
-        holder.replaceChildren(root);
       });
     }
 
