@@ -308,7 +308,7 @@
     });
     const outputs = data.objectives.map((_, i) => html("output", { for: `weight-${i}` }));
     const sliders = html("div", { class: "sliders" }, ...data.objectives.map((objective, i) =>
-      html("div", {}, html("label", { for: `weight-${i}` }, objective), inputs[i], outputs[i])));
+      html("div", {}, html("label", { for: `weight-${i}` }, ...soft(objective)), inputs[i], outputs[i])));
     const presets = [["deployment weights", halfway(data.weights)], ["equal weights", halfway(data.weights.map(() => 1))]];
     const buttons = html("div", { class: "controls" }, ...presets.map(([label, values]) => {
       const button = html("button", { type: "button" }, label);
