@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What works on this machine's GPU: the estimator on CUDA tensors beside the CPU's, then a training of the tiny policy.
-# One command, in the environment in which trainings run; each part says what it needs and does not find.
+# What works on this machine's GPU: estimator and experience hook on CUDA tensors beside the CPU's, then a training of the
+# tiny policy. One command, in the environment in which trainings run; each part says what it needs and does not find.
 #   bash benchmarks/gpu_check.sh > gpu_check.txt
 # Wheels for a machine without a network: pip download --no-deps -r requirements/gpu.txt, in pieces with split -b 60M, joined
 # there with cat. flash-attn is compiled; without it its import is stood in for, and the training packs no samples.
@@ -49,7 +49,6 @@ for groups, rollouts, candidates, objectives in ((128, 8, 3, 4), (128, 8, 5, 16)
     print(f"largest difference of an advantage: {(result['cpu'] - result['cuda']).abs().max():.2e}")
 END
 
-echo "== training"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 if ! "$python" -c "import flash_attn" 2>/dev/null; then
     echo "flash-attn is not installed: its import is stood in for, and packed samples are not tried"
@@ -61,6 +60,15 @@ if ! "$python" -c "import flash_attn" 2>/dev/null; then
     echo "all_gather = None" > "$stand_in/flash_attn/utils/distributed.py"
     export PYTHONPATH="$PYTHONPATH:$stand_in"
 fi
+
+echo "== experience hook, CUDA beside CPU"
+if said=$("$python" -m benchmarks.simulate hook 2>&1); then
+    echo "$said"
+else
+    echo "did not run: $(tail -1 <<< "$said")"
+fi
+
+echo "== training"
 if "$python" -c "import openrlhf, vllm" 2>/dev/null; then
     "$python" -m vpo_plugin.cli doctor --train
 else

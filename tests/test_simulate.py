@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from host import importable_host
 
 from benchmarks import simulate, sizing
 from vpo_plugin.advantages import RewardBatch
 from vpo_plugin.models import TINY, resolve_policy
+from vpo_plugin.openrlhf.cpu import cuda_available
+from vpo_plugin.openrlhf.settings import VARIABLE
 
 
 def run_simulation(*arguments: str) -> str:
@@ -36,6 +39,19 @@ def test_what_a_step_moves_grows_with_its_rollouts() -> None:
     small, large = rows["object store, MB"]
     assert large == pytest.approx(4 * small, rel=0.05)
     assert all(seconds > 0 for seconds in rows["hook in the trainer, s"] + rows["estimator alone, s"])
+
+
+def test_the_hook_is_timed_where_there_is_no_cuda(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As gpu_check.sh runs it: the host's experiences through the real hook."""
+    assert '"$python" -m benchmarks.simulate hook' in Path(simulate.__file__).with_name("gpu_check.sh").read_text()
+    monkeypatch.setenv(VARIABLE, "")  # is set by the command, and restored
+    with importable_host():
+        simulate.main(["hook", "--rollouts", "16"])
+    said = capsys.readouterr().out
+    assert re.search(r"^16 rollouts, m 5, k 16 cpu +[\d.]+ ms$", said, re.MULTILINE)
+    assert cuda_available() or "did not run on CUDA" in said
 
 
 def test_the_estimator_of_the_largest_step() -> None:

@@ -44,7 +44,7 @@ def patch_experience_maker(module: Any) -> None:
 def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Callable[..., list[Any]]) -> list[Any]:
     """Compute the advantages of one batch with the estimator that `--advantage` names.
 
-    An estimator of the host gets the unchanged batch; the plugin still adds its metrics.
+    An estimator of the host gets the unchanged batch; the plugin still adds its metrics and logs.
 
     Args:
         maker: the host's `RemoteExperienceMaker`, with `global_step` set (0-based).
@@ -56,8 +56,7 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
         The experiences, with `advantages` and `returns` of shape (rows, tokens). With an estimator of the plugin,
         `rewards` hold its advantages; after this, the host reads only `info["reward"]`.
     """
-    args, run = maker.args, current_settings()
-    spec = load_once(str(run.spec))
+    args, spec = maker.args, load_once(str(current_settings().spec))
     batch = Batch(experiences, args.rollout.n_samples_per_prompt)
     packed = batch.in_order([row for experience in experiences for row in experience.info.pop(INFO_KEY).flatten(1)])
     matrices, mask = stack_groups([unpack(row) for row in packed], batch.rollouts)
@@ -65,13 +64,15 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
     rewards = reward_batch(args, spec, matrices, mask, labels, step=step)
     batch.log(set_metrics(spec, matrices, mask) | {"set_reward": rewards.set_rewards})
 
-    name = args.algo.advantage.estimator
-    if name not in advantage_estimator_names():
-        return host(maker, experiences)
-
-    estimator = get_advantage_estimator(name)
     # The host's length penalties apply to the scalar reward that it logs and to the estimator's values.
     scalars = batch.penalized(batch.gather([experience.rewards.float() for experience in experiences]), args)
+    name = args.algo.advantage.estimator
+    if name not in advantage_estimator_names():
+        experiences = host(maker, experiences)
+        log_batch(maker, batch, spec, matrices, mask, scalars, scalars, batch.token_means("advantages"))
+        return experiences
+
+    estimator = get_advantage_estimator(name)
     if estimator.normalize is None:
         worth = scalars
         advantages = estimator(reward_batch(args, spec, batch.penalized(matrices, args), mask, labels, step=step))
@@ -87,9 +88,31 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
     equal = (advantages.abs().amax(-1, keepdim=True) < NO_SPREAD).expand_as(worth)
     maker.groups_used = int((equal[:, 0] == 0).sum())
     batch.log({"reward": scalars, "group_reward_std": spread, "zero_spread": equal.float()})
+    log_batch(maker, batch, spec, matrices, mask, scalars, worth, advantages)
+    return experiences
+
+
+def log_batch(
+    maker: Any,
+    batch: "Batch",
+    spec: RewardSpec,
+    matrices: Float[Tensor, "groups rollouts candidates objectives"],
+    mask: Bool[Tensor, "groups rollouts candidates objectives"] | None,
+    scalars: Float[Tensor, "groups rollouts"],
+    worth: Float[Tensor, "groups rollouts"],
+    advantages: Float[Tensor, "groups rollouts"],
+) -> None:
+    """Save the batch's rewards and advantages, and the texts of a few prompts.
+
+    Args:
+        scalars: the host's scalar rewards.
+        worth: what the estimator values, the scalar reward for an estimator of the host.
+        advantages: of the rollouts; the mean over the tokens for an estimator of the host.
+    """
+    log_dir, step, log_prompts = current_settings().log_dir, maker.global_step + 1, maker.args.vpo.log_prompts
     log_rollouts(
-        run.log_dir,
-        step + 1,
+        log_dir,
+        step,
         reward_matrices=matrices.numpy(),
         mask=torch.ones_like(matrices, dtype=torch.bool).numpy() if mask is None else mask.numpy(),
         rollout_rewards=worth.numpy(),
@@ -97,32 +120,24 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any], host: Cal
         token_advantages=batch.token_means("advantages").numpy(),
         prompts=np.array([sha256(prompt.encode()).hexdigest()[:16] for prompt in batch.of_prompts("prompts")]),
     )
-    shown = len(worth) if args.vpo.log_prompts < 0 else args.vpo.log_prompts
-    texts = batch.texts(maker.tokenizer, shown)
+    texts = batch.texts(maker.tokenizer, len(worth) if log_prompts < 0 else log_prompts)
+    rows = zip(matrices.flatten(0, 1), scalars.flatten(), worth.flatten(), advantages.flatten(), strict=True)
     log_texts(
-        run.log_dir,
-        maker.global_step + 1,
+        log_dir,
+        step,
         [
             {
-                "prompt": text[0],
-                "response": text[1],
-                "candidates": candidates_of(spec, text[1], len(matrix)),
+                "prompt": prompt,
+                "response": response,
+                "candidates": candidates_of(spec, response, len(matrix)),
                 "rewards": matrix.tolist(),
                 "reward": float(reward),
                 "rollout_reward": float(value),
                 "advantage": float(advantage),
             }
-            for text, matrix, reward, value, advantage in zip(
-                texts,
-                matrices.flatten(0, 1)[: len(texts)],
-                scalars.flatten()[: len(texts)],
-                worth.flatten()[: len(texts)],
-                advantages.flatten()[: len(texts)],
-                strict=True,
-            )
+            for (prompt, response), (matrix, reward, value, advantage) in zip(texts, rows, strict=False)
         ],
     )
-    return experiences
 
 
 def candidates_of(spec: RewardSpec, response: str, rows: int) -> list[str | None]:
@@ -202,12 +217,13 @@ class Batch:
         ]
 
     def gather(self, parts: Sequence[Float[Tensor, "rows *more"]]) -> Float[Tensor, "groups rollouts *more"]:
-        """Join the tensors of the micro-batches into one in prompt order."""
-        return torch.cat(list(parts))[self.order.argsort()].unflatten(0, (-1, self.rollouts))
+        """Join the tensors of the micro-batches into one in prompt order, on the CPU."""
+        return torch.cat([part.cpu() for part in parts])[self.order.argsort()].unflatten(0, (-1, self.rollouts))
 
     def split(self, values: Float[Tensor, "groups rollouts *more"]) -> list[Float[Tensor, "rows *more"]]:
-        """The opposite of `gather`: one tensor per micro-batch."""
-        return [part.clone() for part in values.flatten(0, 1)[self.order].split(self.sizes)]
+        """The opposite of `gather`: one tensor per micro-batch, on its device."""
+        parts = values.flatten(0, 1)[self.order].split(self.sizes)
+        return [part.clone().to(one.action_mask.device) for one, part in zip(self.experiences, parts, strict=True)]
 
     def penalized(
         self, values: Float[Tensor, "groups rollouts *more"], args: Any
@@ -231,7 +247,7 @@ class Batch:
         means = []
         for experience in self.experiences:
             mask = experience.action_mask
-            means.append((getattr(experience, field) * mask).sum(-1) / mask.sum(-1).clamp(min=1))
+            means.append((getattr(experience, field).float() * mask).sum(-1) / mask.sum(-1).clamp(min=1))
         return self.gather(means)
 
 
