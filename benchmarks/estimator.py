@@ -179,7 +179,7 @@ def read_shape(text: str) -> tuple[int, int, int, int]:
     """`128x8x3x4` -> (128, 8, 3, 4). Raises ArgumentTypeError for anything else."""
     sizes = text.split("x")
     if len(sizes) != 4 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape GROUPSxROLLOUTSxCANDIDATESxOBJECTIVES")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape GROUPSxROLLOUTSxCANDIDATESxOBJECTIVES")
     groups, rollouts, candidates, objectives = map(int, sizes)
     return groups, rollouts, candidates, objectives
 

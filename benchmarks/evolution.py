@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     by = args.unsolved_by or list(policies)
     for flag, names in (("sets", args.sets), ("unsolved_by", by)):
         if unknown := set(names) - set(policies):
-            raise ValueError(f"--{flag} names {sorted(unknown)}, which are no --policies.")
+            raise ValueError(f"--{flag} names {sorted(unknown)}, which --policies does not name.")
     spec = load_spec(args.spec)
     sizes = {name: spec.candidates if name in args.sets else 1 for name in policies}
     pools = {name: args.work / "pools" / name for name in policies}
@@ -178,7 +178,4 @@ def plot(figure: Figure, results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"\n{error}")
+    sys.exit(main())

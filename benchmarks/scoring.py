@@ -1,9 +1,8 @@
 """Measure how fast responses are scored: python -m benchmarks.scoring [--before DIR]
 
 Scores on one core in this process, and with the scoring service of every command on one core and on all cores: one
-process per core, with the service's own side on the same cores. What the cores of a machine gain at best is measured
-in turns with it: one process that scores by itself, then as many as there are cores. Each task's responses hold three
-candidates, after a few words.
+process per core, with the service's own side on the same cores. For comparison, it also measures what the cores gain
+at best: one independent process, then one per core. Each task's responses hold three candidates, after a few words.
 With --before, a checkout from before the scoring service scores the same responses in turns with this one.
 For programs, see python -m benchmarks.sandbox.
 """

@@ -40,7 +40,7 @@ REPEATS = 5
 
 SPEC = """
 name: synthetic
-description: Rewards that are read from the candidate, for measuring all that is not the scorer.
+description: Rewards that are read from the candidate, to measure everything but the scorer.
 objectives: [{objectives}]
 weights: {{{weights}}}
 candidates: {candidates}
@@ -412,7 +412,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     engine.add_argument("--tokens", type=int, default=160, help="tokens of the longest response (default: 160)")
     engine.add_argument("--rounds", type=int, default=5, help="rounds of each (default: 5)")
     engine.add_argument("--scorer", choices=COSTS, default="waits", help="what the scorer does with its time")
-    engine.add_argument("--milliseconds", type=float, default=40.0, help="of it for a candidate (default: 40)")
+    engine.add_argument("--milliseconds", type=float, default=40.0, help="of the scorer per candidate (default: 40)")
     engine.set_defaults(run=simulate_engine)
     args = parser.parse_args(argv)
     args.run(args)

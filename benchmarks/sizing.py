@@ -93,7 +93,7 @@ def table() -> list[tuple[str, list[str]]]:
     row("training state on a GPU, GB", [state_gb(a) for a in LAYOUTS], ".0f")
     row("engine's weights on a GPU, GB", [2 * a.parameters / a.tensor_parallel / 1e9 for a in LAYOUTS], ".0f")
     row("weight sync: received by each GPU, GB", [bytes_ / 1e9 for bytes_ in gathered], ".0f")
-    row("  the same with engines apart, GB", [bytes_ / 1e9 for bytes_ in weights], ".0f")
+    row("  the same, engines on their own GPUs, GB", [bytes_ / 1e9 for bytes_ in weights], ".0f")
     row("rollouts to the trainer, MB", [TOKEN_BYTES * a.tokens / 1e6 for a in LAYOUTS], ".1f")
     row(
         "reward matrices to the trainer, MB",

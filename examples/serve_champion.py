@@ -13,9 +13,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from flows.process import exit_on_sigterm
 from flows.registry import RegistryError, champion
-from vpo_plugin.locks import temporary_home
+from vpo_plugin.locks import exit_on_sigterm, temporary_home
 
 VLLM = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 """The same as `vllm serve`, which vLLM's CPU build lacks."""

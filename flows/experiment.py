@@ -16,12 +16,12 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.hooks import how_to_open, show_picture
 from flows.pipeline import candidates_of, check_settings, evaluate, first_policy, prepare_data, prepare_policy, train
-from flows.process import exit_on_sigterm, stopping_threads
+from flows.process import stopping_threads
 from flows.server import check_server
 from flows.settings import ExperimentSettings, PipelineSettings
 from vpo_plugin.advantages import get_advantage_estimator, parse_method
 from vpo_plugin.cli.settings import flags
-from vpo_plugin.locks import owned
+from vpo_plugin.locks import exit_on_sigterm, owned
 from vpo_plugin.metrics import expected_set_reward, mean_pairwise_l1
 from vpo_plugin.openrlhf.log import read_steps
 from vpo_plugin.provenance import masked, provenance

@@ -292,18 +292,3 @@ def write_prompts(rows: list[dict[str, Any]], folder: Path) -> str:
     prompts = [{"input": row["prompt"], "label": pack_label(row["label"])} for row in rows]
     Dataset.from_list(prompts).save_to_disk(str(folder))
     return digest(prompts)
-
-
-if __name__ == "__main__":
-    from vpo_plugin.cli import main
-
-    settings = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
-    sys.exit(
-        main(
-            [
-                "run",
-                "pipeline",
-                *(f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in settings.items()),
-            ]
-        )
-    )

@@ -6,7 +6,6 @@ The program outlives a killed flow: a restarted flow finds it by its lock and fo
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -107,11 +106,6 @@ def stopping_threads() -> Iterator[None]:
     except BaseException:
         _stopping.set()
         raise
-
-
-def exit_on_sigterm() -> None:
-    """Let SIGTERM end this command and all that it started, as Ctrl-C does; exit code 143."""
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
 
 
 def running(log: Path) -> int | None:

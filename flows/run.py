@@ -63,8 +63,8 @@ def start(flow: str, settings: BaseModel) -> None:
         OSError: the policy cannot be read, or the disk is full.
     """
     from flows.plan import check
-    from flows.process import exit_on_sigterm
     from flows.server import check_server
+    from vpo_plugin.locks import exit_on_sigterm
 
     check(settings)
     exit_on_sigterm()

@@ -101,7 +101,7 @@ def training_flags(
     """The host's flags to train one method, with one optimizer step per batch of fresh rollouts."""
     from transformers import AutoTokenizer
 
-    from vpo_plugin.search.policy import as_chat
+    from vpo_plugin.search.policy import as_chat, most_tokens
     from vpo_plugin.search.pool import full_prompt, load_prompts
 
     spec = load_spec(settings.spec)
@@ -114,7 +114,7 @@ def training_flags(
 
     rows = load_prompts(spec, data / "train")
     texts = as_chat([asked(row) for row in rows], tokenizer, settings.chat_template_kwargs)
-    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    longest = most_tokens(texts, tokenizer)
     m = settings.candidates or spec.candidates
     rollouts = settings.rollouts_per_prompt * m // candidates
     batch = settings.prompts_per_step * rollouts

@@ -175,8 +175,10 @@ def vpo(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
 
 def run_pipeline(tmp_path: Path, **settings: object) -> subprocess.CompletedProcess[str]:
     """The pipeline's command with a Prefect of its own and the runs under `tmp_path`."""
+    given = {"runs": str(tmp_path), **settings}.items()
+    flags = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given]
     return subprocess.run(
-        [sys.executable, "-m", "flows.pipeline", json.dumps({"runs": str(tmp_path), **settings})],
+        [sys.executable, "-m", "vpo_plugin.cli", "run", "pipeline", *flags],
         capture_output=True,
         text=True,
         timeout=600,

@@ -237,7 +237,7 @@ def run_settings(host: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def carry(name: str, rewards: torch.Tensor, labels: list[str], *flags: str) -> torch.Tensor:
-    """The token advantages that the host makes of these rewards, one a rollout, (groups, rollouts)."""
+    """The token advantages that the host makes of these rewards, one per rollout, (groups, rollouts)."""
     from test_experience import compute, make_maker, make_samples, with_forward_results
 
     groups, rollouts = rewards.shape[:2]

@@ -89,7 +89,7 @@ def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as stopped:
         bench.main(arguments)
     assert stopped.value.code == 2
-    assert "is no shape" in (said := capsys.readouterr().err) or "not a whole number above 0" in said
+    assert "is not a shape" in (said := capsys.readouterr().err) or "not a whole number above 0" in said
 
 
 @pytest.mark.parametrize("name", scoring.RESPONSES)

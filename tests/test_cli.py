@@ -331,6 +331,9 @@ def test_help_says_how_the_command_is_called_and_what_its_flags_are(command: str
     result = vpo(*command.split(), "--help", COLUMNS="100")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"usage: vpo {command} ") and max(map(len, result.stdout.splitlines())) <= 115
+    needed = result.stdout.partition("\noptional:")[0]
+    assert {"spec check": "\n  SPEC ", "report": "\n  --output PATH"}.get(command, "") in needed
+    assert "(required)" not in result.stdout and "(default: {})" not in result.stdout
     flags = re.findall(r"^  (--\S+)", result.stdout, re.MULTILINE)
     assert len(flags) >= 2 and not [flag for flag in flags if "-" in flag[2:]]
 

@@ -145,12 +145,9 @@ def test_a_command_is_right_as_written(page: str, command: str, in_text: bool) -
             pytest.fail(f"{command} does not read its settings")
     elif program == "python" and rest[0] == "-m":
         module = rest[1]
-        if module == "flows.pipeline":
-            SETTINGS["pipeline"].model_validate_json(rest[2] if len(rest) > 2 else "{}")
-        else:
-            assert source(module).is_file()
-            flags = {word.split("=")[0] for word in rest if word.startswith("--")}
-            assert not module.startswith(("benchmarks.", "vpo_plugin.")) or flags <= flags_of(module)
+        assert source(module).is_file()
+        flags = {word.split("=")[0] for word in rest if word.startswith("--")}
+        assert not module.startswith(("benchmarks.", "vpo_plugin.")) or flags <= flags_of(module)
     elif program == "prefect":
         for flow, name in (word.split("/") for word in rest if word.split("/")[0] in SETTINGS):
             parameters = dict(deployments()[flow, name])

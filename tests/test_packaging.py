@@ -104,6 +104,7 @@ def test_the_wheel_holds_what_a_user_needs(tmp_path: Path) -> None:
     where = "import vpo_plugin, flows, reward_specs; print(vpo_plugin.__file__, flows.__file__, reward_specs.__path__)"
     found = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert found.stdout.count(str(target)) == 3, found
+    assert (target / "vpo_plugin" / "py.typed").is_file(), "mypy of a project that uses the wheel sees no types"
     assert "maze_small" in vpo("spec", "list")
     assert "'maze_small' is sound" in vpo("spec", "check", "maze_small")
     assert str(target / "reward_specs" / "maze_small" / "policy") in vpo("run", "maze-cpu", "--dry_run")

@@ -114,8 +114,8 @@ def test_a_task_without_known_answers_is_not_called_sound(tmp_path: Path) -> Non
     spec = load_spec(tmp_path)
     found = check_spec(spec)
     assert found[-1] == (
-        "NOT CHECKED: whether a right candidate gets its reward in the split 'train' or 'test', as no known answer was "
-        "scored (`answers`, `front`)."
+        "NOT CHECKED: whether a right candidate gets its reward in the split 'train' or 'test', because no known "
+        "answer was scored."
     )
     assert not any("known answers of" in sentence for sentence in found)
 

@@ -97,7 +97,7 @@ def spoil(folder: Path, first: int) -> None:
 
 @pytest.mark.parametrize("procedure", [BestOfK(), Refinement(), Evolution()])
 def test_a_budget_is_spent_in_candidates(procedure: Procedure, tmp_path: Path) -> None:
-    """12 candidates are 6 responses of 2 for each prompt, one a round, all prompts in a batch; 11 are as many."""
+    """12 candidates are 6 responses of 2 for each prompt, one per round, all prompts in a batch; 11 are as many."""
     policy = Scripted(lambda *_: "<route_1> UP </route_1> <route_2> LEFT </route_2>")
     found = search(procedure, policy, tmp_path / "a")
     assert [len(batch) for batch in policy.batches] == [5] * 6

@@ -89,7 +89,7 @@ def test_each_weighting_gets_the_candidate_that_is_best_under_it(tmp_path: Path)
 
 
 def test_vpo_select_says_what_the_pool_gives_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A pool with the whole front of each prompt but the first gives up what the first could have been worth."""
+    """A pool with the whole front of each prompt but the first falls short by what the first could have been worth."""
     pool = store_pool(tmp_path / "pool", ROWS, 99)
     flags = ["select", "--pool", str(pool), "--weights", "gold=3,avoid_lava=1"]
     assert main(flags) == 0
@@ -101,7 +101,7 @@ def test_vpo_select_says_what_the_pool_gives_up(tmp_path: Path, capsys: pytest.C
     assert "1 prompts have no candidate that could be parsed" in said.err
     best = [(pareto_front(SPEC, json.loads(row["label"])) @ [0, 0.75, 0, 0.25]).max() for row in ROWS]
     given_up = np.mean(best) - np.mean([row["value"] for row in rows])
-    assert f"gives up {given_up:.3f}" in said.err and 0 < given_up < 0.3
+    assert f"falls short of it by {given_up:.3f}" in said.err and 0 < given_up < 0.3
     assert main([*flags, "--output", str(tmp_path / "chosen.jsonl")]) == 0
     assert [json.loads(line) for line in (tmp_path / "chosen.jsonl").read_text().splitlines()] == rows
     assert capsys.readouterr().out == ""

@@ -16,10 +16,11 @@ from vpo_plugin.openrlhf.log import read_steps
 THREADS = """
 import sys
 from pathlib import Path
-from flows.process import exit_on_sigterm, run_logged, stopping_threads  # first: Prefect's server gets time to start
+from flows.process import run_logged, stopping_threads  # first: Prefect's server gets time to start
 from prefect import flow, task
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
+from vpo_plugin.locks import exit_on_sigterm
 
 @task
 def follow(log: Path) -> None:

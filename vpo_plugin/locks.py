@@ -63,6 +63,11 @@ def owned(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end this process and all that it started, as Ctrl-C does; exit code 143."""
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+
+
 @functools.cache
 def temporary_home() -> str:
     """A folder for the temporary files and sockets of this process and its children (`TMPDIR`).
@@ -72,7 +77,7 @@ def temporary_home() -> str:
     place = tempfile.gettempdir()
     place = place if len(place) <= LONGEST_PLACE else "/tmp"
     for left in Path(place).glob(f"vpo-*/{LOCK}"):
-        with suppress(OSError):  # another user's, or one that is going
+        with suppress(OSError):  # another user's, or one that is being removed
             if (descriptor := take(left)) is not None:
                 shutil.rmtree(left.parent, ignore_errors=True)
                 os.close(descriptor)
@@ -80,6 +85,6 @@ def temporary_home() -> str:
     take(Path(home, LOCK))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+        exit_on_sigterm()
     os.environ["TMPDIR"] = tempfile.tempdir = home
     return home

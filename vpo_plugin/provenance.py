@@ -48,13 +48,16 @@ def provenance(command: str) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions of Python and of `PACKAGES`, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: installed(package) for package in PACKAGES}
+    return {"python": platform.python_version()} | {package: name for package, name in found.items() if name}
+
+
+def installed(package: str) -> str | None:
+    """The version of a distribution, None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @functools.cache

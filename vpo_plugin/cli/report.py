@@ -28,7 +28,7 @@ class Report(Command):
     )
     searches: CliVariadicArg[list[str]] = Field([], description="Outputs of `vpo search`: FOLDER or NAME=FOLDER.")
     run: Path | None = Field(None, description="A run of the pipeline, for its training curves and settings.")
-    match: Literal["candidates", "tokens"] = Field("candidates", description="What all policies get equally much of.")
+    match: Literal["candidates", "tokens"] = Field("candidates", description="What to match between policies.")
     spec: str | None = Field(None, description="Reward specification; default: the one that scored the pools.")
     title: str | None = Field(None, description="Title; default: the specification and the policies.")
     output: Path = Field(description="Folder of the report.")

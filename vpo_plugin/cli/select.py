@@ -18,7 +18,7 @@ class Select(Command):
 
 
 def main(arguments: list[str]) -> int:
-    """Candidates go to stdout or a file, what the pool gives up to stderr."""
+    """Candidates go to stdout or a file, how far the pool falls short to stderr."""
     settings = read(Select, arguments, "vpo select")
     from vpo_plugin.files import json_lines, write
     from vpo_plugin.rewards import load_spec

@@ -55,8 +55,8 @@ def read(
 
     Raises:
         UsageError: an unknown flag, or one that is missing.
-        ValueError: settings that are not allowed, a line each.
-        SystemExit: help was asked for, and is printed.
+        ValueError: settings that are not allowed, one per line.
+        SystemExit: after printing the help.
     """
     parser = _Parser(command, inspect.cleandoc(model.__doc__ or ""))
     known = ["help", *model.model_fields]
@@ -200,7 +200,10 @@ def _add_argument(parser: _Parser, *names: str, **options: Any) -> None:
         options |= {"nargs": "+", "action": "extend", "type": json.dumps, "metavar": "WORD"}
     if "metavar" in options:
         options["metavar"] = VALUES.get(options["metavar"], options["metavar"])
-    text = re.sub(r" \(default: (null|False|\[\])\)$| \(default factory: .*\)$", "", options["help"])
+    positional = not names[0].startswith("-")
+    needed = options["help"].endswith(" (required)") or (positional and options.get("nargs") != "?")
+    nothing = r" \(required\)$| \(default: (null|False|\[\]|\{\})\)$| \(default factory: .*\)$"
+    text = re.sub(nothing, "", options["help"])
     options["help"] = re.sub(r" \(default: \[(.*)\]\)$", lambda m: f" (default: {m[1].replace(chr(39), '')})", text)
-    group = parser.needed if text.endswith(" (required)") else parser.optional
+    group = parser.needed if needed else parser.optional
     group.add_argument(*names, **options)

@@ -3,22 +3,21 @@
 from pathlib import Path
 
 from pydantic import Field
+from pydantic_settings import CliPositionalArg
 
 from vpo_plugin.cli.settings import Command, read
 
 
 class Show(Command):
-    """Print the last steps of a run's trainings, what is wrong, and what the policy wrote: vpo show RUN [--step N]."""
+    """Print the last steps of a run's trainings, what is wrong, and what the policy wrote."""
 
-    run: Path = Field(description="Folder of a run, or a training's --ckpt.output_dir; the flag name is optional.")
+    run: CliPositionalArg[Path] = Field(description="Folder of a run, or a training's --ckpt.output_dir.")
     step: int | None = Field(None, ge=1, description="Show only the rollouts of this step, counted from 1.")
     prompts: int | None = Field(None, ge=1, description="Maximum number of prompts to show.")
 
 
 def main(arguments: list[str]) -> int:
     """Print the trainings, and a table for each prompt."""
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--run", *arguments]
     settings = read(Show, arguments, "vpo show")
     from vpo_plugin.report.rollouts import find_trainings, format_run, format_step
 

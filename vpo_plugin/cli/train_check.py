@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from vpo_plugin.openrlhf.log import last_line, read_steps
+
 SPEC = "maze_small"
 PROMPTS, ROLLOUTS, CANDIDATES, SEED = 4, 4, 3, 5
 STEPS = 2  # before the checkpoint from which it resumes, and as many after
@@ -56,7 +58,6 @@ def check_training() -> Iterator[Outcome]:
     """Train, stop, resume, and check the results: state and sentence of each finding."""
     from vpo_plugin.models import TINY, resolve_policy
     from vpo_plugin.openrlhf import cpu
-    from vpo_plugin.openrlhf.log import read_steps
 
     on_cpu = not cpu.cuda_available()
     with tempfile.TemporaryDirectory(prefix="vpo-doctor-") as name:
@@ -119,9 +120,7 @@ def train(flags: dict[str, Any], log: Path) -> tuple[float, str | None]:
             ).returncode
         except subprocess.TimeoutExpired:
             return time.monotonic() - start, f"it took more than {MOST_SECONDS} s"
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    problem = None if code == 0 else lines[-1] if lines else f"exit code {code}"
-    return time.monotonic() - start, problem
+    return time.monotonic() - start, last_line(log.read_text(errors="replace")) if code else None
 
 
 def judge_engine(steps: Sequence[dict[str, float]]) -> Outcome:

@@ -100,8 +100,8 @@ class AgentExecutor(AgentExecutorBase):
             matrix = given_rewards.read_matrix(self.spec, given, label)
         except Exception as error:
             matrix = given_rewards.failed(self.run, self.spec, query, label, who, error)
-            return {**output, **given_rewards.told(self.spec, matrix, logs, failed=True)}
-        return {**output, **given_rewards.told(self.spec, matrix, logs)}
+            return {**output, **given_rewards.host_fields(self.spec, matrix, logs, failed=True)}
+        return {**output, **given_rewards.host_fields(self.spec, matrix, logs)}
 
     def group_of(self, call: Any) -> "Group":
         """Join the group of a prompt. The host starts all rollouts of a prompt at once, in one actor, with one sampling

@@ -17,7 +17,7 @@ from vpo_plugin.openrlhf.flags import ESTIMATOR
 from vpo_plugin.openrlhf.output import check_output
 from vpo_plugin.openrlhf.prompts import open_parts
 from vpo_plugin.rewards import RewardSpec
-from vpo_plugin.rewards.fit import budget_mistake, naming_mistake
+from vpo_plugin.rewards.fit import budget_mistake, column_mistake, naming_mistake
 from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.rewards.prompts import ask
 from vpo_plugin.rewards.task import check_label
@@ -272,14 +272,11 @@ def check_rows(given: Flags, spec: RewardSpec, flag: str, split: str) -> Iterato
 
 def _bad_row(given: Flags, spec: RewardSpec, rows: Any) -> str | None:
     """What is wrong with a dataset, in a sentence that names the row; None if nothing is."""
-    keys = [given["data.input_key"], *([] if spec.label == "none" else [given["data.label_key"]])]
-    if missing := [key for key in keys if key not in rows.column_names]:
-        return (
-            f"it has no column {missing[0]!r} (it has {', '.join(rows.column_names)}): name the columns of prompt and "
-            "label with --data.input_key and --data.label_key."
-        )
-    labels = rows[keys[1]] if keys[1:] else [None] * len(rows)
-    for number, (prompt, label) in enumerate(zip(rows[keys[0]], labels, strict=True), start=1):
+    prompts, labels = given["data.input_key"], given["data.label_key"]
+    if mistake := column_mistake(spec, rows.column_names, prompts, labels, "--data."):
+        return mistake
+    read = [None] * len(rows) if spec.label == "none" else rows[labels]
+    for number, (prompt, label) in enumerate(zip(rows[prompts], read, strict=True), start=1):
         try:
             ask(spec, prompt, max(given["vpo.candidates"], 1))
             if not (isinstance(prompt, str) or given["data.apply_chat_template"]):

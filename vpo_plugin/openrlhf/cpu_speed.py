@@ -22,7 +22,7 @@ def idle_cores() -> int:
     """The number of cores that nothing uses for half a second, at least half of all.
 
     With more threads than idle cores, each operation waits until all threads have had a turn. On 2 cores with a load of
-    12, a step of a tiny policy then took five times as long. (The load average says what was, such as the last stage.)
+    12, a step of a tiny policy then took five times as long. The load average still counts the last stage.
     """
     cores = os.cpu_count() or 1
     busy = psutil.cpu_percent(interval=0.5) / 100 * cores

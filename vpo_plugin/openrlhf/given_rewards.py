@@ -89,7 +89,7 @@ def _label(spec: RewardSpec, label: Any) -> object:
     return read_label(spec, label) if spec.ragged else None
 
 
-def told(spec: RewardSpec, matrix: np.ndarray, logs: Mapping[str, Any], failed: bool = False) -> dict[str, Any]:
+def host_fields(spec: RewardSpec, matrix: np.ndarray, logs: Mapping[str, Any], failed: bool = False) -> dict[str, Any]:
     """The host's reward fields for a matrix and logs from the user's code."""
     reward = float((matrix.astype(np.float64) @ spec.weights_of(matrix.shape[1])).mean())
     said = fields(matrix, reward, 0 if failed else len(matrix), 0 if failed else len(matrix), failed)

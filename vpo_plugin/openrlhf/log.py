@@ -79,6 +79,12 @@ def last_words(log: Path) -> str:
     return "\n".join(said) + ("\n" if said[1:] else " ") + f"The whole log is {log}."
 
 
+def last_line(output: str) -> str:
+    """The last line of a program's output that is not empty."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing."
+
+
 def end_of(log: Path, most: int = 60) -> str:
     """The last `most` lines of a program's log, from its last traceback (or else its last error) on."""
     own = own_lines(log)

@@ -140,7 +140,7 @@ def _whole(value: float | None) -> str:
 
 
 def table_rows(count: int) -> list[int]:
-    """Indices of the rows that a table of `count` rows shows: all, or ever fewer towards the end."""
+    """Indices of the rows that a table of `count` rows shows: all, or fewer and fewer towards the end."""
     if count <= MAX_TABLE_ROWS:
         return list(range(count))
     return sorted({round(count ** (i / (MAX_TABLE_ROWS - 1))) - 1 for i in range(MAX_TABLE_ROWS)})

@@ -136,7 +136,7 @@ def _markdown() -> "MarkdownIt":
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("zero").enable(["blockquote", "code", "fence", "list"])
-    # A line without `>` ends a quote: lazy ones could go on with paragraphs alone, and reading on costs quadratic time.
+    # Without `>` a quote ends: a lazy line can only continue a paragraph, and reading further takes quadratic time.
     reader.block.ruler.before("code", "not_lazy", lambda state, line, last, silent: silent, {"alt": ["blockquote"]})
     reader.block.ruler.before("paragraph", "late_fence", _late_fence, {"alt": ["paragraph", "blockquote", "list"]})
     return reader

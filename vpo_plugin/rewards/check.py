@@ -63,10 +63,12 @@ def check_spec(spec: RewardSpec, scoring: Scoring | None = None) -> list[str]:
     shape = " ".join(write_response(spec, [f"candidate {s}" for s in (1, 2)][: spec.candidates]).split())
     found.append(f"What a response must contain to be scored: {shape}{' …' if spec.candidates > 2 else ''}")
     if unproven:
-        named = "the task names no known answers" if not (spec.answers or spec.front) else "no known answer was scored"
+        reason = (
+            "no known answer was scored" if spec.answers or spec.front else "the task has neither `answers` nor `front`"
+        )
         found.append(
-            f"NOT CHECKED: whether a right candidate gets its reward in the split {' or '.join(unproven)}, as {named} "
-            "(`answers`, `front`)."
+            f"NOT CHECKED: whether a right candidate gets its reward in the split {' or '.join(unproven)}, because "
+            f"{reason}."
         )
     return found
 

@@ -174,7 +174,7 @@ def open_dataset(
     disable_progress_bars()
     file = _file(source, split or "test")
     told = get_verbosity()
-    set_verbosity(CRITICAL)  # what it says of a failure is said below
+    set_verbosity(CRITICAL)  # the error below says what failed
     try:
         if file is not None:
             options = {"sep": "\t"} if _suffix(file) == ".tsv" else {}
@@ -206,7 +206,7 @@ def _why(source: str, split: str | None, file: str | None, error: Exception) -> 
                 if isinstance(row, Unreadable):
                     return f"{where} cannot be read: {row}."
                 if not isinstance(row, dict):
-                    return f"{where} is no object: {str(row)[:80]!r}."
+                    return f"{where} is not an object: {str(row)[:80]!r}."
                 json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             return f"{where} contains half of a character (a lone surrogate)."

@@ -1,4 +1,6 @@
-"""Whether what a run asks of its policy fits the specification. A mistake is a sentence that begins with its flag."""
+"""Whether a run's settings and data fit the specification: each mistake as a sentence."""
+
+from collections.abc import Sequence
 
 from vpo_plugin.rewards.spec import RewardSpec
 
@@ -19,3 +21,14 @@ def naming_mistake(spec: RewardSpec, flag: str) -> str | None:
     """Why `flag`, which states weights in the prompt, does not fit; None if all prompts have the same objectives."""
     said = f"{flag} names the objectives in the prompt, but in spec {spec.name!r} their number differs between prompts."
     return said if spec.ragged else None
+
+
+def column_mistake(spec: RewardSpec, names: Sequence[str], prompt: str, label: str, flag: str) -> str | None:
+    """Which column a dataset with these columns lacks; None if it has all. `flag` begins the flags that name them."""
+    needed = [prompt] if spec.label == "none" else [prompt, label]
+    if not (missing := [name for name in needed if name not in names]):
+        return None
+    return (
+        f"it has no column {missing[0]!r} (it has {', '.join(names)}): name the columns of prompt and label with "
+        f"{flag}input_key and {flag}label_key."
+    )

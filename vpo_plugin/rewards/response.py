@@ -82,8 +82,8 @@ def group_scorer(spec: RewardSpec) -> Callable[[Sequence[str], object, int], lis
             returned = _await(returned)
         if not isinstance(returned, list | tuple) or [_length(one) for one in returned] != [candidates] * len(found):
             raise RewardError(
-                f"The scorer returned {_shown(returned)}. It returns {len(found)} lists, one a rollout, of "
-                f"{candidates} reward vectors, one a candidate (anything for a candidate that is None)."
+                f"The scorer returned {_shown(returned)}. It returns {len(found)} lists, one per rollout, of "
+                f"{candidates} reward vectors, one per candidate (anything for a candidate that is None)."
             )
         columns = columns_for(label)
         return [_scored(*texts, rows, *columns) for texts, rows in zip(found, returned, strict=True)]
@@ -180,7 +180,7 @@ def _by_functions(spec: RewardSpec) -> Callable[[list[str], object, str | None],
             if not isinstance(returned, list | tuple) or len(returned) != len(texts):
                 raise RewardError(
                     f"The function of the objective '{key}' returned {_shown(returned)}. It returns a list of "
-                    f"{len(texts)} numbers, one a completion."
+                    f"{len(texts)} numbers, one per completion."
                 )
             found[key] = returned
         return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]

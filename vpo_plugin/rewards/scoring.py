@@ -268,7 +268,8 @@ def prepare(spec: RewardSpec) -> Any:
             return _failure(spec, error)
         finally:
             if threading.current_thread() is threading.main_thread():
-                signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that was left belongs to no other response
+                # Cancel an alarm that the scorer left, so that it cannot hit the next response.
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     return run
 

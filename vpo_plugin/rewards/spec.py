@@ -69,7 +69,7 @@ def load_entry_point(path: str) -> Callable[..., Any]:
 
 
 CHECKED = {"checked": True}
-"""The context in which a spec is validated that was before: nothing is imported."""
+"""The context for a spec that was validated before: nothing is imported."""
 
 
 def _importable(path: str, info: ValidationInfo) -> str:
@@ -306,7 +306,7 @@ class RewardSpec(_Model):
         try:
             module = importlib.import_module(data["task"])
         except ModuleNotFoundError:
-            return data  # the field says it
+            return data  # the field reports this
 
         def of_task(given: Any, **functions: str) -> Any:
             found = {
@@ -365,7 +365,7 @@ class RewardSpec(_Model):
         if any(not math.isfinite(weight) or weight < 0 for weight in value.values()):
             raise ValueError(f"Weights must be finite and not negative; these are {value}.")
         if abs(sum(value.values()) - 1) > 1e-6:
-            raise ValueError(f"The weights sum to {sum(value.values()):g}, they must sum to 1.")
+            raise ValueError(f"The weights sum to {sum(value.values()):g}, but must sum to 1.")
         return value
 
     @field_validator("gates")
@@ -421,7 +421,7 @@ class RewardSpec(_Model):
             raise ValueError(f"Candidates are scored in one way, and this spec has {' and '.join(given)}.")
         if named and len(named) < len(self.objective_keys):
             without = sorted(set(self.objective_keys) - set(named))
-            raise ValueError(f"The objective '{without[0]}' has no function, and others have: name one for each.")
+            raise ValueError(f"The objective '{without[0]}' has no function, but others do: name one for each.")
         return self
 
     @property

@@ -182,7 +182,7 @@ class Workers:
         """End a process, at this item if any, and run the rest of its chunk elsewhere."""
         self._selector.unregister(worker.connection)
         self._workers.remove(worker)
-        told = worker.told()
+        told = worker.own_message()
         end = worker.end()
         if not worker.ready:
             self._fail_all(StartError(how or told or f"A scoring process {end} before it was ready."))
@@ -312,7 +312,7 @@ class _Worker:
         again, _ = PROGRESS.unpack(self.progress[:])
         return number if number == again and number in self.sent and began <= begun_by else None
 
-    def told(self) -> str:
+    def own_message(self) -> str:
         """The process's own words on why it could not start, or where it is."""
         return os.pread(self.trace, 1 << 16, 0).decode(errors="replace")
 
@@ -321,7 +321,7 @@ class _Worker:
         with suppress(OSError):
             os.kill(self.process.pid, TRACE_SIGNAL)
             time.sleep(TICK_SECONDS)
-            frames = re.findall(r'^  File "(.*)", line (\d+) in', self.told(), re.MULTILINE)
+            frames = re.findall(r'^  File "(.*)", line (\d+) in', self.own_message(), re.MULTILINE)
             if found := place([(file, int(line)) for file, line in reversed(frames)]):
                 return f"; it was at {found}"
         return ""
@@ -352,7 +352,7 @@ def work(descriptor: int, notes: int, trace: int) -> None:
     progress = mmap.mmap(notes, PROGRESS.size)
     faulthandler.register(TRACE_SIGNAL, file=trace, all_threads=False)
     prepare, argument, memory = connection.recv()
-    with suppress(OSError):  # where memory runs out, this process goes, not another
+    with suppress(OSError):  # if memory runs out, the kernel kills this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     if memory:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))

@@ -19,7 +19,16 @@ from vpo_plugin.rewards.prompts import pack_prompt
 from vpo_plugin.rewards.sandbox import UNSAFE
 from vpo_plugin.rewards.scoring import Item, OnError, Scoring
 from vpo_plugin.rewards.task import read_rows
-from vpo_plugin.search.policy import Endpoint, Engine, Policy, Request, as_chat, fingerprint, prepare_environment
+from vpo_plugin.search.policy import (
+    Endpoint,
+    Engine,
+    Policy,
+    Request,
+    as_chat,
+    fingerprint,
+    most_tokens,
+    prepare_environment,
+)
 from vpo_plugin.search.pool import (
     Pool,
     batch_file,
@@ -228,5 +237,4 @@ def make_policy(
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
     goal = [0.25] * len(spec.objective_keys) if settings.tell_weights else None  # all goals have this length
     texts = as_chat([full_prompt(spec, row["input"], made["candidates"], goal) for row in rows], tokenizer, options)
-    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
-    return Engine(settings.model, longest=longest + more, **sampling)
+    return Engine(settings.model, longest=most_tokens(texts, tokenizer) + more, **sampling)

@@ -152,6 +152,11 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def most_tokens(texts: Sequence[str], tokenizer: Any) -> int:
+    """Tokens of the longest text, without those that a tokenizer adds."""
+    return max(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+
+
 def as_chat(prompts: Sequence[Prompt], tokenizer: Any, options: Mapping[str, Any] | None = None) -> list[str]:
     """The policy's input: the prompts in its chat template, or plain texts if its tokenizer has no template.
 

@@ -20,6 +20,7 @@ from vpo_plugin import files
 from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.data import open_dataset
+from vpo_plugin.rewards.fit import column_mistake
 from vpo_plugin.rewards.formats import render_prompt
 from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.rewards.prompts import Prompt, check_prompt, pack_prompt, read_prompt, with_instruction
@@ -225,12 +226,8 @@ def load_prompts(
     """
     rows = open_dataset(str(source), split)
     prompt, label = columns
-    missing = [key for key in (prompt, *([] if spec.label == "none" else [label])) if key not in rows.column_names]
-    if missing:
-        raise ValueError(
-            f"The dataset {source} has no column {missing[0]!r} (it has {', '.join(rows.column_names)}): name the "
-            "columns of prompt and label with --input_key and --label_key."
-        )
+    if mistake := column_mistake(spec, rows.column_names, *columns, "--"):
+        raise ValueError(f"The dataset {source} cannot be used: {mistake}")
     found = []
     for number, row in enumerate(rows, start=1):
         try:

@@ -86,8 +86,8 @@ def what_it_gives_up(pool: Pool, spec: RewardSpec, weights: Floats, values: Floa
         given_up = np.array(reachable) - values
         share = given_up.mean() / np.mean(reachable) if np.mean(reachable) else 0.0
         lines.append(
-            f"The best that any candidate can reach is {_mean(reachable)}: the pool gives up {_mean(given_up)} "
-            f"({share:.1%}) against the best possible."
+            f"The best that any candidate can reach is {_mean(reachable)}: the pool falls short of it by "
+            f"{_mean(given_up)} ({share:.1%})."
         )
     else:
         lines.append(

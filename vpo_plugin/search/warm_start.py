@@ -27,6 +27,7 @@ from vpo_plugin.rewards.prompts import ask, pack_prompt
 from vpo_plugin.rewards.response import floor_response
 from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.task import canonical, read_rows
+from vpo_plugin.search.policy import Engine, Request, as_chat, most_tokens
 
 LEAST_SETS = 8
 READABLE = "Candidates that can be read"
@@ -182,17 +183,14 @@ def _in_a_process(model: str, groups: list[Any], settings: WarmStartSettings) ->
 def _sample(model: str, groups: list[Any], settings: WarmStartSettings) -> list[list[list[str]]]:
     from transformers import AutoTokenizer
 
-    from vpo_plugin.search.policy import Engine, Request, as_chat
-
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     texts = as_chat([text for group in groups for text, _, _ in group], tokenizer, settings.chat_template_kwargs)
-    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     most = max(tokens for group in groups for _, _, tokens in group)
     engine = Engine(
         model,
         max_new_tokens=most,
         temperature=settings.temperature,
-        longest=longest,
+        longest=most_tokens(texts, tokenizer),
         chat_template_kwargs=settings.chat_template_kwargs,
     )
     found = []
@@ -205,8 +203,6 @@ def _sample(model: str, groups: list[Any], settings: WarmStartSettings) -> list[
 
 def as_texts(sets: list[dict[str, Any]], tokenizer: Any, chat_template_kwargs: dict[str, Any]) -> list[dict[str, str]]:
     """The sets as they are sampled, `{"prompt", "response"}`: through the chat template with its options, and ended."""
-    from vpo_plugin.search.policy import as_chat
-
     prompts = as_chat([row["prompt"] for row in sets], tokenizer, chat_template_kwargs)
     end = tokenizer.eos_token if tokenizer.chat_template else ""
     responses = [row["response"] if isinstance(row["response"], str) else row["response"][0]["content"] for row in sets]
@@ -219,8 +215,7 @@ def _learn(model: str, sets: list[dict[str, Any]], work: Path, settings: WarmSta
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     rows = as_texts(sets, tokenizer, settings.chat_template_kwargs)
     write(work / "texts.jsonl", json_lines(rows))
-    texts = [row["prompt"] + row["response"] for row in rows]
-    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + 8
+    longest = most_tokens([row["prompt"] + row["response"] for row in rows], tokenizer) + 8
     batch = 8
     command = [
         *(sys.executable, "-m", "vpo_plugin.train_sft", "--model.model_name_or_path", model),
