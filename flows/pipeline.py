@@ -39,7 +39,7 @@ from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import masked, provenance
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 from vpo_plugin.rewards.fit import budget_mistake, naming_mistake
-from vpo_plugin.rewards.labels import pack_label
+from vpo_plugin.rewards.labels import write_label
 from vpo_plugin.rewards.scoring import Scoring
 from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.warm_start import READABLE
@@ -90,6 +90,8 @@ def prepare_data(settings: RunSettings, test_seed: int | None = None) -> Path:
     spec = load_spec(settings.spec)
     seeds = {"train": settings.seed, "test": settings.seed if test_seed is None else test_seed}
     inputs = {"spec": spec_digest(spec), "sizes": sizes, "seeds": seeds}
+    if spec.label == "text":
+        inputs["labels"] = "text"  # earlier versions packed them
     if skip(folder, inputs):
         return folder
     with working_on(folder, inputs):
@@ -99,7 +101,7 @@ def prepare_data(settings: RunSettings, test_seed: int | None = None) -> Path:
             rows = list(read_rows(spec, split, size, seeds[split]))
             if len(rows) < size:
                 raise ValueError(f"The {split} split of spec {spec.name!r} has {len(rows)} rows, but needs {size}.")
-            fingerprint = write_prompts(rows, folder / split)
+            fingerprint = write_prompts(spec, rows, folder / split)
             get_run_logger().info(f"{size} {split} prompts, fingerprint {fingerprint}")
     return folder
 
@@ -284,11 +286,11 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
         raise OSError(f"The disk of {settings.folder} has {free >> 20} MiB free; a run needs {FREE_BYTES >> 20} MiB.")
 
 
-def write_prompts(rows: list[dict[str, Any]], folder: Path) -> str:
+def write_prompts(spec: RewardSpec, rows: list[dict[str, Any]], folder: Path) -> str:
     """Write rows of a specification as the dataset that the host and the evaluation read; return a fingerprint."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
-    prompts = [{"input": row["prompt"], "label": pack_label(row["label"])} for row in rows]
+    prompts = [{"input": row["prompt"], "label": write_label(spec, row["label"])} for row in rows]
     Dataset.from_list(prompts).save_to_disk(str(folder))
     return digest(prompts)

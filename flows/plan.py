@@ -85,7 +85,7 @@ def _training(settings: PipelineSettings, spec: RewardSpec, note: str = "") -> l
     stages = []
     with tempfile.TemporaryDirectory() as folder:  # the command depends on the longest prompt
         data, base = Path(folder).resolve() / "data", Path(folder).resolve() / "policy"
-        write_prompts(list(read_rows(spec, "train", settings.train_prompts, settings.seed)), data / "train")
+        write_prompts(spec, list(read_rows(spec, "train", settings.train_prompts, settings.seed)), data / "train")
         tokenizer.save_pretrained(base)
         final = {str(data): str((settings.folder / "data").resolve()), str(base): policy}
         for method in settings.methods:

@@ -152,8 +152,9 @@ def write_data(training: PipelineSettings, fresh: Rows, held_out: Rows) -> Path:
     inputs = {split: digest(rows) for split, rows in splits.items()}
     if not skip(folder, inputs):
         with working_on(folder, inputs):
+            spec = load_spec(training.spec)
             for split, rows in splits.items():
-                write_prompts(rows, folder / split)
+                write_prompts(spec, rows, folder / split)
     return folder
 
 

@@ -19,10 +19,10 @@ from vpo_plugin.cli import main
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 from vpo_plugin.rewards.files import SpecError
-from vpo_plugin.rewards.labels import pack_label, packed_prompt, read_label
+from vpo_plugin.rewards.labels import pack_label, unpack_label
 from vpo_plugin.rewards.prompts import pack_prompt, read_prompt
 from vpo_plugin.rewards.response import group_scorer, score_response
-from vpo_plugin.rewards.scoring import Item, Scoring
+from vpo_plugin.rewards.scoring import Item, Scoring, prepare
 from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.evaluate import sample_pool
 from vpo_plugin.search.pool import claim_folder, load_pool
@@ -57,8 +57,8 @@ def test_trl_functions_give_the_same_at_each_door(case: Callable[[str], RewardSp
     sample_pool(Scripted([RESPONSE] * 9), spec, asked, made, tmp_path / "pool")
     assert load_pool(tmp_path / "pool").reward_matrices[:, 0].tolist() == scored
     carried = [pack_label(row["label"], pack_prompt(row["prompt"])) for row in rows]
-    again = [score_response(spec, RESPONSE, read_label(spec, c), 2, packed_prompt(c)).matrix.tolist() for c in carried]
-    assert again == scored
+    read = [unpack_label(one) for one in carried]
+    assert [score_response(spec, RESPONSE, known, 2, prompt).matrix.tolist() for known, prompt in read] == scored
 
 
 def test_a_row_without_a_prompt_is_no_row_for_trl_functions(
@@ -80,14 +80,14 @@ def test_the_prompt_travels_beside_the_label_in_training(
     run = Settings(str(CASES / "trl" / "spec.yaml"), 2, "raise", tmp_path, on_cpu=True)
     monkeypatch.setenv(VARIABLE, run.dump())
     with importable_host():
-        from vpo_plugin.openrlhf.prompts import patch_prompts
+        from vpo_plugin.openrlhf.prompts import label_of, patch_prompts
 
         module = SimpleNamespace(preprocess_data=lambda data, template, key, *rest: (data[key], ""))
         patch_prompts(module)
-        for row in rows_of(spec):
+        for row in [*rows_of(spec), {"prompt": "p", "label": pack_label(1)}]:
             asked, label = module.preprocess_data({"q": row["prompt"], "a": row["label"]}, None, "q", "a")
-            assert read_prompt(packed_prompt(label) or "") == row["prompt"] != asked
-            assert read_label(spec, label) == row["label"]
+            known, prompt = label_of(spec, run, label)
+            assert read_prompt(prompt or "") == row["prompt"] != asked and known == row["label"]
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,14 @@ def test_what_a_function_returns_is_checked(returned: Any, case: Callable[[str],
     monkeypatch.setattr("trl_rewards.accuracy_reward", lambda **given: returned)
     with pytest.raises(ValueError, match="objective 'accuracy'"):
         score_response(spec, RESPONSE, "4", 2, "What?")
+
+
+def test_a_function_that_fails_is_named(case: Callable[[str], RewardSpec], monkeypatch: Any) -> None:
+    spec = case("trl")
+    monkeypatch.setattr("trl_rewards.accuracy_reward", lambda **given: given["gold"])
+    failure = prepare(spec)((RESPONSE, "4", 2, "What?"))
+    assert failure.message == "the function of the objective 'accuracy': KeyError: 'gold'"
+    assert "test_functions.py" in failure.place and "the function of the objective" in failure.trace
 
 
 # ------------------------------------------------------------------------------------------------ groups

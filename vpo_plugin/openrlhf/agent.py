@@ -13,10 +13,10 @@ from openrlhf.utils.agent import AgentExecutorBase, SingleTurnAgentExecutor
 
 from vpo_plugin.openrlhf import given_rewards
 from vpo_plugin.openrlhf.matrices import INFO_KEY
+from vpo_plugin.openrlhf.prompts import label_of
 from vpo_plugin.openrlhf.scorer import start_scoring
 from vpo_plugin.openrlhf.settings import current_settings
 from vpo_plugin.rewards.files import load_checked
-from vpo_plugin.rewards.labels import packed_prompt, read_label
 from vpo_plugin.rewards.response import ScoredResponse
 from vpo_plugin.rewards.scoring import Item
 
@@ -117,8 +117,8 @@ class AgentExecutor(AgentExecutorBase):
                 f"The agent {self.run.own_agent} gave no extra_logs[{INFO_KEY!r}], but the spec {self.spec.name!r} has "
                 "no scorer."
             )
-        original = packed_prompt(label) or prompt
-        item = Item(response, read_label(self.spec, label), self.run.candidates, "A response of the policy", original)
+        known, original = label_of(self.spec, self.run, label)
+        item = Item(response, known, self.run.candidates, "A response of the policy", original or prompt)
         if group is None:
             scored = await asyncio.wrap_future(self.scoring.submit(item))
         else:

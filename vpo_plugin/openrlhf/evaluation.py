@@ -11,6 +11,7 @@ from typing import Any
 from vpo_plugin.metrics import best_at_k, expected_set_reward, mean_pairwise_l1, pass_at_k
 from vpo_plugin.openrlhf.experience import load_once
 from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
+from vpo_plugin.openrlhf.prompts import label_of
 from vpo_plugin.openrlhf.settings import current_settings
 from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.targets import read_targets
@@ -47,11 +48,13 @@ def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
     spec = load_once(str(run.spec))
     matrices, _ = stack_groups([unpack(sample.info[INFO_KEY][0]) for sample in samples], responses)
     pools = matrices.flatten(1, 2).double().numpy()
-    labels = [sample.labels[0] for sample in samples[::responses]]
+    carried = [sample.labels[0] for sample in samples[::responses]]
     if run.own_reward or run.own_agent:  # the user's code defines what a label means
         spec = spec.model_copy(update={"front": None})
-        labels = labels if spec.ragged else [None] * len(labels)
-    targets = read_targets(spec, [{"label": json.dumps(read_label(spec, label))} for label in labels])
+        labels = [read_label(spec, label) if spec.ragged else None for label in carried]
+    else:
+        labels = [label_of(spec, run, label)[0] for label in carried]
+    targets = read_targets(spec, [{"label": json.dumps(label)} for label in labels])
     pools = pools[..., : targets.present.shape[1]]
     rewards, n = targets.rewards(pools), pools.shape[1]
     ks = sorted({*(2**i for i in range(n.bit_length()) if 2**i <= n), n})

@@ -18,6 +18,7 @@ from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.rewards.response import columns_of, floor_response, read_rewards
 from vpo_plugin.rewards.scoring import ScorerError, keep_failure
+from vpo_plugin.rewards.trace import place_of
 
 
 class RewardFunction:
@@ -77,8 +78,8 @@ def failed(run: Settings, spec: RewardSpec, query: str, label: Any, who: str, er
         return floor_response(spec, _label(spec, label), run.candidates).matrix
     where = f" Prompt, response and traceback are in {kept}." if kept else ""
     failure = ScorerError(
-        f"{who} failed on a response ({type(error).__name__}: {str(error).rstrip('.')}).{where} Fix it, or pass "
-        "--vpo.on_scorer_error zero to score such responses as zero and count them."
+        f"{who} failed on a response: {type(error).__name__}: {str(error).rstrip('.')}{place_of(error)}.{where} Fix "
+        "it, or pass --vpo.on_scorer_error zero to score such responses as zero and count them."
     )
     failure.trace = parts["traceback"]
     raise failure from error

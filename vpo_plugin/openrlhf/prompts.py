@@ -5,11 +5,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vpo_plugin.advantages import goal_weights, write_goal
-from vpo_plugin.openrlhf.settings import current_settings
-from vpo_plugin.rewards import load_spec
+from vpo_plugin.openrlhf.settings import Settings, current_settings
+from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.data import open_dataset
 from vpo_plugin.rewards.formats import render_prompt
-from vpo_plugin.rewards.labels import pack_label, read_label
+from vpo_plugin.rewards.labels import pack_label, read_label, unpack_label
 from vpo_plugin.rewards.prompts import pack_prompt, with_instruction
 
 if TYPE_CHECKING:
@@ -55,6 +55,16 @@ def patch_datasets(module: Any) -> None:
     module.blending_datasets = blending_datasets
 
 
+def _with_prompt(spec: RewardSpec, run: Settings) -> bool:
+    """Whether labels travel with their prompts: functions in trl's signature get the original prompt."""
+    return bool(spec.functions) and not (run.own_agent or run.own_reward)
+
+
+def label_of(spec: RewardSpec, run: Settings, label: Any) -> tuple[object, str | None]:
+    """The scorer's label of a rollout as the host carries it, and the packed original prompt if it travels with it."""
+    return unpack_label(label) if _with_prompt(spec, run) else (read_label(spec, label), None)
+
+
 def patch_prompts(module: Any) -> None:
     """Wrap `preprocess_data` of the host's `openrlhf.datasets.prompts_dataset`."""
     run = current_settings()
@@ -69,7 +79,7 @@ def patch_prompts(module: Any) -> None:
         apply_chat_template: Any = None,
     ) -> Any:
         label = "" if label_key is None else data[label_key]
-        if spec.functions and not (run.own_agent or run.own_reward):  # they get the original prompt
+        if _with_prompt(spec, run):
             label = pack_label(read_label(spec, label), pack_prompt(data[input_key]))
 
         def render(text: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from vpo_plugin.rewards.spec import RewardSpec
 
-MARK = '{"vpo_label": '  # begins a label that was packed here
+MARK = '{"vpo_label": '  # begins a label that was packed here; text of a spec with `label: text` is never packed
 
 
 def read_label(spec: RewardSpec, value: Any) -> object:
@@ -18,40 +18,41 @@ def read_label(spec: RewardSpec, value: Any) -> object:
     """
     if spec.label == "none":
         return None
-    if not isinstance(value, str):
-        if spec.label == "text" and value is not None:
-            raise ValueError(
-                f"The label {str(value)[:80]!r} is not text ({type(value).__name__}), although "
-                "the spec says `label: text`."
-            )
-        return json.loads(_as_json(value))
-    if value.startswith(MARK):
-        return json.loads(value)["vpo_label"]
     if spec.label == "text":
-        return value
-    if spec.label is None:
+        if isinstance(value, str):
+            return value
+        what = "is null" if value is None else f"{str(value)[:80]!r} is not text ({type(value).__name__})"
+        raise ValueError(f"The label {what}, although the spec says `label: text`.")
+    if not isinstance(value, str):
+        return json.loads(_as_json(value))
+    packed = value.startswith(MARK)
+    if spec.label is None and not packed:
         raise ValueError(
             f"The label {value[:80]!r} is text, and the spec '{spec.name}' does not say of what kind: `label: text` "
             "gives it to the scorer as it is, `label: json` gives what it holds as JSON."
         )
     try:
-        return json.loads(value)
+        return unpack_label(value)[0] if packed else json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"The label {value[:80]!r} is not JSON, although the spec says `label: json`: {error}."
-        ) from error
+        said = ", although the spec says `label: json`" if spec.label else ""
+        raise ValueError(f"The label {value[:80]!r} is not JSON{said}: {error}.") from error
+
+
+def write_label(spec: RewardSpec, label: object) -> str:
+    """A label as text for a dataset's column, from which `read_label` reads it."""
+    return str(label) if spec.label == "text" else pack_label(label)
 
 
 def pack_label(label: object, prompt: str | None = None) -> str:
-    """A label as text for a dataset's column, which `read_label` restores for any spec; it can carry the packed prompt,
-    which `packed_prompt` restores."""
+    """A label as text, and the packed prompt if it is needed beside it; `unpack_label` returns both."""
     more = "" if prompt is None else f', "vpo_prompt": {json.dumps(prompt)}'
     return f"{MARK}{_as_json(label)}{more}}}"
 
 
-def packed_prompt(value: object) -> str | None:
-    """The prompt that `pack_label` added to a label."""
-    return json.loads(value).get("vpo_prompt") if isinstance(value, str) and value.startswith(MARK) else None
+def unpack_label(packed: str) -> tuple[object, str | None]:
+    """The label and the prompt that `pack_label` wrote."""
+    found = json.loads(packed)
+    return found["vpo_label"], found.get("vpo_prompt")
 
 
 def _as_json(label: object) -> str:

@@ -174,8 +174,12 @@ def _by_functions(spec: RewardSpec) -> Callable[[list[str], object, str | None],
         }
         found = {}
         for key, function in functions.items():
-            returned = function(**given)
-            returned = _await(returned) if isinstance(returned, Awaitable) else returned
+            try:
+                returned = function(**given)
+                returned = _await(returned) if isinstance(returned, Awaitable) else returned
+            except BaseException as error:
+                error.add_note(f"the function of the objective '{key}'")
+                raise
             returned = returned.tolist() if hasattr(returned, "tolist") else returned
             if not isinstance(returned, list | tuple) or len(returned) != len(texts):
                 raise RewardError(

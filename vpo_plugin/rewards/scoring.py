@@ -287,7 +287,8 @@ def _failure(spec: RewardSpec, error: BaseException) -> _Failure:
         code = getattr(load_entry_point(named[0]), "__code__", None) if named else None
         where = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
     else:
-        message = " ".join(f"{type(error).__name__}: {error}"[:500].split()).rstrip(".: ")
+        notes = getattr(error, "__notes__", [])  # which objective's function failed
+        message = " ".join(": ".join([*notes, type(error).__name__, str(error)])[:500].split()).rstrip(".: ")
         where = place_of(error)
     message = message.encode(errors="backslashreplace").decode()
     trace = "".join(traceback.format_exception(error)).encode(errors="backslashreplace").decode()
