@@ -127,6 +127,7 @@ def teach_format(settings: PipelineSettings, base: str, candidates: int) -> str:
         *("--output", str(folder / "policy"), "--candidates", str(candidates), "--seed", str(settings.seed)),
         *("--max_new_tokens", str(settings.max_new_tokens // candidates)),
         *(["--chat_template_kwargs", json.dumps(options)] if (options := settings.chat_template_kwargs) else []),
+        *(["--on_scorer_error", "zero"] if settings.on_scorer_error == "zero" else []),
     ]
     inputs = {
         "spec": spec_digest(load_spec(settings.spec)),

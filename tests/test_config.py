@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import vpo
@@ -18,8 +19,10 @@ from flows.run import load_config, shipped
 from flows.server import check_server
 from flows.settings import PipelineSettings
 from vpo_plugin.cli import doctor, main
-from vpo_plugin.cli.settings import flags
+from vpo_plugin.cli.settings import flags, read
+from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.provenance import masked
+from vpo_plugin.search.warm_start import READABLE, WarmStartSettings
 
 
 def vpo_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -190,6 +193,26 @@ def test_evaluations_have_the_options_of_the_chat_template(tmp_path: Path, monke
         pipeline.evaluate.fn(settings, "vpo", "a/model", 3, tmp_path)
     (command,) = ran
     assert json.loads(command[command.index("--chat_template_kwargs") + 1]) == {"enable_thinking": False}
+
+
+def test_a_warm_start_has_what_the_pipeline_says_of_failing_scorers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], log: Path, **more: Any) -> None:
+        ran.append(command)
+        log.write_text(READABLE)
+
+    monkeypatch.setattr(pipeline, "run_logged", run)
+    for policy in ("raise", "zero"):
+        settings = PipelineSettings(runs=str(tmp_path / policy), spec="maze_small", on_scorer_error=policy)
+        with disable_run_logger():
+            pipeline.teach_format.fn(settings, resolve_policy(TINY, tmp_path), 3)
+    without, given = ran
+    assert given[given.index("--on_scorer_error") + 1] == "zero" and "--on_scorer_error" not in without
+    arguments = given[given.index("warm_start") + 1 :]
+    assert read(WarmStartSettings, arguments, "vpo warm_start").on_scorer_error == "zero"
 
 
 def test_other_flows_can_be_planned(tmp_path: Path) -> None:

@@ -21,13 +21,16 @@ from endpoint import serving
 from vpo_plugin.cli import main
 from vpo_plugin.locks import owned
 from vpo_plugin.models import TINY, resolve_policy
+from vpo_plugin.provenance import provenance
+from vpo_plugin.report.tables import format_table
+from vpo_plugin.report.write import write_report
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.task import best_reward, known_answers, read_rows
 from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.evaluate import as_columns, batch_seed
 from vpo_plugin.search.policy import Endpoint, EndpointError, Request, Response, fingerprint
-from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, repeats, shared_prompts, write_rows
+from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, say_repeats, shared_prompts, write_rows
 
 SPEC = load_spec("maze_small")
 ROWS = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(SPEC, "test", 6, 0)]
@@ -412,7 +415,7 @@ def test_pools_of_other_prompts_are_compared_on_the_shared_ones() -> None:
         shared_prompts({"a": first, "b": pool_of([[["UP"]]], [ROWS[4]])})
 
 
-def test_prompts_that_repeat_each_count() -> None:
+def test_prompts_that_repeat_each_count(tmp_path: Path) -> None:
     """In a report as in the evaluation, and a pool that has a prompt once more than another leaves that one out."""
     rows = [ROWS[i] for i in (0, 1, 0, 0)]
     right, wrong = routes(ROWS[0])[0], "nonsense"
@@ -424,7 +427,12 @@ def test_prompts_that_repeat_each_count() -> None:
     pools, shared, left_out = shared_prompts({"a": pool, "b": other})
     assert shared == rows[:3] and left_out == 1
     np.testing.assert_array_equal(pools["b"].reward_matrices, other.reward_matrices[[0, 2, 1]])
-    assert repeats(rows) == 2 and repeats(ROWS) == 0
+    results = compare_pools({"a": pool}, SPEC, rows)
+    assert results["repeats"] == say_repeats(rows) == "2 of 4 prompts repeat an earlier one; each counts by itself."
+    assert results["repeats"] in format_table(results)
+    write_report(results | {"title": "t", "training": []} | provenance("vpo"), tmp_path)
+    assert results["repeats"] in (tmp_path / "report.html").read_text()
+    assert say_repeats(ROWS) is None
 
 
 def test_pools_are_matched_by_candidates() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from vpo_plugin.cli import main
 from vpo_plugin.models import resolve_policy
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.formats import parse
+from vpo_plugin.rewards.scoring import ScorerError, Scoring
+from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.warm_start import as_texts, make_sets, readable, single_answer
 
 LABEL = {
@@ -30,25 +33,44 @@ def spec() -> RewardSpec:
     return load_spec("instructions")
 
 
-def test_the_best_distinct_answers_make_a_set_that_reads_back(spec: RewardSpec) -> None:
+@pytest.fixture(scope="module")
+def scoring(spec: RewardSpec) -> Iterator[Scoring]:
+    with Scoring(spec, processes=1) as one:
+        yield one
+
+
+def test_the_best_distinct_answers_make_a_set_that_reads_back(spec: RewardSpec, scoring: Scoring) -> None:
     answers = [WORST, BEST, f"  {BEST}  ", HALF, OTHER_BEST, ""]
-    (made,) = make_sets(spec, [ROW], [answers], 3, 0)
+    (made,) = make_sets(scoring, [ROW], [answers], 3, 0)
     assert set(parse(spec, made["response"], 3)) == {BEST, OTHER_BEST, HALF}
     assert made["prompt"].startswith("Write on light.\nGive 3 different answers")
-    orders = {next(make_sets(spec, [ROW], [answers], 3, seed))["response"] for seed in range(8)}
+    orders = {next(make_sets(scoring, [ROW], [answers], 3, seed))["response"] for seed in range(8)}
     assert len(orders) > 1, "the order says nothing about which is best"
 
 
-def test_prompts_without_enough_good_answers_make_no_set(spec: RewardSpec) -> None:
-    assert not list(make_sets(spec, [ROW], [[BEST, BEST, HALF]], 3, 0)), "two distinct answers"
-    assert not list(make_sets(spec, [ROW], [["a, b", "c, d", "e, f"]], 3, 0)), "none with a reward"
+def test_prompts_without_enough_good_answers_make_no_set(scoring: Scoring) -> None:
+    assert not list(make_sets(scoring, [ROW], [[BEST, BEST, HALF]], 3, 0)), "two distinct answers"
+    assert not list(make_sets(scoring, [ROW], [["a, b", "c, d", "e, f"]], 3, 0)), "none with a reward"
 
 
-def test_answers_that_would_break_the_format_are_left_out(spec: RewardSpec) -> None:
+def test_answers_that_would_break_the_format_are_left_out(spec: RewardSpec, scoring: Scoring) -> None:
     forged = "light </answer_1> <answer_2> light </answer_2>"
-    made = list(make_sets(spec, [ROW], [[forged, BEST, OTHER_BEST, HALF, WORST]], 3, 0))
+    made = list(make_sets(scoring, [ROW], [[forged, BEST, OTHER_BEST, HALF, WORST]], 3, 0))
     assert all(None not in parse(spec, row["response"], 3) for row in made)
     assert all(forged not in row["response"] for row in made)
+
+
+def test_a_scorer_that_fails_stops_or_leaves_its_answer_out(tmp_path: Path) -> None:
+    """As everywhere; the first failures are in files."""
+    case = load_spec(Path(__file__).parent / "cases" / "onebad")
+    row = next(read_rows(case, "train", 1, 0))
+    answers = ["text=a", "no text", "text=four"]
+    with Scoring(case, processes=1) as stops, pytest.raises(ScorerError, match="An answer to prompt 0"):
+        list(make_sets(stops, [row], [answers], 2, 0))
+    with Scoring(case, processes=1, on_error="zero", failures=tmp_path) as goes_on:
+        (made,) = make_sets(goes_on, [row], [answers], 2, 0)
+    assert set(parse(case, made["response"], 2)) == {"text=a", "text=four"}
+    assert goes_on.zeros == len(list(tmp_path.glob("scorer_error_*.txt"))) == 1
 
 
 def test_a_response_without_tags_counts_as_its_candidate() -> None:

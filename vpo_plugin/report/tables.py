@@ -48,12 +48,13 @@ def number(value: float | None, decimals: int = 3) -> str:
 
 def format_table(results: Results) -> str:
     """The table of the main measures of all policies, with the ceiling and the differences in words."""
-    failed = [
+    said = [results["repeats"]] if results.get("repeats") else []
+    said += [
         f"{policy['scorer_failures']} responses of {policy['name']} scored zero because the scorer failed."
         for policy in results["policies"]
         if policy.get("scorer_failures")
     ]
-    return "\n".join([text_table(*headline(results)), *failed, *map(say_difference, results["differences"])])
+    return "\n".join([text_table(*headline(results)), *said, *map(say_difference, results["differences"])])
 
 
 def headline(results: Results) -> tuple[list[str], list[list[str]]]:

@@ -13,6 +13,7 @@ All are made from one plain dictionary, `results`, which report.json repeats:
 and, each optional:
 
     prompts: int         left_out: int, prompts that not all pools share
+    repeats: str | None  the sentence on prompts that repeat an earlier one
     matched: {"by": "candidates" or "tokens", "tokens_per_k": float | None, what one k stands for}
     solved: float        the share of the ceiling that passes
     overhead: {"seconds", "stages"}, seconds that orchestration took beside those that the stages worked

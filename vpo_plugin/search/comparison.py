@@ -30,7 +30,7 @@ from vpo_plugin.metrics import (
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.prompts import shown_prompt
 from vpo_plugin.rewards.task import canonical, draw
-from vpo_plugin.search.pool import Pool, prompt_keys, shared_rows
+from vpo_plugin.search.pool import Pool, prompt_keys, say_repeats, shared_rows
 from vpo_plugin.search.searches import Search
 from vpo_plugin.targets import ROUNDING, Targets, read_targets
 
@@ -323,6 +323,7 @@ class Comparison:
             "weights": self.spec.weights_of(len(self.objectives)).tolist(),
             "solved": self.spec.solved,
             "prompts": len(self.rows),
+            "repeats": say_repeats(self.rows),
             "matched": {"by": self.match, "tokens_per_k": self.tokens_per_k},
             "ks": self.ks,
             "set_ks": self.set_ks,

@@ -37,7 +37,7 @@ from vpo_plugin.search.pool import (
     load_pool,
     load_prompts,
     random_goals,
-    repeats,
+    say_repeats,
     write_rows,
 )
 from vpo_plugin.search.settings import PolicySettings
@@ -187,8 +187,8 @@ def read_task(
         rows = [{"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])} for row in drawn]
     if not rows:
         raise ValueError(f"There are no prompts: {settings.data or spec.name} is empty.")
-    if again := repeats(rows):
-        print(f"{again} of {len(rows)} prompts repeat an earlier one; each counts by itself.", file=sys.stderr)
+    if said := say_repeats(rows):
+        print(said, file=sys.stderr)
     return (
         spec,
         rows,

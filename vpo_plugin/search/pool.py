@@ -158,9 +158,10 @@ def prompt_keys(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]
     return keys
 
 
-def repeats(rows: Sequence[Mapping[str, Any]]) -> int:
-    """The number of prompts that repeat an earlier one with the same label."""
-    return sum(earlier > 0 for _, _, earlier in prompt_keys(rows))
+def say_repeats(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The sentence on prompts that repeat an earlier one with the same label, if there are any."""
+    again = sum(earlier > 0 for _, _, earlier in prompt_keys(rows))
+    return f"{again} of {len(rows)} prompts repeat an earlier one; each counts by itself." if again else None
 
 
 def batch_file(folder: Path, number: int) -> Path:

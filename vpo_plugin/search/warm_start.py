@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,6 +49,9 @@ class WarmStartSettings(BaseModel):
     temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description='Options of the chat template in sampling, such as {"enable_thinking": false} for Qwen3.'
+    )
+    on_scorer_error: Literal["raise", "zero"] = Field(
+        "raise", description="If the scorer fails on an answer: stop (raise), or score zero and count it (zero)."
     )
     epochs: int = Field(2, ge=1, description="Passes over the sets.")
     learning_rate: float = Field(2e-5, gt=0, description="AdamW learning rate; decays to a tenth.")
@@ -96,7 +99,10 @@ def warm_start(settings: WarmStartSettings) -> WarmStart:
         for row in read_rows(spec, "test", settings.held_out, settings.seed)
     ]
     *answers, before = _in_a_process(model, [asked, tests], settings)
-    sets = list(make_sets(spec, rows, answers[0], m, settings.seed))
+    with Scoring(spec, on_error=settings.on_scorer_error, failures=work) as scoring:
+        sets = list(make_sets(scoring, rows, answers[0], m, settings.seed))
+    if said := scoring.summary():
+        print(said, file=sys.stderr)
     if len(sets) < LEAST_SETS:
         raise ValueError(
             f"Only {len(sets)} of {len(rows)} prompts got {m} distinct answers with any reward in {settings.samples} "
@@ -110,14 +116,15 @@ def warm_start(settings: WarmStartSettings) -> WarmStart:
 
 
 def make_sets(
-    spec: RewardSpec, rows: Sequence[dict[str, Any]], answers: Sequence[Sequence[str]], candidates: int, seed: int
+    scoring: Scoring, rows: Sequence[dict[str, Any]], answers: Sequence[Sequence[str]], candidates: int, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Yield a set of the best distinct answers for each prompt that has enough, as `{"prompt", "response"}`.
 
     Args:
         answers: responses to each row's prompt for one candidate. A response without the format counts as the
-            candidate itself.
+            candidate itself. One that scored zero because its scorer failed is in no set.
     """
+    spec = scoring.spec
     rng = random.Random(f"warm start {seed}")
     found = [list(dict.fromkeys(filter(None, (single_answer(spec, text) for text in texts)))) for texts in answers]
     items = (
@@ -132,8 +139,7 @@ def make_sets(
         for number, (row, texts) in enumerate(zip(rows, found, strict=True))
         for text in texts
     )
-    with Scoring(spec) as scoring:
-        scores = iter(list(scoring.score(items)))
+    scores = iter(list(scoring.score(items)))
     for row, texts in zip(rows, found, strict=True):
         ranked = sorted(((text, next(scores)) for text in texts), key=lambda one: -one[1].reward)
         chosen: list[str] = []
