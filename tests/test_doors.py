@@ -97,6 +97,10 @@ def door_training(spec: RewardSpec, row: dict[str, Any], responses: list[str], f
 DOORS = [door_score, door_pool, door_search, door_training]
 ANSWERS: dict[str, tuple[list[str], Matrices]] = {
     "alarm": (["1/2", "2/4", "one half", "1/3"], [[1, 1], [1, 1], [0, 1], [0, 1]]),
+    "mathverify": (
+        [r"\frac{1}{2}", r"\frac{2}{4}", "0.5", "one half", "1/3"],
+        [[1, 1], [1, 1], [1, 1], [0, 1], [0, 1]],
+    ),
     "exec": (
         ["print(0)", "print(1)", "exit(0)", "1 / 0", "while 1: pass", "raise SystemExit", "import os; os._exit(0)"],
         [[1, 1], [0, 1], [0, 0], [0, 1], [0, 0], [0, 0], [0, 0]],
@@ -108,6 +112,7 @@ ANSWERS: dict[str, tuple[list[str], Matrices]] = {
 
 PROMPTS = {
     "alarm": "What is one divided by 2?",
+    "mathverify": "What is one divided by 2?",
     "exec": "Print 0.",
     "text": "Ann has 0 apples and gets 2. How many?",
     "jsontext": "Print 0.",
@@ -138,7 +143,7 @@ def test_a_scorer_that_threads_would_share(case: Callable[[str], RewardSpec], do
     assert np.allclose(door(spec, row, responses, tmp_path), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["alarm", "text", "jsontext"])
+@pytest.mark.parametrize("name", ["alarm", "mathverify", "text", "jsontext"])
 def test_the_check_agrees(case: Callable[[str], RewardSpec], name: str) -> None:
     assert any("known answers of the split 'train' score what they should" in found for found in check_spec(case(name)))
 
