@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -105,6 +106,15 @@ def test_good_flags(training: Training) -> None:
     assert spec.name == SPEC
     assert vars(args)["vpo.candidates"] == 3
     assert json.loads((training.output / "vpo" / "run.json").read_text()) == {"spec": SPEC, "candidates": 3}
+
+
+def test_what_the_host_prints_of_its_arguments_shows_no_key(training: Training) -> None:
+    from openrlhf.utils.config import hierarchize
+
+    _, args = check(training, "--logger.wandb.key", "HIDDEN")
+    sent = pickle.loads(pickle.dumps(hierarchize(args)))  # as to the trainer's process
+    assert "HIDDEN" not in f"{args} {sent}" and sent.logger.wandb.key == "HIDDEN"
+    assert sent.data.input_key == "input"
 
 
 def test_candidates_are_the_specs_by_default(training: Training) -> None:

@@ -130,7 +130,8 @@ def test_two_steps(trained: Trained) -> None:
 
 
 def test_wandb(trained: Trained) -> None:
-    """The host's flag shows the plugin's metrics among its own, and those of the evaluation."""
+    """The host's flag shows the plugin's metrics among its own and those of the evaluation. The key is not printed."""
+    assert "0" * 40 not in trained.output
     (file,) = trained.training.output.parent.glob("wandb/offline-run-*/run-*.wandb")
     rows = wandb_history(file)
     logs = read_steps(trained.training.output / "vpo")

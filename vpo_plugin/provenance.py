@@ -19,6 +19,13 @@ SECRET = re.compile(r"--(?!data\.|(?:\w+\.)*(?:\w+_)?(?:input|label|metric)_key$
 """A flag with a secret value; the host's other flags that end in `key` name columns and metrics."""
 
 
+class Secret(str):
+    """A text that is not shown where it is a part of something that is printed."""
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
 def masked(value: Any) -> Any:
     """A copy of a command's words, or of settings that hold some, with `***` for the value of each secret flag."""
     if isinstance(value, dict):

@@ -27,6 +27,7 @@ from vpo_plugin.openrlhf.log import REMARK, own, read_steps
 from vpo_plugin.openrlhf.output import claim_output, find_checkpoint, how_to_resume, log_dir
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.openrlhf.worker import SETUP
+from vpo_plugin.provenance import SECRET, Secret
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.files import spec_file
 from vpo_plugin.rewards.scoring import ScorerError, say_zeros
@@ -119,7 +120,9 @@ def check_arguments(
     if estimator is not None and given["reward.clip_range"] == parser.get_default("reward.clip_range"):
         # The host clips what it puts on the last token. Its default is not meant for advantages, which go there.
         defaults["reward.clip_range"] = (-math.inf, math.inf)
-    args = argparse.Namespace(**given | defaults)
+    # The host prints its arguments, and sends them to W&B.
+    secrets = {flag: value and Secret(value) for flag, value in given.items() if SECRET.fullmatch(f"--{flag}")}
+    args = argparse.Namespace(**given | defaults | secrets)
 
     mistakes += find_mistakes(vars(args), spec, on_cpu)
     if len(mistakes) > 1:
