@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import CASES
 from host import importable_host
@@ -237,9 +238,21 @@ def test_what_a_few_responses_of_a_policy_say(case: Callable[[str], RewardSpec])
     rows = [{"input": "p0", "label": json.dumps({"x": 0})}] * 4
     good = [f"<answer_1> {'UP ' * n} </answer_1> <answer_2> DOWN {'UP ' * n} </answer_2>" for n in range(1, 5)]
     with Scoring(spec) as scoring:
-        read, *rest = findings(Scripted(good), spec, scoring, rows, "m")
+        read, spread, *rest = findings(Scripted(good), spec, scoring, rows, "m")
         assert read == "Of the 32 candidates requested in 16 responses of m, 32 can be read."
         assert not any("warm_start" in line for line in rest) and rest[0].startswith("16 responses, ")
-        read, advice, *_ = findings(Scripted([*good[:1], "Go up.", "", "UP"]), spec, scoring, rows, "m")
+        rewards = [score_response(spec, text, {"x": 0}, 2).matrix.tolist() for text in good]
+        values = [set_reward_of_two(matrix) for matrix in rewards]
+        assert spread.startswith(f"The set rewards of a prompt's responses, {np.mean(values):.2f} on average, have a ")
+        assert f"deviation of {np.std(values):.2g} (mean over 4 prompts); for 0 of the prompts they are" in spread
+        read, advice, spread, *_ = findings(Scripted([*good[:1], "Go up.", "", "UP"]), spec, scoring, rows, "m")
+        same = findings(Scripted([""] * 4), spec, scoring, rows, "m")[2]
+        assert "deviation of 0 (mean over 4 prompts); for 4 of the prompts they are all the same" in same
         assert "8 can be read" in read
         assert "`vpo warm_start --model m` with this spec" in advice
+
+
+def set_reward_of_two(matrix: list[list[float]]) -> float:
+    """`E_w max` for two candidates and two objectives: weights are (w, 1 - w), w uniform."""
+    weights = np.linspace(0, 1, 100_001)
+    return float(np.max([w * weights + v * (1 - weights) for w, v in matrix], axis=0).mean())

@@ -35,6 +35,9 @@ class Check(Command):
     model: str | None = Field(
         None, description="Policy: sample 16 responses, and report whether they can be read and their rewards."
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description='Options of the chat template for --model, such as {"enable_thinking": false} for Qwen3.'
+    )
     tokenizer: str | None = Field(None, description="Model folder or hub id whose tokenizer counts the tokens.")
     on_scorer_error: Literal["raise", "zero"] = Field(
         "raise", description="If the scorer fails on a response: report an error (raise), or count it as zero (zero)."
@@ -115,7 +118,7 @@ def check(arguments: list[str]) -> int:
             check_policy(settings.model)
             with tempfile.TemporaryDirectory() as cache:
                 folder = resolve_policy(settings.model, Path(cache))
-                findings += try_model(spec, scoring, settings.model, folder)
+                findings += try_model(spec, scoring, settings.model, folder, settings.chat_template_kwargs)
     if settings.scores is not None:
         findings += measure_disagreement(spec, list(read_matrices(settings.scores, spec)))
     print("\n".join([*findings, *filter(None, [scoring.summary()])]))

@@ -1,11 +1,17 @@
 """Sample a few responses of a policy to a spec's prompts: are candidates readable, and do the objectives disagree?"""
 
 import json
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
+import numpy as np
+
+from vpo_plugin.metrics import expected_set_reward
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.fit import room
 from vpo_plugin.rewards.prompts import pack_prompt
+from vpo_plugin.rewards.response import ScoredResponse
 from vpo_plugin.rewards.scoring import Scoring
 from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.collinear import measure_disagreement
@@ -16,9 +22,12 @@ from vpo_plugin.search.settings import PolicySettings
 
 PROMPTS, RESPONSES = 4, 4
 ENOUGH = 0.5  # training can begin from this share of readable candidates
+SAME = 1e-6  # set rewards whose standard deviation is smaller give no advantage (`advantages.normalize`)
 
 
-def try_model(spec: RewardSpec, scoring: Scoring, model: str, folder: str) -> list[str]:
+def try_model(
+    spec: RewardSpec, scoring: Scoring, model: str, folder: str, chat_template_kwargs: dict[str, Any]
+) -> list[str]:
     """Sentences on 16 responses of a model to the first training prompts.
 
     Args:
@@ -35,7 +44,8 @@ def try_model(spec: RewardSpec, scoring: Scoring, model: str, folder: str) -> li
         "max_new_tokens": room(spec, spec.candidates),
         "temperature": 1.0,
     }
-    policy = make_policy(PolicySettings(model=folder, spec=spec.name), spec, rows, made)
+    settings = PolicySettings(model=folder, spec=spec.name, chat_template_kwargs=chat_template_kwargs)
+    policy = make_policy(settings, spec, rows, made)
     return findings(policy, spec, scoring, rows, model)
 
 
@@ -56,4 +66,18 @@ def findings(policy: Policy, spec: RewardSpec, scoring: Scoring, rows: list[dict
             "That is less than half, and unreadable candidates earn nothing. Teach the policy the format first: "
             f"`vpo warm_start --model {model}` with this spec."
         )
+    groups = groupby(zip(samples, scored, strict=True), key=lambda pair: pair[0]["prompt"])
+    found.append(_spread([[one for _, one in group] for _, group in groups]))
     return found + measure_disagreement(spec, [one.matrix.astype(float) for one in scored])
+
+
+def _spread(groups: Sequence[Sequence[ScoredResponse]]) -> str:
+    """How much the set rewards of a prompt's responses differ, which is what a training learns from."""
+    rewards = [expected_set_reward(np.stack([one.matrix for one in group]), seed=0) for group in groups]
+    deviations = np.array([values.std() for values in rewards])
+    same = int((deviations < SAME).sum())
+    return (
+        f"The set rewards of a prompt's responses, {np.concatenate(rewards).mean():.2f} on average, have a standard "
+        f"deviation of {deviations.mean():.2g} (mean over {len(groups)} prompts); for {same} of the prompts they are "
+        "all the same, and nothing is learnt from such a group."
+    )
