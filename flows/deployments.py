@@ -10,7 +10,9 @@ from prefect.states import Completed
 from flows.parameters import settings_flow
 from flows.pipeline import (
     candidates_of,
+    check_disk,
     check_specification,
+    check_trainings,
     evaluate,
     first_policy,
     pipeline,
@@ -23,6 +25,7 @@ from flows.settings import DataSettings, PipelineSettings, SearchSettings
 from flows.train import train
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.rewards import check_spec, load_spec
+from vpo_plugin.rewards.fit import budget_mistake
 
 
 @settings_flow(DataSettings, name="prepare-data")
@@ -42,6 +45,7 @@ def train_flow(settings: PipelineSettings) -> State:
     spec = check_specification(settings)
     data = prepare_data(settings)
     base = prepare_policy(settings)
+    check_trainings(settings, spec, base, data)
     m = settings.candidates or spec.candidates
     policies = []
     for method in settings.methods:
@@ -53,8 +57,7 @@ def train_flow(settings: PipelineSettings) -> State:
 @settings_flow(SearchSettings, name="search-eval")
 def search_eval(settings: SearchSettings) -> State:
     """Compare any policies as search would use them."""
-    for policy in settings.policies:
-        check_policy(policy.model)
+    check_search(settings)
     check_spec(load_spec(settings.spec))
     data = prepare_data(settings)
     shared = PipelineSettings(**settings.model_dump(exclude={"policies"}))
@@ -64,6 +67,21 @@ def search_eval(settings: SearchSettings) -> State:
         pools[policy.name] = evaluate(shared, policy.name, model, policy.candidates, data)
     command = ["prefect", "deployment", "run", "search-eval/maze-cpu", "--params", settings.model_dump_json()]
     return Completed(message=report_search(settings, pools, data, shlex.join(command)))
+
+
+def check_search(settings: SearchSettings) -> None:
+    """Check the policies, and that their candidates fit in a response, before anything is spent.
+
+    Raises:
+        ValueError: the candidates of a policy do not fit.
+        OSError: a policy's folder has no model, or the disk is full.
+    """
+    spec = load_spec(settings.spec)
+    for policy in settings.policies:
+        check_policy(policy.model)
+        if mistake := budget_mistake(spec, policy.candidates, settings.max_new_tokens, "max_new_tokens"):
+            raise ValueError(mistake)
+    check_disk(settings.folder.resolve())
 
 
 @task(task_run_name="report")

@@ -15,7 +15,16 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.hooks import how_to_open, show_picture
-from flows.pipeline import candidates_of, check_settings, evaluate, first_policy, prepare_data, prepare_policy, train
+from flows.pipeline import (
+    candidates_of,
+    check_settings,
+    check_trainings,
+    evaluate,
+    first_policy,
+    prepare_data,
+    prepare_policy,
+    train,
+)
 from flows.process import stopping_threads
 from flows.server import check_server
 from flows.settings import ExperimentSettings, PipelineSettings
@@ -54,6 +63,7 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
     begin = {candidates: first_policy(settings, base, candidates) for candidates in sorted(written)}
 
     first = settings.seeds[0]
+    check_trainings(seeds[first], spec, base, data[first])
     heats = settings.temperatures
     folders = {(BASE, first): evaluate_at(heats, seeds[first], BASE, base, 1, data[first])}
     if m > 1 and any(candidates_of(method, m) == m for method in settings.methods):

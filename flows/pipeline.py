@@ -30,15 +30,17 @@ from flows.stage import (
     timed,
     working_on,
 )
-from flows.train import tells_weights, train
+from flows.train import check_commands, host_command, tells_weights, train, training_flags
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, parse_method
 from vpo_plugin.cli.settings import flags
 from vpo_plugin.files import digest, write
 from vpo_plugin.models import check_policy, resolve_policy
+from vpo_plugin.openrlhf.checks import check_estimator
+from vpo_plugin.openrlhf.flags import ESTIMATOR
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import masked, provenance
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
-from vpo_plugin.rewards.fit import budget_mistake, naming_mistake
+from vpo_plugin.rewards.fit import budget_mistake
 from vpo_plugin.rewards.labels import write_label
 from vpo_plugin.rewards.scoring import Scoring
 from vpo_plugin.rewards.task import read_rows
@@ -53,6 +55,7 @@ def pipeline(settings: PipelineSettings) -> State:
     spec = check_specification(settings)
     data = prepare_data(settings)
     base = prepare_policy(settings)
+    check_trainings(settings, spec, base, data)
     m = settings.candidates or spec.candidates
 
     policies = {"base": (base, 1)}
@@ -111,6 +114,31 @@ def prepare_policy(settings: PipelineSettings) -> str:
     """Find or build the policy to start from."""
     with timed():
         return resolve_policy(settings.model, settings.folder / "policy")
+
+
+def check_trainings(settings: PipelineSettings, spec: RewardSpec, base: str, data: Path) -> None:
+    """Check what `host_flags` make of the later trainings before the first one starts; it checks itself."""
+    if settings.host_flags and settings.methods[1:]:
+        with timed():
+            training_commands(settings, spec, base, data)
+
+
+def training_commands(settings: PipelineSettings, spec: RewardSpec, base: str, data: Path) -> dict[str, list[str]]:
+    """The host's command of each method, checked as its training does.
+
+    Without `host_flags` the checks of `check_settings` are enough; the host takes seconds to import.
+
+    Raises:
+        ValueError: a training would refuse its flags.
+    """
+    commands = {}
+    for method in settings.methods:
+        candidates = candidates_of(method, settings.candidates or spec.candidates)
+        output = settings.folder / "train" / method / "policy"
+        commands[method] = host_command(settings, training_flags(settings, method, candidates, base, data, output))
+    if settings.host_flags:
+        check_commands(commands, on_cluster=settings.cluster is not None)
+    return commands
 
 
 def first_policy(settings: PipelineSettings, base: str, candidates: int) -> str:
@@ -254,9 +282,6 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
             full.
     """
     check_policy(settings.model)
-    for method in settings.methods:
-        if tells_weights(method) and (mistake := naming_mistake(spec, method)):
-            raise ValueError(mistake)
     m = settings.candidates or spec.candidates
     for candidates in sorted({m, *(candidates_of(method, m) for method in settings.methods)}):
         if settings.eval_candidates % candidates:
@@ -271,6 +296,17 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
             )
         if mistake := budget_mistake(spec, candidates, settings.max_new_tokens, "max_new_tokens"):
             raise ValueError(mistake)
+    for method in settings.methods:
+        candidates = candidates_of(method, m)
+        given = {
+            ESTIMATOR: parse_method(method)[0],
+            "vpo.candidates": candidates,
+            "rollout.n_samples_per_prompt": settings.rollouts_per_prompt * m // candidates,
+            "vpo.k": None,
+            "reward.stop_properly_penalty_coef": None,
+        }
+        for mistake in check_estimator(given, spec):
+            raise ValueError(f"The training with {method} would be refused: {mistake}")
     marker = settings.folder / "run.json"
     if marker.exists() and (earlier := json.loads(marker.read_text())["spec"]) != spec.name:
         raise ValueError(
@@ -281,10 +317,14 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
         from flows.ray_jobs import connect, resolve_cluster
 
         connect(resolve_cluster(settings.cluster))
-    folder = settings.folder.resolve()
+    check_disk(settings.folder.resolve())
+
+
+def check_disk(folder: Path) -> None:
+    """Raise OSError if the disk of a folder, which need not exist, is full."""
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if free < FREE_BYTES:
-        raise OSError(f"The disk of {settings.folder} has {free >> 20} MiB free; a run needs {FREE_BYTES >> 20} MiB.")
+        raise OSError(f"The disk of {folder} has {free >> 20} MiB free; a run needs {FREE_BYTES >> 20} MiB.")
 
 
 def write_prompts(spec: RewardSpec, rows: list[dict[str, Any]], folder: Path) -> str:

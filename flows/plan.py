@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flows.pipeline import candidates_of, check_settings, write_prompts
+from flows.deployments import check_search
+from flows.pipeline import check_settings, training_commands, write_prompts
 from flows.retrain import check_retraining
-from flows.settings import DataSettings, PipelineSettings, RetrainSettings, SearchSettings, TrainSettings
-from flows.train import host_command, training_flags
+from flows.settings import DataSettings, PipelineSettings, RetrainSettings, RunSettings, SearchSettings, TrainSettings
 from vpo_plugin.models import SMOLLM2, SMOLLM2_FILE, resolve_policy, smollm2_package
 from vpo_plugin.provenance import masked
 from vpo_plugin.rewards import RewardSpec, load_spec
@@ -46,10 +46,14 @@ def plan(flow: str, settings: BaseModel) -> str:
 
 def check(settings: BaseModel) -> None:
     """Run the checks that a flow with these settings runs at its start. Raises what `plan` raises."""
+    assert isinstance(settings, RunSettings)
+    spec = load_spec(settings.spec)
     if isinstance(settings, RetrainSettings):
         check_retraining(settings)
     elif isinstance(settings, PipelineSettings):
-        check_settings(settings, load_spec(settings.spec))
+        check_settings(settings, spec)
+    elif isinstance(settings, SearchSettings):
+        check_search(settings)
 
 
 def _prompts(settings: DataSettings | SearchSettings) -> str:
@@ -81,17 +85,13 @@ def _evaluation(settings: TrainSettings | SearchSettings, name: str) -> tuple[st
 def _training(settings: PipelineSettings, spec: RewardSpec, note: str = "") -> list[tuple[str, str]]:
     """One stage per method, with the host's command."""
     policy, tokenizer = _policy(settings)
-    m = settings.candidates or spec.candidates
     stages = []
     with tempfile.TemporaryDirectory() as folder:  # the command depends on the longest prompt
         data, base = Path(folder).resolve() / "data", Path(folder).resolve() / "policy"
         write_prompts(spec, list(read_rows(spec, "train", settings.train_prompts, settings.seed)), data / "train")
         tokenizer.save_pretrained(base)
         final = {str(data): str((settings.folder / "data").resolve()), str(base): policy}
-        for method in settings.methods:
-            output = settings.folder / "train" / method / "policy"
-            candidates = candidates_of(method, m)
-            command = host_command(settings, training_flags(settings, method, candidates, str(base), data, output))
+        for method, command in training_commands(settings, spec, str(base), data).items():
             for scratch, place in final.items():
                 command = [part.replace(scratch, place) for part in command]
             stages.append(

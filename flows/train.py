@@ -5,8 +5,10 @@ import math
 import re
 import shlex
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,28 @@ def training_flags(
     if settings.chat_template_kwargs:
         flags["vpo.chat_template_kwargs"] = json.dumps(settings.chat_template_kwargs)
     return flags
+
+
+def check_commands(commands: Mapping[str, list[str]], *, on_cluster: bool) -> None:
+    """Check the host's commands of several methods before the first one starts, in a process that imports the host.
+
+    On a cluster, whose nodes have other files, a mistake counts only if the first command does not have it too: its
+    training starts at once, and checks itself. Where the host cannot be imported, nothing is checked.
+
+    Raises:
+        ValueError: a training would refuse its flags.
+    """
+    program = "from vpo_plugin.openrlhf.launcher import print_mistakes; print_mistakes()"
+    given = json.dumps({method: command[3:] for method, command in commands.items()})
+    done = subprocess.run([sys.executable, "-c", program], input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return
+    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    first = next(iter(found.values())) if on_cluster else []
+    for method, mistakes in found.items():
+        for mistake in mistakes:
+            if mistake not in first:
+                raise ValueError(f"The training with {method} would be refused: {mistake}")
 
 
 def tells_weights(method: str) -> bool:

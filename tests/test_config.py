@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from contextlib import chdir
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,14 +15,16 @@ from host import host_arguments, importable_host
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import pipeline
+from flows import deployments, pipeline
 from flows.run import load_config, shipped
 from flows.server import check_server
 from flows.settings import PipelineSettings
+from flows.train import check_commands
 from vpo_plugin.cli import doctor, main
 from vpo_plugin.cli.settings import flags, read
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.provenance import masked
+from vpo_plugin.rewards import load_spec
 from vpo_plugin.search.warm_start import READABLE, WarmStartSettings
 
 
@@ -113,6 +116,22 @@ def test_secrets_in_flags_are_masked(words: list[str], shown: list[str]) -> None
         ("name: x", ["eval_candidates=7"], "vpo: eval_candidates is 7, but responses have 3 candidates"),
         ("name: x", ["model=./nowhere"], "vpo: ./nowhere is not a model folder"),
         ("name: x", ["model=/"], "vpo: / is not a model folder"),
+        (
+            "name: x",
+            ["methods=[grpo,vpo:6]", "rollouts_per_prompt=2", "max_new_tokens=200"],
+            "vpo: The training with vpo:6 would be refused: --rollout.n_samples_per_prompt is 1: vpo compares",
+        ),
+        (
+            "name: x",
+            ["methods=[vpo,max_at_k]", "host_flags=[--vpo.k=99]", "steps=1"],
+            "vpo: The training with max_at_k would be refused: --vpo.k 99 and --rollout.n_samples_per_prompt 24 do not",
+        ),
+        ("flow: search-eval", ["policies=[{name: a, model: ./nowhere}]"], "vpo: ./nowhere is not a model folder"),
+        (
+            "flow: search-eval\npolicies: [{name: a, model: tiny-maze}, {name: b, model: tiny-maze, candidates: 3}]",
+            ["max_new_tokens=20"],
+            "vpo: max_new_tokens is 20, but 3 candidates of spec 'maze_small' take up to 60",
+        ),
         ("name: x", ["methods=[vpo,nope]"], "vpo: --methods.1: There is no advantage estimator named 'nope'."),
         ("methods: [vppo]", [], "config.yaml: methods.0: There is no advantage estimator named 'vppo'; is it 'vpo'?"),
     ],
@@ -131,6 +150,40 @@ def test_what_is_wrong_is_said_in_a_sentence(
     printed = capsys.readouterr()
     assert printed.err.startswith("vpo: ") and sentence in printed.err and printed.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("module", [pipeline, deployments])
+def test_a_flow_checks_all_trainings_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType
+) -> None:
+    flow = deployments.train_flow if module is deployments else pipeline.pipeline
+    done: list[str] = []
+    for name in ("check_specification", "prepare_data", "prepare_policy", "train"):
+        monkeypatch.setattr(module, name, lambda *_, name=name: done.append(name) or load_spec("maze_small"))
+
+    def refuse(*_: object) -> None:
+        raise ValueError("max_at_k")
+
+    monkeypatch.setattr(pipeline, "training_commands", refuse)
+    with pytest.raises(ValueError, match="max_at_k"):
+        flow.fn(runs=tmp_path, methods=["vpo", "max_at_k"], host_flags=["--vpo.k=99"])
+    assert done == ["check_specification", "prepare_data", "prepare_policy"]
+
+
+def test_on_a_cluster_the_first_training_checks_what_all_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that only the cluster's nodes have is no mistake."""
+    absent, k = "--train.agent_func_path a.py does not exist.", "--vpo.k 99 does not fit."
+    found = {"vpo": [absent], "max_at_k": [absent]}
+    answer = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    commands = {method: ["python", "-m", "vpo_plugin.train_ppo_ray"] for method in found}
+    answer.stdout = f"what the host prints\n{json.dumps(found)}\n"
+    check_commands(commands, on_cluster=True)
+    with pytest.raises(ValueError, match=r"with vpo would be refused: --train\.agent"):
+        check_commands(commands, on_cluster=False)
+    answer.stdout = json.dumps(found | {"max_at_k": [absent, k]})
+    with pytest.raises(ValueError, match=r"with max_at_k would be refused: --vpo\.k"):
+        check_commands(commands, on_cluster=True)
 
 
 def test_no_such_configuration(tmp_path: Path) -> None:

@@ -253,6 +253,17 @@ def test_spec_that_only_names_the_objectives(refusal: Callable[..., str], traini
         check(training, *flags, *own)
 
 
+def test_mistakes_of_a_command_that_is_not_run(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a dry run looks for them, whatever machine the training will have."""
+    monkeypatch.setattr(sys, "argv", [""])
+    rank = ["--ds.packing_samples", "--actor.num_gpus_per_node", "2"]
+    assert launcher.find_command_mistakes(training.command(*rank)[3:]) == []
+    for flags in (["--vpo.k", "99", "--vpo.alpha", "0"], ["--vpo.alpha", "0"]):  # no command changes the next one
+        mistakes = launcher.find_command_mistakes(training.command("--advantage", "max_at_k", *flags)[3:])
+        assert "--vpo.alpha is 0.0" in mistakes[0] and len(mistakes) == len(flags) // 2 + 1
+    assert not training.output.exists()
+
+
 def test_all_mistakes_at_once(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
     """A script with five mistakes hears of them in one go."""
     with pytest.raises(SystemExit) as stopped:

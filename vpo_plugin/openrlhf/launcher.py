@@ -7,6 +7,7 @@ the plugin in every worker. The host then finds Ray initialized and continues as
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -16,7 +17,7 @@ import signal
 import sys
 import traceback
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,20 +45,16 @@ def main() -> None:
     on_cpu = not cpu.cuda_available()
     if on_cpu:
         cpu.install()
-    host_parse_args = argparse.ArgumentParser.parse_args
     given: dict[str, Any] = {}
 
-    def parse_args(parser: argparse.ArgumentParser, command: Sequence[str] | None = None) -> argparse.Namespace:
-        argparse.ArgumentParser.parse_args = host_parse_args  # type: ignore[method-assign]
+    def parse(parser: argparse.ArgumentParser, command: Sequence[str]) -> argparse.Namespace:
         add_flags(parser, on_cpu)
-        args, spec = check_arguments(parser, sys.argv[1:] if command is None else command, on_cpu)
+        args, spec = check_arguments(parser, command, on_cpu)
         given.update(vars(args), spec=spec)
         return start(parser, args, spec, on_cpu)
 
-    argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign, assignment]
-    sys.argv[0] = HOST_MODULE
     try:
-        runpy.run_module(HOST_MODULE, run_name="__main__")
+        run_host(parse)
         if given["spec"] and (remark := closing_remark(given["spec"], log_dir(given["ckpt.output_dir"]))):
             print(f"{REMARK}{remark}", flush=True)
     except Exception as error:
@@ -75,6 +72,45 @@ def main() -> None:
         sys.exit(f"Ray's node died, see above. {how_to_resume(given)}")
     finally:
         stop_ray()
+
+
+def run_host(parse: Callable[[argparse.ArgumentParser, Sequence[str]], argparse.Namespace]) -> None:
+    """Run the host's command with `parse` for its parser's `parse_args`."""
+    host_parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_args(parser: argparse.ArgumentParser, command: Sequence[str] | None = None) -> argparse.Namespace:
+        argparse.ArgumentParser.parse_args = host_parse_args  # type: ignore[method-assign]
+        return parse(parser, sys.argv[1:] if command is None else command)
+
+    argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign, assignment]
+    sys.argv[0] = HOST_MODULE
+    runpy.run_module(HOST_MODULE, run_name="__main__")
+
+
+class _Read(Exception):
+    """The host's parser has read a command, which is not run."""
+
+
+def find_command_mistakes(command: Sequence[str]) -> list[str]:
+    """The mistakes of a command's flags, on a machine with or without CUDA, in sentences; starts nothing."""
+    mistakes: list[str] = []
+
+    def read(parser: argparse.ArgumentParser, _: Sequence[str]) -> NoReturn:
+        add_flags(parser, on_cpu=True)  # its defaults fit one GPU, and so refuse the fewest batches
+        mistakes.extend(read_arguments(parser, command, on_cpu=False)[2])
+        raise _Read
+
+    with contextlib.suppress(_Read):
+        run_host(read)
+    return mistakes
+
+
+def print_mistakes() -> None:
+    """Print the mistakes of each command that the input has (JSON: name to flags) as a line of JSON."""
+    check_host_version()
+    if not cpu.cuda_available():
+        cpu.install()
+    print(json.dumps({name: find_command_mistakes(command) for name, command in json.load(sys.stdin).items()}))
 
 
 def check_host_version() -> None:
@@ -103,6 +139,18 @@ def check_arguments(
         The arguments, with defaults that depend on other flags filled in, and the specification of the run (None if
         the run uses only the host).
     """
+    args, spec, mistakes = read_arguments(parser, command, on_cpu)
+    if len(mistakes) > 1:
+        parser.error("\n".join([f"{len(mistakes)} mistakes:", *(f"- {mistake}" for mistake in mistakes)]))
+    if mistakes:
+        parser.error(mistakes[0])
+    return args, spec
+
+
+def read_arguments(
+    parser: argparse.ArgumentParser, command: Sequence[str], on_cpu: bool
+) -> tuple[argparse.Namespace, RewardSpec | None, list[str]]:
+    """What `check_arguments` returns, and a sentence for each mistake."""
     args, mistakes = read_flags(parser, command)
     given = vars(args)
     estimator, spec = plugin_estimator(given), None
@@ -124,12 +172,7 @@ def check_arguments(
     secrets = {flag: value and Secret(value) for flag, value in given.items() if SECRET.fullmatch(f"--{flag}")}
     args = argparse.Namespace(**given | defaults | secrets)
 
-    mistakes += find_mistakes(vars(args), spec, on_cpu)
-    if len(mistakes) > 1:
-        parser.error("\n".join([f"{len(mistakes)} mistakes:", *(f"- {mistake}" for mistake in mistakes)]))
-    if mistakes:
-        parser.error(mistakes[0])
-    return args, spec
+    return args, spec, mistakes + find_mistakes(vars(args), spec, on_cpu)
 
 
 def start(
