@@ -94,7 +94,7 @@ def test_the_prompt_travels_beside_the_label_in_training(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (', function: "trl_rewards:echo_reward"', "The objective 'echo' has no function, and others have"),
+        (', function: "trl_rewards:echo_reward"', "The objective 'echo' has no function, but others do"),
         ("rewards:echo_reward", "trl_rewards:no"),
     ],
 )

@@ -73,7 +73,7 @@ def test_shipped_specs_prove_themselves(name: str) -> None:
         (
             replace("completion: 0.25", "completion: 0.5"),
             "weights:",
-            "The weights sum to 1.25, they must sum to 1.",
+            "The weights sum to 1.25, but must sum to 1.",
         ),
         (replace("gold: 0.25", "silver: 0.25"), "weights:", "Each objective needs one weight"),
         (

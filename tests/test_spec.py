@@ -155,7 +155,7 @@ def test_without_weights_all_objectives_weigh_alike(load) -> None:
         ("a + 0.5", "adds 0.5, which multiplies no objective."),
         ("(a + b", "cannot be read"),
         ("(" * 5000 + "a", "cannot be read"),
-        ("a + b", "The weights sum to 2, they must sum to 1."),
+        ("a + b", "The weights sum to 2, but must sum to 1."),
         ("2*a - b", "not negative"),
         ("a*1e999", "finite"),
     ],
@@ -322,7 +322,7 @@ def test_ragged_matrices_through_the_host_adapter_and_the_comparison(load) -> No
     assert policy["expected_set_reward"]["mean"] == pytest.approx((1 + 2 / 3) / 2, abs=0.01)
     assert results["objectives"] == ["test_1", "test_2", "test_3"] and results["ceiling"] is None
     [_, response] = next(compared.prompts())["policies"][0]["responses"]
-    assert response["candidates"][0] == {"text": "1 1", "rewards": [1, 1]}
+    assert response["candidates"][0] == {"text": "1 1", "rewards": [1, 1], "value": 1, "solved": True}
     assert results["fronts"]["vpo"] == [[[1, 1]], [[1, 1, 0]]]  # each with the objectives of its prompt
     assert policy["hypervolume"]["mean"] == pytest.approx((1 + 0) / 2)  # of the objectives that there are
 
