@@ -31,6 +31,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow  # test_deployments runs the same flow with a server, test_experiment its resumption
 def test_pipeline(tmp_path: Path) -> None:
     """Runs to a report; a second run does again only what is missing."""
     started = time.monotonic()
@@ -101,6 +102,7 @@ def test_a_temporary_server_ends_with_its_flow_however_that_ends(tmp_path: Path)
     assert not server.is_running()
 
 
+@pytest.mark.slow
 def test_a_flow_does_not_wait_for_a_server_that_was_killed(tmp_path: Path) -> None:
     """Each of its events would otherwise take seven seconds."""
     program = (

@@ -242,6 +242,7 @@ def test_cancelled_flow_run_stops_its_job(cluster: Cluster, new_flow: Callable[.
             wait_until(lambda: service.runs("train")[0]["state"]["type"] == "CANCELLED", "cancelled run", seconds=60)
 
 
+@pytest.mark.slow
 def test_failed_job_says_why(cluster: Cluster, new_flow: Callable[..., Flow]) -> None:
     """The cluster is named by a block here, which has environment variables for the job."""
     flow = new_flow(cluster="ray-cluster/mine", name="failing", host_flags=["--vpo.candidates", "0"])

@@ -142,6 +142,7 @@ def test_wrong_settings_end_in_a_sentence(tmp_path: Path, settings: dict[str, An
     assert not (tmp_path / "registry").exists()
 
 
+@pytest.mark.slow
 def test_a_registry_of_another_spec_is_refused(tmp_path: Path) -> None:
     """And, in the first retraining, more held-out prompts than there are."""
     done = retrain(tmp_path, write_growing_spec(tmp_path / "growing", train=9, test=7), eval_prompts=8)

@@ -83,14 +83,14 @@ CONNECT_SECONDS = 2.0
 ray_folder: str | None = None
 """The private Ray's folder, None before it starts."""
 
-# Waits until this process is gone, gives Ray a few seconds to end by itself, and ends what is left: the processes whose
-# TMPDIR is this run's folder, which no other run has. A Ray worker that finds its raylet dead while it writes to it
-# leaves its children behind (Ray 2.55, raylet_connection.cc, ShutdownIfLocalRayletDisconnected).
 NOTICED_SECONDS = 20.0  # in which most calls of Ray fail once its raylet is dead
 raylet_died = False
 """Whether the private Ray's only node ended before the run, and the run did not notice."""
 _stopped = threading.Event()
 _watchers: list[subprocess.Popen[bytes]] = []  # this process holds their input open while it lives
+# Waits until this process is gone, gives Ray a few seconds to end by itself, and ends what is left: the processes whose
+# TMPDIR is this run's folder, which no other run has. A Ray worker that finds its raylet dead while it writes to it
+# leaves its children behind (Ray 2.55, raylet_connection.cc, ShutdownIfLocalRayletDisconnected).
 WATCH = 'cat > /dev/null; sleep 3; exec "$0" -c "$1" "$2"'
 END_ALL = """
 import shutil, sys

@@ -13,8 +13,12 @@ def room(spec: RewardSpec, candidates: int) -> int:
 def budget_mistake(spec: RewardSpec, candidates: int, tokens: int, flag: str) -> str | None:
     """Why the candidates do not fit in a response of `tokens`, the value of `flag`; None if they do."""
     needed, each = room(spec, candidates), spec.limits.tokens_per_candidate
-    said = f"{flag} is {tokens}, but {candidates} candidates of spec {spec.name!r} take up to {needed} ({each} each)."
-    return said if tokens < needed else None
+    if tokens >= needed:
+        return None
+    return (
+        f"{flag} is {tokens}, but {candidates} candidates of spec {spec.name!r} take up to {needed} ({each} each): "
+        "raise it, or ask for fewer."
+    )
 
 
 def naming_mistake(spec: RewardSpec, flag: str) -> str | None:
