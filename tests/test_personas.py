@@ -354,6 +354,7 @@ def test_smollm2_judges_on_this_machine(tmp_path: Path, monkeypatch: pytest.Monk
             stdout=out,
             stderr=out,
             cwd=tmp_path,  # the model is built in runs/ there
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
         )
     try:
         for _ in range(600):
