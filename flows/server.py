@@ -10,9 +10,7 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL
 
 from vpo_plugin.cli.doctor import server_trouble
-
-_watchers: list[subprocess.Popen[bytes]] = []
-"""Each kills its server when its input ends; this process holds the input open while it lives."""
+from vpo_plugin.locks import after_this_process
 
 
 def check_server() -> None:
@@ -42,8 +40,7 @@ def end_servers_with_this_process() -> None:
 
     def start_watched(self: SubprocessASGIServer) -> "subprocess.Popen[Any]":
         server = start(self)
-        watch = ["sh", "-c", 'cat > /dev/null; kill "$0" 2> /dev/null', str(server.pid)]
-        _watchers.append(subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True, cwd="/", env={}))
+        after_this_process('kill "$0" 2> /dev/null', str(server.pid))
         EventsWorker.set_client_override(PrefectEventsClient, api_url=self.api_url, reconnection_attempts=2)
         return server
 

@@ -1,6 +1,6 @@
-"""What a process owns while it lives: a folder that it works in, and a folder for temporary files.
+"""What a process owns while it lives: a folder that it works in, a folder for temporary files, and what it started.
 
-File locks protect both. The kernel releases them however the process ends.
+File locks protect the folders. The kernel releases them however the process ends.
 """
 
 import atexit
@@ -9,6 +9,7 @@ import functools
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -20,6 +21,8 @@ LOCK = ".lock"
 LONGEST_PLACE = 30
 """Longest name of the folder for temporary files, so that Unix sockets deep inside it stay below their limit of 107
 characters; if it is longer, `/tmp` is used."""
+_watchers: list[subprocess.Popen[bytes]] = []
+"""Each waits for the end of its input, which this process holds open while it lives."""
 
 
 def take(file: Path) -> int | None:
@@ -66,6 +69,12 @@ def owned(folder: Path) -> Iterator[None]:
 def exit_on_sigterm() -> None:
     """Let SIGTERM end this process and all that it started, as Ctrl-C does; exit code 143."""
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+
+
+def after_this_process(script: str, *arguments: str) -> None:
+    """Run a shell script, whose arguments begin with `$0`, when this process has ended, also by SIGKILL."""
+    command = ["sh", "-c", f"cat > /dev/null; {script}", *arguments]
+    _watchers.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd="/", env={}))
 
 
 @functools.cache

@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+NO_SPREAD = 1e-6
+"""Rewards that differ less than this are the same, and advantages that are smaller are none."""
+
 
 def group_z_norm(worth: Float[Tensor, "*groups rollouts"]) -> Float[Tensor, "*groups rollouts"]:
     """`A_i = (r_i - mean r) / (std r + 1e-6)` in each group, population std; 0 where the std is below 1e-6
@@ -11,7 +14,7 @@ def group_z_norm(worth: Float[Tensor, "*groups rollouts"]) -> Float[Tensor, "*gr
     rewards = worth.to(torch.float64)
     centred = rewards - rewards.mean(-1, keepdim=True)
     std = centred.square().mean(-1, keepdim=True).sqrt()
-    return torch.where(std < 1e-6, 0.0, centred / (std + 1e-6)).to(worth.dtype)
+    return torch.where(std < NO_SPREAD, 0.0, centred / (std + 1e-6)).to(worth.dtype)
 
 
 def batch_z_norm(worth: Float[Tensor, "groups rollouts"]) -> Float[Tensor, "groups rollouts"]:
@@ -41,4 +44,4 @@ def batch_rms_norm(advantages: Float[Tensor, "groups rollouts"]) -> Float[Tensor
     """`A_i / (rms + 1e-6)` with the root mean square of the whole batch; 0 where that is below 1e-6. This keeps the
     direction of the gradient and gives it the size of z-normalised advantages."""
     rms = advantages.to(torch.float64).square().mean().sqrt()
-    return torch.where(rms < 1e-6, 0.0, advantages / (rms + 1e-6)).to(advantages.dtype)
+    return torch.where(rms < NO_SPREAD, 0.0, advantages / (rms + 1e-6)).to(advantages.dtype)

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 
 from vpo_plugin.advantages import RewardBatch, get_advantage_estimator
+from vpo_plugin.advantages.normalize import NO_SPREAD
 from vpo_plugin.cli.settings import Command, read
 from vpo_plugin.files import replacing
 
@@ -78,7 +79,7 @@ def train(method: str) -> Policy:
         probabilities = softmax(logits)
         centred = worth - probabilities @ worth
         deviation = np.sqrt(probabilities @ centred**2)
-        if deviation < 1e-6:
+        if deviation < NO_SPREAD:
             break
         logits += LEARNING_RATE * probabilities * centred / deviation
     return Policy(responses, softmax(logits))

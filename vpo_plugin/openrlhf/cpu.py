@@ -32,7 +32,6 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import types
@@ -41,7 +40,7 @@ from typing import Any, NoReturn
 import psutil
 import wrapt
 
-from vpo_plugin.locks import temporary_home
+from vpo_plugin.locks import after_this_process, temporary_home
 from vpo_plugin.openrlhf import cpu_speed
 
 LOOPBACK = "127.0.0.1"
@@ -87,11 +86,11 @@ NOTICED_SECONDS = 20.0  # in which most calls of Ray fail once its raylet is dea
 raylet_died = False
 """Whether the private Ray's only node ended before the run, and the run did not notice."""
 _stopped = threading.Event()
-_watchers: list[subprocess.Popen[bytes]] = []  # this process holds their input open while it lives
-# Waits until this process is gone, gives Ray a few seconds to end by itself, and ends what is left: the processes whose
-# TMPDIR is this run's folder, which no other run has. A Ray worker that finds its raylet dead while it writes to it
-# leaves its children behind (Ray 2.55, raylet_connection.cc, ShutdownIfLocalRayletDisconnected).
-WATCH = 'cat > /dev/null; sleep 3; exec "$0" -c "$1" "$2"'
+
+# Gives Ray a few seconds to end by itself, and ends what is left: the processes whose TMPDIR is this run's folder, as
+# no other run's is. A Ray worker that finds its raylet dead while it writes to it leaves its children behind (Ray 2.55,
+# raylet_connection.cc, ShutdownIfLocalRayletDisconnected).
+CLEAN_UP = 'sleep 3; exec "$0" -c "$1" "$2"'
 END_ALL = """
 import shutil, sys
 import psutil
@@ -326,7 +325,7 @@ def start_private_ray(runtime_env: dict[str, Any]) -> None:
     AuthenticationTokenLoader.instance().reset_cache()
     _adopt_orphans()
     ray_folder = temporary_home()
-    _watch(ray_folder)
+    after_this_process(CLEAN_UP, sys.executable, END_ALL, ray_folder)
     ray.init(
         address="local",
         num_cpus=PRETEND_GPUS,
@@ -367,11 +366,6 @@ def _follow(raylet: psutil.Process) -> None:
     if not _stopped.wait(NOTICED_SECONDS):
         raylet_died = True
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _watch(folder: str) -> None:
-    command = ["sh", "-c", WATCH, sys.executable, END_ALL, folder]
-    _watchers.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd="/", env={}))
 
 
 def _adopt_orphans() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator
-from vpo_plugin.openrlhf.experience import NO_SPREAD, load_once, reward_batch
+from vpo_plugin.advantages.normalize import NO_SPREAD
+from vpo_plugin.openrlhf.experience import load_once, reward_batch
 from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
 from vpo_plugin.openrlhf.settings import current_settings
 

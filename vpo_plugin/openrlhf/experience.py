@@ -19,6 +19,7 @@ from openrlhf.trainer.ppo_utils.length_penalty import apply_length_penalties
 from torch import Tensor
 
 from vpo_plugin.advantages import RewardBatch, advantage_estimator_names, get_advantage_estimator, goal_weights
+from vpo_plugin.advantages.normalize import NO_SPREAD
 from vpo_plugin.metrics import mean_pairwise_l1
 from vpo_plugin.openrlhf.log import log_rollouts, log_texts
 from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
@@ -27,8 +28,6 @@ from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.formats import parse
 
 load_once = cache(load_spec)
-NO_SPREAD = 1e-6
-"""A group's rollouts count as equal if all advantages are smaller than this."""
 
 
 def patch_experience_maker(module: Any) -> None:

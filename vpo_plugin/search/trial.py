@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vpo_plugin.advantages.normalize import NO_SPREAD
 from vpo_plugin.metrics import expected_set_reward
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.fit import room
@@ -22,7 +23,6 @@ from vpo_plugin.search.settings import PolicySettings
 
 PROMPTS, RESPONSES = 4, 4
 ENOUGH = 0.5  # training can begin from this share of readable candidates
-SAME = 1e-6  # set rewards whose standard deviation is smaller give no advantage (`advantages.normalize`)
 
 
 def try_model(
@@ -75,7 +75,7 @@ def _spread(groups: Sequence[Sequence[ScoredResponse]]) -> str:
     """How much the set rewards of a prompt's responses differ, which is what a training learns from."""
     rewards = [expected_set_reward(np.stack([one.matrix for one in group]), seed=0) for group in groups]
     deviations = np.array([values.std() for values in rewards])
-    same = int((deviations < SAME).sum())
+    same = int((deviations < NO_SPREAD).sum())
     return (
         f"The set rewards of a prompt's responses, {np.concatenate(rewards).mean():.2f} on average, have a standard "
         f"deviation of {deviations.mean():.2g} (mean over {len(groups)} prompts); for {same} of the prompts they are "
