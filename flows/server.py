@@ -2,15 +2,21 @@
 
 import functools
 import subprocess
+import time
+from contextlib import suppress
 from typing import Any
 
+import psutil
 from prefect.events.clients import PrefectEventsClient
 from prefect.events.worker import EventsWorker
 from prefect.server.api.server import SubprocessASGIServer
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
 
 from vpo_plugin.cli.doctor import server_trouble
 from vpo_plugin.locks import after_this_process
+
+ATTEMPTS = 5
+"""How often a temporary server is started, if each time another process takes its port."""
 
 
 def check_server() -> None:
@@ -31,17 +37,40 @@ def check_server() -> None:
 
 @functools.cache
 def end_servers_with_this_process() -> None:
-    """Give each temporary server that Prefect starts here a watcher, which survives a SIGKILL of this process.
+    """Give each temporary server that Prefect starts here a watcher, and a port that is its own.
 
-    `SubprocessASGIServer._run_uvicorn_command` (Prefect 3.4 to 3.7) starts the server, and only `atexit` ends it. A
-    server that was killed does not come back: then each event is lost at once, not after ten attempts of a second.
+    `SubprocessASGIServer._run_uvicorn_command` (Prefect 3.4 to 3.7) starts the server on a random port that was free a
+    few seconds before it listens. If another flow's server took that port in between, Prefect would use the other
+    server, which ends with the other flow. Only `atexit` ends the server: the watcher survives a SIGKILL of this
+    process. A server that was killed does not come back: then each event is lost at once, not after ten attempts of a
+    second.
     """
     start = SubprocessASGIServer._run_uvicorn_command
 
     def start_watched(self: SubprocessASGIServer) -> "subprocess.Popen[Any]":
-        server = start(self)
-        after_this_process('kill "$0" 2> /dev/null', str(server.pid))
+        for _ in range(ATTEMPTS):
+            server = start(self)
+            after_this_process('kill "$0" 2> /dev/null', str(server.pid))
+            if listens(server, self.port) or server.poll() is None:
+                break
+            if self.is_port_available(self.port):
+                raise RuntimeError(f"Prefect's temporary server ended at its start with exit code {server.returncode}.")
+            self.port = self.find_available_port()
         EventsWorker.set_client_override(PrefectEventsClient, api_url=self.api_url, reconnection_attempts=2)
         return server
 
     SubprocessASGIServer._run_uvicorn_command = start_watched  # type: ignore[method-assign]
+
+
+def listens(server: "subprocess.Popen[Any]", port: int) -> bool:
+    """Whether a started server itself listens on the port; False if it ended, or took too long."""
+    deadline = time.monotonic() + PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+    while server.poll() is None and time.monotonic() < deadline:
+        with suppress(psutil.NoSuchProcess):
+            if any(
+                c.laddr.port == port and c.status == psutil.CONN_LISTEN
+                for c in psutil.Process(server.pid).net_connections("tcp4")
+            ):
+                return True
+        time.sleep(0.1)
+    return False

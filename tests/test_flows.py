@@ -84,15 +84,24 @@ def test_the_hosts_own_estimators_are_known() -> None:
     assert {*HOST_ESTIMATORS, *advantage_estimator_names()} == set(estimator.choices or ())
 
 
-def test_a_temporary_server_ends_with_its_flow_however_that_ends(tmp_path: Path) -> None:
-    program = (
-        "import time; from flows.server import check_server; check_server(); "
-        "from prefect.server.api.server import SubprocessASGIServer; server = SubprocessASGIServer(); server.start(); "
-        "print(server.server_process.pid, flush=True); time.sleep(600)"
-    )
+STARTED = (
+    "from flows.server import check_server; check_server(); "
+    "from prefect.server.api.server import SubprocessASGIServer; server = SubprocessASGIServer(); "
+)
+
+
+def server_program(home: Path, then: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a program that has a temporary server of Prefect with its data in `home`."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_API")}
-    environment |= {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300"}
-    flow = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)
+    environment |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300"}
+    return [sys.executable, "-c", STARTED + then], environment | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+def test_a_temporary_server_ends_with_its_flow_however_that_ends(tmp_path: Path) -> None:
+    command, environment = server_program(
+        tmp_path, "server.start(); print(server.server_process.pid, flush=True); import time; time.sleep(600)"
+    )
+    flow = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert flow.stdout is not None
     server = psutil.Process(int(flow.stdout.readline()))
     assert server.is_running()
@@ -102,19 +111,41 @@ def test_a_temporary_server_ends_with_its_flow_however_that_ends(tmp_path: Path)
     assert not server.is_running()
 
 
+def test_a_temporary_server_is_the_flows_own(tmp_path: Path) -> None:
+    """Another server takes the port between Prefect's choice and its use, and answers as a Prefect server does."""
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "health").write_text("true")
+    command, environment = server_program(
+        tmp_path,
+        "from http.server import HTTPServer, SimpleHTTPRequestHandler; from threading import Thread; "
+        "other = HTTPServer(('127.0.0.1', 0), SimpleHTTPRequestHandler); "
+        "Thread(target=other.serve_forever, daemon=True).start(); server.port = other.server_port; "
+        "server.start(); print('ports', server.port, other.server_port)",
+    )
+    done = subprocess.run(command, env=environment, timeout=300, cwd=tmp_path, capture_output=True, text=True)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("ports")]
+    _, ours, others = line.split()
+    assert ours != others, done.stderr
+
+
+def test_a_temporary_server_that_cannot_start_ends_the_flow(tmp_path: Path) -> None:
+    (tmp_path / "prefect.db").write_text("not a database")
+    command, environment = server_program(tmp_path, "server.start()")
+    done = subprocess.run(command, env=environment, timeout=300, check=False, capture_output=True, text=True)
+    assert "Prefect's temporary server ended at its start with exit code 3." in done.stderr
+
+
 @pytest.mark.slow
 def test_a_flow_does_not_wait_for_a_server_that_was_killed(tmp_path: Path) -> None:
     """Each of its events would otherwise take seven seconds."""
-    program = (
-        "from flows.server import check_server; check_server(); from prefect.events import emit_event; "
-        "from prefect.server.api.server import SubprocessASGIServer; server = SubprocessASGIServer(); server.start(); "
+    command, environment = server_program(
+        tmp_path,
+        "from prefect.events import emit_event; from prefect.events.worker import EventsWorker; server.start(); "
         "events = lambda n: [emit_event('a', {'prefect.resource.id': 'b'}) for _ in range(n)]; events(1); "
-        "from prefect.events.worker import EventsWorker; EventsWorker.instance().wait_until_empty(); "
-        "server.server_process.kill(); server.server_process.wait(); events(30)"
+        "EventsWorker.instance().wait_until_empty(); "
+        "server.server_process.kill(); server.server_process.wait(); events(30)",
     )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_API")}
-    environment |= {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300"}
-    subprocess.run([sys.executable, "-c", program], env=environment, timeout=150, check=True, capture_output=True)
+    subprocess.run(command, env=environment, timeout=150, check=True, capture_output=True)
 
 
 def test_folder_of_another_spec(tmp_path: Path) -> None:
