@@ -30,7 +30,8 @@ SPEC = "maze_small"
 MARK = "VPO_TEST_RUN"
 
 LONGEST = (
-    *("test_chaos", "test_retrain", "test_deployments", "test_experiment", "test_train_ppo_ray", "test_flows"),
+    *("test_chaos", "test_chaos_services", "test_retrain", "test_deployments", "test_experiment"),
+    *("test_train_ppo_ray", "test_flows"),
     *("test_resume", "test_specs_end_to_end", "test_ray_jobs", "test_pool", "test_search", "test_stopping"),
     *("test_personas", "test_warm_start", "test_two_nodes", "test_cpu_runtime", "test_doors", "test_doctor"),
 )
