@@ -270,10 +270,10 @@ def test_check_measures_whether_vpo_can_help(tmp_path: Path) -> None:
     )
     done = vpo("spec", "check", "maze_small", "--scores", tmp_path / "scores.jsonl")
     assert done.returncode == 0, done.stderr
-    assert "20 responses, 40 candidates that score above the floor" in done.stdout
+    assert "20 matrices, 40 candidates that score above the floor" in done.stdout
     assert "The same for all of them: completion, avoid_lava." in done.stdout
-    assert "Correlation of gold and diamond: -1.00." in done.stdout
-    assert re.search(r"mean of 20 responses: 5\d%, 4\d%|50%, 50%", done.stdout)
+    assert "Correlation of gold and diamond: -1.00." in done.stdout and "Mean correlation: -1.00." in done.stdout
+    assert re.search(r"mean of 20: 5\d%, 4\d%|50%, 50%", done.stdout)
     assert "Nothing here speaks against VPO." in done.stdout
     (tmp_path / "scores.jsonl").write_text('{"matrix": [[1, 2]]}\n')
     wrong = vpo("spec", "check", "maze_small", "--scores", tmp_path / "scores.jsonl")

@@ -27,6 +27,7 @@ from vpo_plugin.report.write import write_report
 from vpo_plugin.rewards import load_spec
 from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.task import best_reward, known_answers, read_rows
+from vpo_plugin.search.collinear import read_matrices
 from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.evaluate import as_columns, batch_seed
 from vpo_plugin.search.policy import Endpoint, EndpointError, Request, Response, fingerprint
@@ -95,6 +96,16 @@ def test_a_pool_comes_back_as_it_was_stored(tmp_path: Path) -> None:
     assert (pool.responses[0]["tokens"], pool.responses[0]["seed"], pool.responses[0]["parsed"]) == (7, 3, 1)
 
 
+def test_a_pool_says_whether_its_objectives_disagree(tmp_path: Path) -> None:
+    """All answers to a prompt are compared, whichever response they are in."""
+    stored(tmp_path)
+    matrices = list(read_matrices(tmp_path, SPEC))
+    assert [matrix.shape for matrix in matrices] == [(4, 4)] * 6
+    np.testing.assert_allclose(matrices, load_pool(tmp_path).candidates)
+    with pytest.raises(ValueError, match=r"Prompt 0 of .* holds no matrix of the spec 'kit'"):
+        list(read_matrices(tmp_path, load_spec("kit")))
+
+
 def test_a_pool_is_a_dataset(tmp_path: Path) -> None:
     stored(tmp_path)
     dataset = load_dataset("parquet", data_files=str(tmp_path / "*.parquet"), cache_dir=str(tmp_path / "c"))["train"]
@@ -109,6 +120,7 @@ def test_prompts_with_different_numbers_of_objectives(tmp_path: Path) -> None:
     lines = [line | {"prompt": i, "rewards": rewards[i], "unique": 1, "seed": 0} for i in range(2)]
     write_rows(batch_file(tmp_path, 0), lines)
     np.testing.assert_equal(load_pool(tmp_path).candidates[:, 0], [[1, 0.5, np.nan], [0.25, 0.5, 0.75]])
+    assert [matrix.tolist() for matrix in read_matrices(tmp_path, load_spec("instructions"))] == rewards
 
 
 def test_what_is_no_whole_pool_is_refused(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ class Check(Command):
     data: str | None = Field(
         None, description="File, folder, URL or hub id instead of the specification's own dataset."
     )
-    scores: Path | None = Field(None, description="Output of `vpo score`: measure whether VPO can help.")
+    scores: Path | None = Field(
+        None, description="Output of `vpo score`, or a pool of `vpo evaluate`: measure whether VPO can help."
+    )
     model: str | None = Field(
         None, description="Policy: sample 16 responses, and report whether they can be read and their rewards."
     )

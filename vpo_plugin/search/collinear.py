@@ -12,29 +12,41 @@ import numpy as np
 
 from vpo_plugin.metrics import best_for_weights, coverage
 from vpo_plugin.rewards import RewardSpec
+from vpo_plugin.search.pool import load_pool
 
 CORRELATED = 0.95  # objectives that agree more than this count as one
 WINS_ALL = 0.99  # share of the weight space that counts as all
 
 
-def read_matrices(file: Path, spec: RewardSpec) -> Iterator[np.ndarray]:
-    """The matrices of a file that `vpo score` wrote; rows that could not be scored are left out.
+def read_matrices(place: Path, spec: RewardSpec) -> Iterator[np.ndarray]:
+    """Reward matrices: of each response in a file of `vpo score`, or of all answers to a prompt in a stored pool.
 
-    Raises ValueError, which names the line, for anything that is not a matrix of this spec.
+    Rows of a file that could not be scored are left out.
+
+    Raises ValueError, which names the line or the pool, for anything that is not a matrix of this spec.
     """
     widths = range(1, len(spec.objective_keys) + 1) if spec.ragged else [len(spec.objective_keys)]
+    for where, matrix in _pooled(place) if place.is_dir() else _scored(place):
+        if matrix.ndim != 2 or matrix.shape[1] not in widths or not np.isfinite(matrix).all():
+            raise ValueError(f"{where} of {place} holds no matrix of the spec '{spec.name}': {matrix.shape}.")
+        yield matrix
+
+
+def _pooled(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    for number, rows in enumerate(load_pool(folder).candidates.astype(np.float64)):
+        yield f"Prompt {number}", rows[:, ~np.isnan(rows).any(0)]
+
+
+def _scored(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
                 if isinstance(row, dict) and "error" in row:
                     continue
-                matrix = np.array(row["matrix"], dtype=np.float64)
+                yield f"Line {number}", np.array(row["matrix"], dtype=np.float64)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"Line {number} of {file} holds no matrix: {error}.") from error
-            if matrix.ndim != 2 or matrix.shape[1] not in widths or not np.isfinite(matrix).all():
-                raise ValueError(f"Line {number} of {file} holds no matrix of the spec '{spec.name}': {matrix.shape}.")
-            yield matrix
 
 
 def measure_disagreement(spec: RewardSpec, matrices: Sequence[np.ndarray]) -> list[str]:
@@ -42,7 +54,7 @@ def measure_disagreement(spec: RewardSpec, matrices: Sequence[np.ndarray]) -> li
     found, verdicts = [], []
     sets = [rows for rows in (_above_floor(spec, matrix) for matrix in matrices) if len(rows)]
     found.append(
-        f"{len(matrices)} responses, {sum(map(len, sets))} candidates that score above the floor; others are left out."
+        f"{len(matrices)} matrices, {sum(map(len, sets))} candidates that score above the floor; others are left out."
     )
     if not sets:
         return [*found, "VPO cannot help here yet: no candidate scores above the floor."]
@@ -57,13 +69,13 @@ def measure_disagreement(spec: RewardSpec, matrices: Sequence[np.ndarray]) -> li
         mean = np.mean([np.pad(share, (0, width - len(share))) for share in shares], axis=0)
         listed = ", ".join(f"{share:.0%}" for share in mean[:8])
         found.append(
-            f"Share of the weight space that the candidates of a response win, the best first, mean of {len(shares)} "
-            f"responses: {listed}."
+            f"Share of the weight space that the candidates of a matrix win, the best first, "
+            f"mean of {len(shares)}: {listed}."
         )
         if mean[0] >= WINS_ALL:
-            verdicts.append("one candidate of each response wins whatever the weights")
+            verdicts.append("one candidate of each matrix wins whatever the weights")
     else:
-        found.append("No response has two candidates above the floor: which one wins cannot be measured.")
+        found.append("No matrix has two candidates above the floor: which one wins cannot be measured.")
     if verdicts:
         return [*found, f"VPO cannot help on these samples: {', and '.join(verdicts)}. Training would be that of GRPO."]
     return [*found, "Nothing here speaks against VPO."]
@@ -84,6 +96,7 @@ def _correlations(keys: Sequence[str], rows: np.ndarray) -> tuple[list[str], str
     correlation = np.corrcoef(rows[:, varying].T)
     pairs = [(i, j) for i in range(len(varying)) for j in range(i)]
     found += [f"Correlation of {keys[varying[j]]} and {keys[varying[i]]}: {correlation[i, j]:+.2f}." for i, j in pairs]
+    found.append(f"Mean correlation: {np.mean([correlation[pair] for pair in pairs]):+.2f}.")
     agree = all(correlation[i, j] >= CORRELATED for i, j in pairs)
     return found, "the objectives rise and fall together" if agree else None
 
