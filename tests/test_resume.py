@@ -355,7 +355,7 @@ def test_runs_of_one_folder_take_turns(tmp_path: Path) -> None:
 
 
 def test_temporary_home_goes_with_its_process() -> None:
-    """By SIGTERM as well; what a killed one left is removed by the next."""
+    """By SIGTERM as well; what a killed one left is removed by the next, or by one that ends later."""
     place = Path(tempfile.mkdtemp(dir="/tmp"))
     program = (
         "import sys; from pathlib import Path; from vpo_plugin.locks import temporary_home\n"
@@ -369,6 +369,14 @@ def test_temporary_home_goes_with_its_process() -> None:
             assert process.stdout is not None and process.stdout.readline() == b"ready\n"
             process.send_signal(signum)
         assert len(list(place.glob("vpo-*/socket"))) == left
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as first:
+        assert first.stdout is not None and first.stdout.readline() == b"ready\n"
+        with subprocess.Popen([sys.executable, "-c", program], **pipes) as second:
+            assert second.stdout is not None and second.stdout.readline() == b"ready\n"
+            first.kill()
+            first.wait()
+            assert len(list(place.glob("vpo-*/socket"))) == 2
+            second.communicate()
     assert [path.name for path in place.iterdir()] == ["vpo-mine"], "a folder without a lock is somebody else's"
     shutil.rmtree(place)
 

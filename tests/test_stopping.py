@@ -109,4 +109,4 @@ def test_stopped_run_leaves_nothing(start: Callable[..., Command], tmp_path: Pat
     log = tmp_path / "maze-cpu" / "train" / "vpo" / "policy" / "vpo"
     command.wait_for(lambda: read_steps(log), "step")
     assert command.stop(signal.SIGINT) == (130, [])
-    assert "vpo: interrupted; finished stages are kept" in command.log.read_text()
+    assert "vpo: interrupted; finished work is kept" in command.log.read_text()

@@ -37,7 +37,7 @@ FLAGS = [
     *("--train.colocate_all", "--actor.num_nodes", "2", "--vllm.num_engines", "2"),
     *("--rollout.micro_batch_size", "4", "--train.micro_batch_size", "4"),
 ]
-TITLES = ("ray::PolicyModelActor", "VLLM::EngineCore", "ray::Scorer")
+TITLES = ("ray::PolicyModelActor", "VLLM::EngineCore")
 SCORER = """
 from pathlib import Path
 

@@ -81,19 +81,25 @@ def after_this_process(script: str, *arguments: str) -> None:
 def temporary_home() -> str:
     """A folder for the temporary files and sockets of this process and its children (`TMPDIR`).
 
-    It is removed when this process ends, also by SIGTERM. The next call removes the folders of killed processes.
+    It is removed when this process ends, also by SIGTERM. The folders of killed processes are removed here, and at the
+    end those whose last process ended meanwhile.
     """
     place = tempfile.gettempdir()
     place = place if len(place) <= LONGEST_PLACE else "/tmp"
-    for left in Path(place).glob(f"vpo-*/{LOCK}"):
-        with suppress(OSError):  # another user's, or one that is being removed
-            if (descriptor := take(left)) is not None:
-                shutil.rmtree(left.parent, ignore_errors=True)
-                os.close(descriptor)
+    _remove_left_homes(place)
     home = tempfile.mkdtemp(prefix="vpo-", dir=place)
     take(Path(home, LOCK))
+    atexit.register(_remove_left_homes, place)
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         exit_on_sigterm()
     os.environ["TMPDIR"] = tempfile.tempdir = home
     return home
+
+
+def _remove_left_homes(place: str) -> None:
+    for left in Path(place).glob(f"vpo-*/{LOCK}"):
+        with suppress(OSError):  # another user's, or one that is being removed
+            if (descriptor := take(left)) is not None:
+                shutil.rmtree(left.parent, ignore_errors=True)
+                os.close(descriptor)
