@@ -18,7 +18,7 @@ from flows.settings import HOST_ESTIMATORS, PipelineSettings
 from flows.stage import file_digest, is_done, working_on
 from vpo_plugin.advantages import advantage_estimator_names
 from vpo_plugin.models import SMOLLM2, TINY, resolve_policy
-from vpo_plugin.openrlhf.log import end_of, read_steps
+from vpo_plugin.openrlhf.log import FAILURE, end_of, last_words, read_steps
 
 SMALL = {
     "name": "small",
@@ -148,6 +148,15 @@ def test_a_flow_does_not_wait_for_a_server_that_was_killed(tmp_path: Path) -> No
         "for _ in range(30):\n try: client.read_flows()\n except httpx.ConnectError: pass",
     )
     subprocess.run(command, env=environment, timeout=150, check=True, capture_output=True)
+
+
+def test_the_last_words_of_a_training_are_its_own_sentence(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    ray = "Traceback (most recent call last):\n  …\nray.exceptions.ActorDiedError: It died.\n\tclass_name: Trainer\n"
+    log.write_text(f"{ray}(Trainer pid=3) noise\n{FAILURE}A process or a node of the run died, see above.\n")
+    assert last_words(log) == f"A process or a node of the run died, see above. The whole log is {log}."
+    log.write_text(ray)
+    assert last_words(log).startswith("ray.exceptions.ActorDiedError: It died.\n\tclass_name: Trainer\n")
 
 
 def test_folder_of_another_spec(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.checks import Flags, find_mistakes, find_remarks, plugin_estimator
 from vpo_plugin.openrlhf.flags import add_flags, read_flags
-from vpo_plugin.openrlhf.log import REMARK, own, read_steps
+from vpo_plugin.openrlhf.log import FAILURE, REMARK, own, read_steps
 from vpo_plugin.openrlhf.output import claim_output, find_checkpoint, how_to_resume, log_dir
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.openrlhf.worker import SETUP
@@ -61,15 +61,15 @@ def main() -> None:
         if failure := scorer_failure(error):
             if given["vpo.traceback"]:
                 print(failure.trace, file=sys.stderr)
-            sys.exit(str(failure))
+            sys.exit(f"{FAILURE}{failure}")
         if not part_died(error):
             raise
         traceback.print_exc()
-        sys.exit(f"A process or a node of the run died, see above. {how_to_resume(given)}")
+        sys.exit(f"{FAILURE}A process or a node of the run died, see above. {how_to_resume(given)}")
     except KeyboardInterrupt:
         if not cpu.raylet_died:
             raise
-        sys.exit(f"Ray's node died, see above. {how_to_resume(given)}")
+        sys.exit(f"{FAILURE}Ray's node died, see above. {how_to_resume(given)}")
     finally:
         stop_ray()
 

@@ -25,6 +25,8 @@ MOST_WORDS = 30
 ERROR = re.compile(r"\S+( \S+)?: error: |[\w.]*(Error|Exception|Interrupt|Died|Exit)\b")
 """Matches the start of a line in which a program says why it ends."""
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
+FAILURE = "vpo_plugin.train_ppo_ray: error: "
+"""Prefix of the sentence that says why a training ended; it may follow a traceback of the host."""
 REMARK = "vpo: "
 """Prefix of the output lines of a run that a person should see."""
 
@@ -76,6 +78,7 @@ def last_words(log: Path) -> str:
     own = own_lines(log)
     starts = [number for number, line in enumerate(own) if ERROR.match(line)]
     said = (own[starts[-1] :] if starts else own[-1:])[:MOST_WORDS] or ["it printed nothing."]
+    said[0] = said[0].removeprefix(FAILURE)
     return "\n".join(said) + ("\n" if said[1:] else " ") + f"The whole log is {log}."
 
 
