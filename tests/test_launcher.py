@@ -563,7 +563,7 @@ def test_a_scorer_that_fails_ends_the_command_with_its_sentence(
         monkeypatch.setattr(sys, "argv", training.command(*flags)[2:])
         with pytest.raises(SystemExit) as stopped:
             launcher.main()
-        assert stopped.value.code == str(failure)  # printed, with exit code 1
+        assert stopped.value.code == f"{launcher.FAILURE}{failure}"  # printed, with exit code 1
         assert capsys.readouterr().err == shown
     assert launcher.scorer_failure(handed_on(RuntimeError(str(failure)))) is None
 
