@@ -2,7 +2,6 @@
 
 import functools
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -65,7 +64,7 @@ def watch_temporary_servers() -> None:
         for _ in range(ATTEMPTS):
             server = start(self)
             begun = repr(psutil.Process(server.pid).create_time())
-            after_this_process('exec "$0" -c "$1" "$2" "$3"', sys.executable, END, str(server.pid), begun)
+            after_this_process(END, str(server.pid), begun)
             if listens(server, self.port) or server.poll() is None:
                 break
             if self.is_port_available(self.port):

@@ -71,9 +71,9 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
 
 
-def after_this_process(script: str, *arguments: str) -> None:
-    """Run a shell script, whose arguments begin with `$0`, when this process has ended, also by SIGKILL."""
-    command = ["sh", "-c", f"cat > /dev/null; {script}", *arguments]
+def after_this_process(program: str, *arguments: str) -> None:
+    """Run a Python program with these arguments when this process has ended, also by SIGKILL."""
+    command = ["sh", "-c", 'cat > /dev/null; exec "$0" "$@"', sys.executable, "-c", program, *arguments]
     _watchers.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd="/", env={}))
 
 

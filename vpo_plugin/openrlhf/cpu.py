@@ -90,10 +90,10 @@ _stopped = threading.Event()
 # Gives Ray a few seconds to end by itself, and ends what is left: the processes whose TMPDIR is this run's folder, as
 # no other run's is. A Ray worker that finds its raylet dead while it writes to it leaves its children behind (Ray 2.55,
 # raylet_connection.cc, ShutdownIfLocalRayletDisconnected).
-CLEAN_UP = 'sleep 3; exec "$0" -c "$1" "$2"'
 END_ALL = """
-import shutil, sys
+import shutil, sys, time
 import psutil
+time.sleep(3)
 for process in psutil.process_iter():
     try:
         if process.environ().get("TMPDIR") == sys.argv[1]:
@@ -325,7 +325,7 @@ def start_private_ray(runtime_env: dict[str, Any]) -> None:
     AuthenticationTokenLoader.instance().reset_cache()
     _adopt_orphans()
     ray_folder = temporary_home()
-    after_this_process(CLEAN_UP, sys.executable, END_ALL, ray_folder)
+    after_this_process(END_ALL, ray_folder)
     ray.init(
         address="local",
         num_cpus=PRETEND_GPUS,

@@ -69,7 +69,7 @@ def measure_disagreement(spec: RewardSpec, matrices: Sequence[np.ndarray]) -> li
         mean = np.mean([np.pad(share, (0, width - len(share))) for share in shares], axis=0)
         listed = ", ".join(f"{share:.0%}" for share in mean[:8])
         found.append(
-            f"Share of the weight space that the candidates of a matrix win, the best first, "
+            "Share of the weight space that the candidates of a matrix win, the best first, "
             f"mean of {len(shares)}: {listed}."
         )
         if mean[0] >= WINS_ALL:
