@@ -134,11 +134,17 @@ class Training:
 
 
 def marked(mark: str) -> list[tuple[str, psutil.Process]]:
-    """The processes that run with a mark in their environment, with their command lines."""
+    """The processes that run with a mark in their environment, with their command lines.
+
+    Ray's agents blank the start of their environment with their titles, where `psutil.Process.environ` stops.
+    """
     found = []
     for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+            given = Path(f"/proc/{process.pid}/environ")
+            held = given.read_bytes().split(b"\0") if given.exists() else []
+            has_it = process.environ().get(MARK) == mark or f"{MARK}={mark}".encode() in held
+            if has_it and process.status() != psutil.STATUS_ZOMBIE:
                 found.append((" ".join(process.cmdline()), process))
     return found
 

@@ -117,7 +117,7 @@ def test_two_runs_on_one_machine(runs: Training) -> None:
     assert [folder.exists() for folder in folders] == [False, True]
     killed.kill()
     for name, process in marked(runs.mark):
-        if name.startswith("ray::"):
+        if name.startswith("ray::Engine"):
             process.kill()
     killed.communicate()
     assert not left_after(runs)

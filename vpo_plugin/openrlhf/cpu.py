@@ -90,16 +90,26 @@ _stopped = threading.Event()
 # Gives Ray a few seconds to end by itself, and ends what is left: the processes whose TMPDIR is this run's folder, as
 # no other run's is. A Ray worker that finds its raylet dead while it writes to it leaves its children behind (Ray 2.55,
 # raylet_connection.cc, ShutdownIfLocalRayletDisconnected).
+# Ray's agents blank the start of their environment with their titles, where `psutil.Process.environ` stops.
 END_ALL = """
 import shutil, sys, time
+from pathlib import Path
 import psutil
 time.sleep(3)
-for process in psutil.process_iter():
-    try:
-        if process.environ().get("TMPDIR") == sys.argv[1]:
-            process.kill()
-    except psutil.Error:
-        pass
+for _ in range(20):  # a raylet may start a worker meanwhile
+    found = []
+    for process in psutil.process_iter():
+        try:
+            given = Path(f"/proc/{process.pid}/environ")
+            held = given.read_bytes().split(b"\\0") if given.exists() else []
+            if process.environ().get("TMPDIR") == sys.argv[1] or f"TMPDIR={sys.argv[1]}".encode() in held:
+                process.kill()
+                found.append(process)
+        except (psutil.Error, OSError):
+            pass
+    if not found:
+        break
+    psutil.wait_procs(found, timeout=0.5)
 shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
 
