@@ -240,7 +240,7 @@ def test_what_a_few_responses_of_a_policy_say(case: Callable[[str], RewardSpec])
     with Scoring(spec) as scoring:
         read, spread, *rest = findings(Scripted(good), spec, scoring, rows, "m")
         assert read == "Of the 32 candidates requested in 16 responses of m, 32 can be read."
-        assert not any("warm_start" in line for line in rest) and rest[0].startswith("16 responses, ")
+        assert not any("warm_start" in line for line in rest) and rest[0].startswith("16 matrices, ")
         rewards = [score_response(spec, text, {"x": 0}, 2).matrix.tolist() for text in good]
         values = [set_reward_of_two(matrix) for matrix in rewards]
         assert spread.startswith(f"The set rewards of a prompt's responses, {np.mean(values):.2f} on average, have a ")
