@@ -5,18 +5,18 @@ weighting of a kit, so the policy learns to pack for many weightings.
 """
 
 import random
-import string
 from collections.abc import Iterator
 
 import numpy as np
 
 from benchmarks.tiny_policy import make_policy
+from reward_specs.kit import kit
 from vpo_plugin.advantages import goal_weights, write_goal
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.formats import render_prompt, write_response
 from vpo_plugin.rewards.task import read_rows
 
-NOISE = 1.0
+NOISE = 3.0
 """Scale of the Gumbel noise on an item's value under a weighting, in units of values from 0 to 9."""
 KITS_PER_ROW = 8
 
@@ -42,13 +42,13 @@ def sft_examples(spec: RewardSpec, num_rows: int, seed: int) -> Iterator[dict[st
 
 def random_kits(label: dict, candidates: int, draws: np.random.Generator) -> list[str]:
     """Different kits, each with the best items for its own random weighting, with noise."""
-    values = np.array(label["items"], dtype=float)
+    worth = kit.values(label)
     kits: list[str] = []
     while len(kits) < candidates:
-        worth = values @ draws.dirichlet(np.ones(values.shape[1])) + draws.gumbel(scale=NOISE, size=len(values))
-        kit = " ".join(string.ascii_uppercase[i] for i in np.argsort(-worth)[: label["size"]])
-        if kit not in kits:
-            kits.append(kit)
+        noisy = worth @ draws.dirichlet(np.ones(worth.shape[1])) + draws.gumbel(scale=NOISE, size=len(worth))
+        packed = " ".join(kit.ITEMS[i] for i in np.argsort(-noisy)[: kit.SIZE])
+        if packed not in kits:
+            kits.append(packed)
     return kits
 
 

@@ -6,7 +6,9 @@ writes results.json, summary.md and the plots. Finished cells are kept, so a kil
 
 import os
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from prefect import flow, task
@@ -160,7 +162,6 @@ def compare(
     settings: ExperimentSettings, spec: RewardSpec, folders: dict[tuple[str, int], dict[float, Path]], data: Path
 ) -> Path:
     """Compare all cells and write results.json, summary.md and the plots into the experiment's folder."""
-    first, *others = settings.temperatures
     pools = {t: {cell: load_pool(of[t]) for cell, of in folders.items()} for t in settings.temperatures}
     rows = load_prompts(spec, data / "test")
     logs = settings.folder.glob  # finds logs in each seed's run
@@ -170,12 +171,36 @@ def compare(
         ]
         for method in settings.methods
     }
+    write_comparison(settings, spec, pools, rows, training, settings.folder)
+    summary = (settings.folder / "summary.md").read_text()
+    create_markdown_artifact(f"{summary.split('![', 1)[0]}\n{how_to_open(settings.folder)}", key="experiment")
+    show_picture("best-at-k", (settings.folder / "best_at_k.png").read_bytes(), "best@k of each method against k.")
+    print(f"\n{summary}\nResults: {settings.folder / 'results.json'}, plots beside it.")
+    return settings.folder
+
+
+def write_comparison(
+    settings: ExperimentSettings,
+    spec: RewardSpec,
+    pools: dict[float, dict[tuple[str, int], Pool]],
+    rows: Sequence[Mapping[str, Any]],
+    training: dict[str, list[dict[str, list[float]]]],
+    folder: Path,
+) -> None:
+    """Write results.json, summary.md and the plots of an experiment.
+
+    Args:
+        pools: by temperature, then by method and seed.
+        rows: the held-out prompts, as a pool has them.
+        training: `training_curves` of each method's seeds.
+    """
+    first, *others = settings.temperatures
     compared = {t: Comparison(of, spec, rows, match=settings.match) for t, of in pools.items()}
     m = settings.candidates or spec.candidates
     at = [{"temperature": t, **analyse(compared[t], candidates=m)} for t in others]
     if others:
         chosen = at_their_best(compared)
-        best = {(name, seed): pools[chosen[name]][name, seed] for name, seed in folders}
+        best = {(name, seed): pools[chosen[name]][name, seed] for name, seed in pools[first]}
         figures = analyse(Comparison(best, spec, rows, match=settings.match), candidates=m)
         at.append({"temperature": chosen, **figures})
     results = {
@@ -190,12 +215,7 @@ def compare(
         **analyse(compared[first], training, candidates=m),
         "at": at,
     }
-    write_experiment(results, pools, settings.folder)
-    summary = (settings.folder / "summary.md").read_text()
-    create_markdown_artifact(f"{summary.split('![', 1)[0]}\n{how_to_open(settings.folder)}", key="experiment")
-    show_picture("best-at-k", (settings.folder / "best_at_k.png").read_bytes(), "best@k of each method against k.")
-    print(f"\n{summary}\nResults: {settings.folder / 'results.json'}, plots beside it.")
-    return settings.folder
+    write_experiment(results, pools, folder)
 
 
 def main(settings: ExperimentSettings) -> int:

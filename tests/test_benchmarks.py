@@ -1,14 +1,16 @@
 """The benchmarks: what they time is right, and the estimator's figures meet what is promised."""
 
+import numpy as np
 import pytest
 import torch
 
+from benchmarks import correlation, scoring, weightings
 from benchmarks import estimator as bench
-from benchmarks import scoring
 from benchmarks.estimator import vpo_advantages
 from vpo_plugin.advantages import default_num_weights, group_z_norm
 from vpo_plugin.rewards.files import load_spec
 from vpo_plugin.rewards.response import score_response
+from vpo_plugin.search.experiment import BASE, pack_array
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -98,3 +100,34 @@ def test_what_is_timed_is_scored(name: str) -> None:
     scored = [score_response(spec, response, label, 3) for response, label in scoring.RESPONSES[name](spec)]
     assert all(one.parsed == 3 for one in scored) and sum(one.unique for one in scored) > 2 * len(scored)
     assert sum(one.reward > 0 for one in scored) == len(scored)
+
+
+def stored(method: str, *vectors: tuple[float, ...]) -> dict[str, object]:
+    """A pool of one prompt: one candidate a response."""
+    return {
+        "method": method,
+        "seed": 0,
+        "temperature": 1.0,
+        "reward_matrices": pack_array(np.array([vectors])[:, :, None]),
+    }
+
+
+def test_weightings_drawn_after_training_are_those_of_their_own_best() -> None:
+    corners = stored("vpo_at_k:1", (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    middle = stored("max_at_k", (0.4, 0.4, 0.4), (0, 0, 0), (0, 0, 0))
+    weights = np.random.default_rng(0).dirichlet(np.ones(3), 1000)
+    ours, theirs = (
+        weightings.best_under([pool], str(pool["method"]), weights, None)[0, 0] for pool in (corners, middle)
+    )
+    np.testing.assert_allclose(ours, weights.max(1))
+    np.testing.assert_allclose(theirs, 0.4)
+    one = weightings.best_under([corners], "vpo_at_k:1", weights, 1)[0, 0]
+    np.testing.assert_allclose(one, 1 / 3)
+
+
+def test_the_gain_stands_beside_the_correlation() -> None:
+    corners = np.eye(4).tolist()
+    pools = [stored(BASE, *corners), stored("max_at_k", (0.5,) * 4), stored("vpo", *corners)]
+    found, leads = correlation.measure({"pools": pools}, load_spec("maze_small"), "max_at_k")
+    assert found == pytest.approx(-1 / 3)
+    assert leads["vpo"]["mean"] == pytest.approx(25 / 48 - 0.5, abs=2e-3)  # the greatest of four weights is 25/48

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from conftest import vpo
 
+from benchmarks import cells
 from flows.experiment import cell_settings, single_rollouts
 from flows.settings import ExperimentSettings
+from vpo_plugin.cli.settings import read
 from vpo_plugin.report.experiment import write_experiment
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.task import read_rows
@@ -330,3 +332,10 @@ def test_experiment_runs_to_its_results_and_keeps_finished_cells(tmp_path: Path,
     assert second.returncode == 0, second.stdout + second.stderr
     assert [path for path in made if path.stat().st_mtime_ns != made[path]] == []
     assert json.loads((folder / "results.json").read_text())["methods"][-1] == results["methods"][-1]
+
+    cells.keep(folder, tmp_path / "kept" / "cells")
+    (tmp_path / "kept" / "cells" / "seed-0" / "eval" / "goal_conditioned").rename(tmp_path / "elsewhere")
+    cells.keep(folder, tmp_path / "kept" / "cells")  # again, from another machine: only what is missing
+    cells.report(tmp_path / "kept" / "cells", read(ExperimentSettings, flags, "vpo experiment"))
+    again = json.loads((tmp_path / "kept" / "results.json").read_text())
+    assert again["methods"] == results["methods"] and again["training"] == results["training"]

@@ -1,102 +1,99 @@
-"""Pack a kit: choose a few of many items, each of which helps with some of six needs.
+"""Pack a kit: choose 3 of 18 items, which differ in quality, for six needs.
 
-The objectives are the needs. A kit of three items serves two or three needs well, so a few kits cannot cover all
-trade-offs. `shared` sets how much the needs agree: at 0 each item serves one need or two, at 1 every item serves all
-needs equally. The front is exact: it comes from trying all kits.
+The objectives are the needs. A special item serves one need, a general one serves three needs half as well. With equal
+weights the general items win, and with any other weights the special ones: what is best for one fixed weighting is
+far from the best for most others. `shared` sets how much the needs agree: at 0 an item serves its own needs alone, at 1
+all needs alike. The front is exact: it comes from trying all 816 kits.
 """
 
 import itertools
 import random
-import re
-import string
 from collections.abc import Iterator
 
 import numpy as np
 
-NEEDS = ("food", "water", "light", "warmth", "tools", "rope")
-ITEMS, SIZE = 18, 3
-MOST = 9  # of one item for one need
-SECOND = 0.5  # share of the items that serve a second need
+NEEDS = ("food", "warmth", "light", "tools", "shelter", "water")
+SPECIAL = {
+    **{"rice": "food", "beans": "food", "blanket": "warmth", "gloves": "warmth", "torch": "light", "candle": "light"},
+    **{"knife": "tools", "saw": "tools", "tent": "shelter", "cabin": "shelter", "bottle": "water", "filter": "water"},
+}
+GENERAL = ("stove", "lighter", "pole", "shovel", "tarp", "pot")  # each serves the need of its place and the next two
+ITEMS = (*SPECIAL, *GENERAL)
+SERVES = np.array(
+    [[float(need == own) for need in NEEDS] for own in SPECIAL.values()]
+    + [[0.5 * ((n - place) % len(NEEDS) < 3) for n in range(len(NEEDS))] for place in range(len(GENERAL))]
+)
+"""How well a unit of each item's quality serves each need: (18, 6), 0 to 1."""
+SIZE = 3
+QUALITIES = range(3, 10)
 
 Vector = tuple[float, ...]
 
 
 def rows(split: str, num_rows: int, seed: int, *, shared: float = 0.25) -> Iterator[dict]:
-    """`num_rows` rows `{"prompt", "label"}`; the splits share no rows."""
+    """`num_rows` rows `{"prompt", "label"}`; the splits are drawn apart, from more than 10^15 prompts."""
     for number in range(num_rows):
-        items = draw_items(random.Random(f"kit {split} {seed} {number}"), shared)
-        label = {"items": items, "size": SIZE}
-        yield {"prompt": write_prompt(items), "label": label}
+        draws = random.Random(f"kit {split} {seed} {number}")
+        qualities = [draws.choice(QUALITIES) for _ in ITEMS]
+        yield {"prompt": write_prompt(qualities), "label": {"qualities": qualities, "shared": shared}}
 
 
-def draw_items(rng: random.Random, shared: float) -> list[list[int]]:
-    """The value of each item for each need, 0 to 9."""
-    kinds = [number % len(NEEDS) for number in range(ITEMS)]
-    rng.shuffle(kinds)
-    items = []
-    for kind in kinds:
-        own = [0] * len(NEEDS)
-        own[kind] = rng.randint(4, MOST)
-        if rng.random() < SECOND:
-            own[rng.choice([need for need in range(len(NEEDS)) if need != kind])] = rng.randint(2, 5)
-        quality = rng.randint(0, 7)
-        items.append([round((1 - shared) * value + shared * quality) for value in own])
-    return items
-
-
-def write_prompt(items: list[list[int]]) -> str:
-    """The items, one per line; each word is a token of a word-level tokenizer."""
-    named = zip(string.ascii_uppercase, items, strict=False)
-    lines = [f"{name} {' '.join(map(str, values))}" for name, values in named]
-    return f"Each item and how much it helps with {' '.join(NEEDS)} :\n" + "\n".join(lines) + "\n"
+def write_prompt(qualities: list[int]) -> str:
+    """Each item with its quality; each word is a token of a word-level tokenizer."""
+    return " ".join(f"{item} {quality}" for item, quality in zip(ITEMS, qualities, strict=True)) + "\n"
 
 
 def label_check(label: dict) -> None:
-    """Raises ValueError if a label has no items, or items of different lengths."""
-    items, size = label.get("items"), label.get("size")
-    if not items or not isinstance(size, int) or not 1 <= size <= len(items) <= len(string.ascii_uppercase):
-        raise ValueError("A kit's label holds `items`, a list of at most 26, and `size`, how many of them a kit holds.")
-    if {len(values) for values in items} != {len(NEEDS)}:
-        raise ValueError(f"Each item has {len(NEEDS)} values, one for each need.")
+    """Raises ValueError unless a label has a quality of each item, from 3 to 9, and `shared`, from 0 to 1."""
+    qualities, shared = label.get("qualities"), label.get("shared")
+    if not isinstance(qualities, list) or len(qualities) != len(ITEMS):
+        raise ValueError(f"A kit's label holds `qualities`, a list of {len(ITEMS)} numbers, one for each item.")
+    if not all(isinstance(quality, int) and quality in QUALITIES for quality in qualities):
+        raise ValueError("Each quality in a kit's label is a whole number from 3 to 9.")
+    if not isinstance(shared, int | float) or not 0 <= shared <= 1:
+        raise ValueError("`shared` in a kit's label is a number from 0 to 1.")
 
 
-def parse_kit(candidate: str, label: dict) -> list[int] | None:
-    """The numbers of the items that a candidate names, ascending; None unless it names `size` different items."""
-    names = re.split(r"[\s,;]+", candidate.strip().upper())
-    known = string.ascii_uppercase[: len(label["items"])]
-    if len(names) != label["size"] or len(set(names)) < len(names) or any(n not in known or len(n) != 1 for n in names):
+def values(label: dict) -> np.ndarray:
+    """What each item adds to each need: (18, 6), 0 to 9."""
+    shared = label["shared"]
+    return np.array(label["qualities"])[:, None] * ((1 - shared) * SERVES + shared)
+
+
+def parse_kit(candidate: str) -> list[int] | None:
+    """The numbers of the items that a candidate names, ascending; None unless it names 3 different items."""
+    names = candidate.lower().replace(",", " ").split()
+    if len(names) != SIZE or len(set(names)) < SIZE or not set(names) <= set(ITEMS):
         return None
-    return sorted(map(known.index, names))
+    return sorted(map(ITEMS.index, names))
 
 
 def canonical(candidate: str, label: dict) -> str:
     """Kits with the same items are duplicates."""
-    kit = parse_kit(candidate, label)
+    kit = parse_kit(candidate)
     return candidate if kit is None else str(kit)
 
 
 def score(candidate: str, label: dict) -> Vector:
-    """For each need, the kit's value as a share of the best kit for that need; all 0 if it is not a kit."""
-    kit = parse_kit(candidate, label)
+    """For each need, the square of the kit's value as a share of the best kit's; all 0 if it is not a kit.
+
+    The square pays for items that serve the same need: one of the two that a need takes is worth a quarter.
+    """
+    kit = parse_kit(candidate)
     if kit is None:
         return (0.0,) * len(NEEDS)
-    columns = zip(*label["items"], strict=True)
-    return tuple(sum(column[i] for i in kit) / best_sum(column, label["size"]) for column in columns)
-
-
-def best_sum(column: tuple[int, ...], size: int) -> int:
-    """The highest value of any kit for one need, at least 1."""
-    return max(1, sum(sorted(column)[-size:]))
+    return tuple(_rewards(values(label), np.array([kit]))[0].tolist())
 
 
 def front(label: dict) -> list[tuple[str, Vector]]:
     """Every Pareto-optimal kit with its rewards, among all kits; equal rewards appear once."""
-    items = np.array(label["items"])
-    kits = np.array(list(itertools.combinations(range(len(items)), label["size"])))
-    sums = items[kits].sum(1)
-    _, first = np.unique(sums, axis=0, return_index=True)
-    sums, kits = sums[first], kits[first]
-    dominated = ((sums[:, None] >= sums).all(-1) & (sums[:, None] > sums).any(-1)).any(0)
-    best = [best_sum(tuple(column), label["size"]) for column in items.T.tolist()]
-    names = [" ".join(string.ascii_uppercase[i] for i in kit) for kit in kits[~dominated]]
-    return list(zip(names, map(tuple, (sums[~dominated] / best).tolist()), strict=True))
+    kits = np.array(list(itertools.combinations(range(len(ITEMS)), SIZE)))
+    rewards, first = np.unique(_rewards(values(label), kits).round(12), axis=0, return_index=True)
+    dominated = ((rewards[:, None] >= rewards).all(-1) & (rewards[:, None] > rewards).any(-1)).any(0)
+    names = [" ".join(ITEMS[i] for i in kit) for kit in kits[first][~dominated]]
+    return list(zip(names, map(tuple, rewards[~dominated].tolist()), strict=True))
+
+
+def _rewards(worth: np.ndarray, kits: np.ndarray) -> np.ndarray:
+    best = np.sort(worth, axis=0)[-SIZE:].sum(0)
+    return (worth[kits].sum(1) / best) ** 2

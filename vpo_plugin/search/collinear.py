@@ -81,6 +81,14 @@ def measure_disagreement(spec: RewardSpec, matrices: Sequence[np.ndarray]) -> li
     return [*found, "Nothing here speaks against VPO."]
 
 
+def mean_correlation(spec: RewardSpec, matrices: Sequence[np.ndarray]) -> float:
+    """Mean over the pairs of objectives that vary, among the distinct candidates of each matrix above the floor; NaN if
+    fewer than two vary."""
+    _, correlation = _correlate(np.concatenate([_above_floor(spec, matrix) for matrix in matrices]))
+    pairs = correlation[np.tril_indices(len(correlation), -1)]
+    return float(pairs.mean()) if len(pairs) else float("nan")
+
+
 def _above_floor(spec: RewardSpec, matrix: np.ndarray) -> np.ndarray:
     """The distinct candidates of a response that score above the floor somewhere."""
     floor = [column.low for column in spec.columns(matrix.shape[1])]
@@ -88,17 +96,22 @@ def _above_floor(spec: RewardSpec, matrix: np.ndarray) -> np.ndarray:
 
 
 def _correlations(keys: Sequence[str], rows: np.ndarray) -> tuple[list[str], str | None]:
-    varying = [i for i, column in enumerate(rows.T) if np.ptp(column) > 1e-9]
+    varying, correlation = _correlate(rows)
     constant = [keys[i] for i in range(len(keys)) if i not in varying]
     found = [f"The same for all of them: {', '.join(constant)}."] if constant else []
     if len(varying) < 2:
         return found, "fewer than two objectives vary"
-    correlation = np.corrcoef(rows[:, varying].T)
     pairs = [(i, j) for i in range(len(varying)) for j in range(i)]
     found += [f"Correlation of {keys[varying[j]]} and {keys[varying[i]]}: {correlation[i, j]:+.2f}." for i, j in pairs]
     found.append(f"Mean correlation: {np.mean([correlation[pair] for pair in pairs]):+.2f}.")
     agree = all(correlation[i, j] >= CORRELATED for i, j in pairs)
     return found, "the objectives rise and fall together" if agree else None
+
+
+def _correlate(rows: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """The objectives that vary, and their correlations."""
+    varying = [i for i, column in enumerate(rows.T) if np.ptp(column) > 1e-9]
+    return varying, np.atleast_2d(np.corrcoef(rows[:, varying].T)) if varying else np.empty((0, 0))
 
 
 def shares_won(rows: np.ndarray) -> np.ndarray:
