@@ -16,7 +16,7 @@ from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.formats import render_prompt, write_response
 from vpo_plugin.rewards.task import read_rows
 
-NOISE = 3.0
+NOISE = 1.0
 """Scale of the Gumbel noise on an item's value under a weighting, in units of values from 0 to 9."""
 KITS_PER_ROW = 8
 
