@@ -1,8 +1,8 @@
 """Evidence: the correlation of the objectives predicts what random weightings gain.
 
-`python -m benchmarks.correlation docs/evidence/kit_*/results.json --plot gain.png` reads experiments on variants
-of one task. It prints the mean correlation of each, as `vpo spec check --scores` prints it for the base
-policy's pool, with the lead of each method of random weightings over the method of fixed ones.
+`python -m benchmarks.correlation docs/evidence/maze/results.json docs/evidence/maze_gold/results.json`
+reads experiments on variants of one task. It prints the mean correlation, as `vpo spec check --scores` does
+for the base policy's pool, with the lead of each method of random weightings over the method of fixed ones.
 """
 
 import argparse

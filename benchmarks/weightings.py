@@ -1,6 +1,6 @@
 """Evidence: which method serves weightings that are drawn after training.
 
-`python -m benchmarks.weightings docs/evidence/kit/results.json` reads the pools of an experiment, draws 200 weightings
+`python -m benchmarks.weightings docs/evidence/maze/results.json` reads the pools of an experiment, draws 200 weightings
 as different users would have them, and prints each method's best reward under them and at the spec's own weights. The
 last method is compared with each other one. Intervals are over prompts and seeds.
 """

@@ -20,8 +20,8 @@ from test_experience import compute, make_maker, make_samples, with_forward_resu
 from test_ray_jobs import FLOW
 
 from vpo_plugin.models import TINY, resolve_policy
-from vpo_plugin.openrlhf import worker
 from vpo_plugin.openrlhf.log import read_steps
+from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -191,8 +191,8 @@ def test_two_nodes_train_as_one(cluster: Cluster, tmp_path: Path) -> None:
 
     # The same rollouts through the host's trainer in this process alone.
     with importable_host(), pytest.MonkeyPatch.context() as patch:
-        settings = worker.Settings(SPEC, 3, "raise", tmp_path / "single", on_cpu=True)
-        patch.setattr(worker, "settings", settings)
+        settings = Settings(SPEC, 3, "raise", tmp_path / "single", on_cpu=True)
+        patch.setenv(VARIABLE, settings.dump())
         arguments = host_arguments(
             *("--advantage", "vpo", "--vpo.spec", SPEC, "--vpo.seed", "3", "--algo.kl.init_coef", "0"),
             *("--rollout.n_samples_per_prompt", str(ROLLOUTS), "--rollout.micro_batch_size", "16"),
