@@ -354,9 +354,9 @@ def start_engine(model: str, max_length: int, ray: Any) -> Any:
             sampling = [SamplingParams(max_tokens=n, min_tokens=n, ignore_eos=True) for n in lengths]
             watch = asyncio.create_task(longest_pause())
             started = time.perf_counter()
-            await asyncio.gather(
-                *(executor.execute("Write.", NO_LABEL, one, max_length, self.tokenizer, self) for one in sampling)
-            )
+            shared = {"prompt": "Write.", "label": NO_LABEL, "max_length": max_length}
+            shared |= {"hf_tokenizer": self.tokenizer, "llm_engine": self}  # by name, as the host does
+            await asyncio.gather(*(executor.execute(sampling_params=one, **shared) for one in sampling))
             scored_at = time.perf_counter()
             watch.cancel()
             pause = await watch

@@ -66,7 +66,16 @@ def test_the_gpu_extra_resolves(tmp_path: Path, python: str) -> None:
     override = tmp_path / "override.txt"
     override.write_text("flash-attn; sys_platform == 'never'\n")
     command = [
-        *("uv", "pip", "compile", "pyproject.toml", "--extra", "gpu", "--override", str(override)),
+        *(
+            str(Path(sys.executable).with_name("uv")),
+            "pip",
+            "compile",
+            "pyproject.toml",
+            "--extra",
+            "gpu",
+            "--override",
+            str(override),
+        ),
         *("--python-version", python, "--python-platform", "x86_64-manylinux_2_28", "--no-annotate", "--no-header"),
         *("--constraint", "requirements/gpu.txt"),
     ]

@@ -118,9 +118,12 @@ class Flow:
             time.sleep(0.2)
 
     def last_checkpoint(self) -> int:
-        """The step of the newest checkpoint that is complete: the host writes its metric.json last."""
-        complete = (self.folder / "checkpoints" / "_actor").glob("global_step*/metric.json")
-        return max((int(file.parent.name.removeprefix("global_step")) for file in complete), default=0)
+        """The step of the newest checkpoint that is complete: DeepSpeed's `latest` names it, or the host has written
+        its metric.json, which comes after."""
+        actor = self.folder / "checkpoints" / "_actor"
+        names = [file.parent.name for file in actor.glob("global_step*/metric.json")]
+        names += [file.read_text().strip() for file in actor.glob("latest")]
+        return max((int(name.removeprefix("global_step")) for name in names), default=0)
 
     def kept(self) -> list[str]:
         """The lines of the steps that the next start goes on from."""
