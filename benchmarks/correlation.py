@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.weightings import read_results
+from benchmarks.weightings import read_results, say
 from vpo_plugin.advantages import parse_method
 from vpo_plugin.metrics import difference, expected_set_reward
 from vpo_plugin.report import plots
@@ -32,7 +32,7 @@ def main() -> None:
     variants = sorted((measure(*read_results(path), args.against) for path in args.results), key=lambda v: v[0])
     names = list(dict.fromkeys(name for _, leads in variants for name in leads))
     body = [
-        [f"{correlation:+.2f}", *(_say(leads[name]) if name in leads else "" for name in names)]
+        [f"{correlation:+.2f}", *(say(leads[name], "+") if name in leads else "" for name in names)]
         for correlation, leads in variants
     ]
     print(
@@ -75,10 +75,6 @@ def draw(figure: Figure, variants: list[tuple[float, dict[str, Any]]], names: li
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="mean correlation of the objectives", ylabel=f"lead over {against}, over all weightings")
     plots.legend(axes)
-
-
-def _say(of: dict[str, Any]) -> str:
-    return f"{of['mean']:+.3f} ({of['low']:+.3f} to {of['high']:+.3f})"
 
 
 if __name__ == "__main__":

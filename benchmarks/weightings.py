@@ -45,10 +45,10 @@ def main() -> None:
         rows = [
             [
                 name,
-                _say(figure(own[name].mean(-1))),
-                _say(figure(values.mean(-1))),
+                say(figure(own[name].mean(-1))),
+                say(figure(values.mean(-1))),
                 f"{winners.count(name) / len(winners):.0%}",
-                "" if name == last else _say(difference(of[last].mean(-1), values.mean(-1)), sign="+"),
+                "" if name == last else say(difference(of[last].mean(-1), values.mean(-1)), sign="+"),
             ]
             for name, values in of.items()
         ]
@@ -81,7 +81,8 @@ def _winners(of: dict[str, Floats]) -> list[str]:
     return [list(of)[number] for number in means.argmax(0)]
 
 
-def _say(of: dict[str, Any], sign: str = "") -> str:
+def say(of: dict[str, Any], sign: str = "") -> str:
+    """A figure with its interval."""
     return f"{of['mean']:{sign}.3f} ({of['low']:{sign}.3f} to {of['high']:{sign}.3f})"
 
 

@@ -10,6 +10,7 @@ import itertools
 import random
 from collections.abc import Iterator
 
+import moocore
 import numpy as np
 
 NEEDS = ("food", "warmth", "light", "tools", "shelter", "water")
@@ -77,7 +78,7 @@ def canonical(candidate: str, label: dict) -> str:
 def score(candidate: str, label: dict) -> Vector:
     """For each need, the square of the kit's value as a share of the best kit's; all 0 if it is not a kit.
 
-    The square pays for items that serve the same need: one of the two that a need takes is worth a quarter.
+    The square pays for items that serve the same need: half of the best kit's value earns a quarter.
     """
     kit = parse_kit(candidate)
     if kit is None:
@@ -89,9 +90,9 @@ def front(label: dict) -> list[tuple[str, Vector]]:
     """Every Pareto-optimal kit with its rewards, among all kits; equal rewards appear once."""
     kits = np.array(list(itertools.combinations(range(len(ITEMS)), SIZE)))
     rewards, first = np.unique(_rewards(values(label), kits).round(12), axis=0, return_index=True)
-    dominated = ((rewards[:, None] >= rewards).all(-1) & (rewards[:, None] > rewards).any(-1)).any(0)
-    names = [" ".join(ITEMS[i] for i in kit) for kit in kits[first][~dominated]]
-    return list(zip(names, map(tuple, rewards[~dominated].tolist()), strict=True))
+    best = moocore.is_nondominated(rewards, maximise=True)
+    names = [" ".join(ITEMS[i] for i in kit) for kit in kits[first][best]]
+    return list(zip(names, map(tuple, rewards[best].tolist()), strict=True))
 
 
 def _rewards(worth: np.ndarray, kits: np.ndarray) -> np.ndarray:
