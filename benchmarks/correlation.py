@@ -69,11 +69,15 @@ def draw(figure: Figure, variants: list[tuple[float, dict[str, Any]]], names: li
             [lead["mean"] - lead["low"] for _, lead in points],
             [lead["high"] - lead["mean"] for _, lead in points],
         ]
-        axes.errorbar(
-            [x for x, _ in points], middle, reach, label=plots.short(name), color=colour, marker="o", capsize=3
-        )
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="mean correlation of the objectives", ylabel=f"lead over {against}, over all weightings")
+        places = [x for x, _ in points]
+        axes.plot(places, middle, label=plots.short(name), color=colour, marker="o")
+        axes.errorbar(places, middle, reach, fmt="none", color=colour, capsize=3, label=f"_{name}")
+    axes.axhline(0, color="black", linewidth=0.8, label="_zero")
+    axes.set(
+        xlabel="mean correlation of the objectives",
+        xlim=(-0.5, 1.05),
+        ylabel=f"lead over {against}, over all weightings",
+    )
     plots.legend(axes)
 
 
