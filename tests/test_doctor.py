@@ -87,6 +87,13 @@ def test_servers_that_do_not_answer() -> None:
     assert f"prefect: flows would stop: the server at http://{DEAD}/api does not answer" in lacks
 
 
+def test_architectures_that_deepspeed_cannot_read() -> None:
+    """9.0a ends DeepSpeed's compilation of its optimizer on an H100."""
+    assert not list(doctor.judge_architectures("")) and not list(doctor.judge_architectures("8.0;9.0 12.0+PTX"))
+    (finding,) = doctor.judge_architectures("8.0 9.0a")
+    assert finding.state == "fails" and finding.text.startswith("TORCH_CUDA_ARCH_LIST names 9.0a,")
+
+
 def test_a_host_that_was_not_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "TESTED_HOSTS", ("0.1.0",))
     (finding,) = [f for f in doctor.check_versions() if f.state != "ok"]

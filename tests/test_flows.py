@@ -18,7 +18,7 @@ from flows.settings import HOST_ESTIMATORS, PipelineSettings
 from flows.stage import file_digest, is_done, working_on
 from vpo_plugin.advantages import advantage_estimator_names
 from vpo_plugin.models import SMOLLM2, TINY, resolve_policy
-from vpo_plugin.openrlhf.log import FAILURE, end_of, last_words, read_steps
+from vpo_plugin.openrlhf.log import FAILURE, end_of, last_error, last_words, read_steps
 
 SMALL = {
     "name": "small",
@@ -157,6 +157,21 @@ def test_the_last_words_of_a_training_are_its_own_sentence(tmp_path: Path) -> No
     assert last_words(log) == f"A process or a node of the run died, see above. The whole log is {log}."
     log.write_text(ray)
     assert last_words(log).startswith("ray.exceptions.ActorDiedError: It died.\n\tclass_name: Trainer\n")
+
+
+def test_the_error_of_an_engine_is_the_engines_own(tmp_path: Path) -> None:
+    """Lines of a run on an H100 without flashinfer: the training's own error only points to the engine's."""
+    log = tmp_path / "train.log"
+    core = "\x1b[36m(RolloutRayActor pid=5)\x1b[0m (EngineCore pid=6674) ERROR 11-27 19:11:59 [core.py:1433]"
+    end = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
+    log.write_text(
+        f"{core}     from flashinfer import (\n{core} ModuleNotFoundError: No module named 'flashinfer'\n"
+        f"Traceback (most recent call last):\n{end}"
+    )
+    sentence = "the vLLM engine did not start: ModuleNotFoundError: No module named 'flashinfer'"
+    assert last_error(log.read_text()) == sentence
+    assert last_words(log) == f"{sentence} The whole log is {log}."
+    assert last_error(end) == end.strip()
 
 
 def test_folder_of_another_spec(tmp_path: Path) -> None:

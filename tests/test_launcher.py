@@ -18,7 +18,7 @@ from host import host_parser, importable_host
 from reward_server import NAMES_ONLY
 
 from vpo_plugin.openrlhf import cpu, launcher
-from vpo_plugin.openrlhf.checks import find_remarks
+from vpo_plugin.openrlhf.checks import check_gpus, find_remarks
 from vpo_plugin.openrlhf.flags import new_name, read_flags
 from vpo_plugin.openrlhf.log import log_step
 from vpo_plugin.openrlhf.output import claim_output, how_to_resume
@@ -514,6 +514,30 @@ def test_defaults_without_cuda() -> None:
         assert launcher_defaults["actor.num_gpus_per_node"] == 1
         assert launcher_defaults["vllm.sync_backend"] == "gloo"
     assert vars(read_flags(parser, ["--actor.num_gpus_per_node", "2"])[0])["actor.num_gpus_per_node"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "devices", "sentence"),
+    [
+        ([], 8, "--vllm.num_engines is missing"),
+        (["--vllm.num_engines", "8"], 8, "takes 8 GPUs and the engines (--vllm.num_engines times"),
+        (["--vllm.num_engines", "8", "--train.colocate_all"], 8, None),
+        (["--vllm.num_engines", "8", "--train.colocate_all", "--train.async_enable"], 8, "16 in all"),
+        (["--vllm.num_engines", "1", "--train.colocate_all"], 1, "8 in all, but this machine has 1. On one GPU, give"),
+        (["--vllm.num_engines", "1", "--train.colocate_all", "--actor.num_gpus_per_node", "1"], 1, None),
+        (["--vllm.num_engines", "2", "--vllm.tensor_parallel_size", "2"], 8, "12 in all, but this machine has 8. Ask"),
+    ],
+)
+def test_gpus_that_a_machine_does_not_have(flags: list[str], devices: int, sentence: str | None) -> None:
+    """Ray would wait for them forever. The defaults are the host's, of 8 GPUs, as on a machine with CUDA."""
+    parser = host_parser()
+    given = vars(read_flags(parser, flags)[0])
+    if "--actor.num_gpus_per_node" not in flags:
+        given["actor.num_gpus_per_node"] = 8
+    if "--vllm.num_engines" not in flags:
+        given["vllm.num_engines"] = None
+    mistakes = list(check_gpus(given, devices))
+    assert len(mistakes) == (sentence is not None) and (sentence or "") in "".join(mistakes)
 
 
 def test_prompt_without_what_the_instruction_replaces(tmp_path: Path, training: Training, refusal) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from vpo_plugin import train_sft
 from vpo_plugin.cli import main
 from vpo_plugin.models import resolve_policy
 from vpo_plugin.rewards import RewardSpec, load_spec
@@ -37,6 +38,20 @@ def spec() -> RewardSpec:
 def scoring(spec: RewardSpec) -> Iterator[Scoring]:
     with Scoring(spec, processes=1) as one:
         yield one
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_supervised_training_without_a_launcher(launched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With CUDA too it is one process then: DeepSpeed would otherwise ask MPI, which few machines have."""
+    environment = {"RANK": "3", "WORLD_SIZE": "4"} if launched else {}
+    monkeypatch.setattr(train_sft.os, "environ", environment)
+    monkeypatch.setattr(train_sft.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(train_sft.runpy, "run_module", lambda *_, **__: None)
+    monkeypatch.setattr(train_sft.sys, "argv", ["train_sft"])
+    train_sft.main()
+    expected = {"RANK": "3", "WORLD_SIZE": "4"} if launched else {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    assert {name: environment[name] for name in expected} == expected
+    assert ("MASTER_PORT" in environment) != launched
 
 
 def test_the_best_distinct_answers_make_a_set_that_reads_back(spec: RewardSpec, scoring: Scoring) -> None:

@@ -1,7 +1,7 @@
 """`python -m vpo_plugin.train_sft`: the host's supervised trainer, `openrlhf.cli.train_sft`, flags unchanged.
 
-On a machine with CUDA this is the host's command and nothing else (use `deepspeed --module` for several GPUs, as
-with the host). Without CUDA it trains in this one process.
+Started by a launcher (`deepspeed --module`, `torchrun`), it trains on the launcher's processes, as the host does.
+Started on its own, it trains in this one process: without the launcher's variables DeepSpeed would ask MPI for them.
 """
 
 import os
@@ -17,6 +17,7 @@ from vpo_plugin.openrlhf import cpu
 def main() -> None:
     if not torch.cuda.is_available():
         cpu.install()
+    if "RANK" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])

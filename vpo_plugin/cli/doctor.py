@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -126,6 +127,7 @@ def check_devices() -> Iterator[Finding]:
             yield Finding(
                 "fails", "flash-attn is not installed, but the host imports it: pip install 'vpo-plugin[gpu]'."
             )
+        yield from judge_architectures(os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
     elif devices:
         yield Finding(
             "lacks",
@@ -134,6 +136,17 @@ def check_devices() -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "no GPU: runs on the CPU, without packed samples, ring attention and ZeRO 3")
+
+
+def judge_architectures(listed: str) -> Iterator[Finding]:
+    """Whether DeepSpeed can read `TORCH_CUDA_ARCH_LIST`: it compiles its optimizer for it (op_builder/builder.py)."""
+    for one in listed.replace(";", " ").split():
+        if not re.fullmatch(r"\d+\.\d+(\+PTX)?", one):
+            yield Finding(
+                "fails",
+                f"TORCH_CUDA_ARCH_LIST names {one}, but DeepSpeed reads only numbers such as 9.0 there, and cannot "
+                "compile its optimizer: unset the variable, or leave the letters out.",
+            )
 
 
 def check_host() -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from vpo_plugin.openrlhf.log import last_line, read_steps
+from vpo_plugin.openrlhf.log import last_error, read_steps
 
 SPEC = "maze_small"
 PROMPTS, ROLLOUTS, CANDIDATES, SEED = 4, 4, 3, 5
@@ -120,7 +120,7 @@ def train(flags: dict[str, Any], log: Path) -> tuple[float, str | None]:
             ).returncode
         except subprocess.TimeoutExpired:
             return time.monotonic() - start, f"it took more than {MOST_SECONDS} s"
-    return time.monotonic() - start, last_line(log.read_text(errors="replace")) if code else None
+    return time.monotonic() - start, last_error(log.read_text(errors="replace")) if code else None
 
 
 def judge_engine(steps: Sequence[dict[str, float]]) -> Outcome:

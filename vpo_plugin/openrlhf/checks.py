@@ -65,6 +65,34 @@ def check_cuda(given: Flags) -> Iterator[str]:
             yield f"--{flag} {given[flag]} needs CUDA, which this machine does not have: {reason}."
 
 
+def check_gpus(given: Flags, devices: int) -> Iterator[str]:
+    """Check that Ray can place the actor and the engines: it would wait forever for GPUs that are not there.
+
+    Args:
+        given: the flags.
+        devices: GPUs that the run's Ray will have.
+    """
+    if not given["vllm.num_engines"]:
+        yield "--vllm.num_engines is missing: how many vLLM engines write the responses."
+        return
+    actor = given["actor.num_nodes"] * given["actor.num_gpus_per_node"]
+    engines = given["vllm.num_engines"] * given["vllm.tensor_parallel_size"]
+    shared = given["train.colocate_all"] and not given["train.async_enable"]
+    needed = max(actor, engines) if shared else actor + engines
+    if needed > devices:
+        advice = (
+            "On one GPU, give --actor.num_gpus_per_node 1 --ref.num_gpus_per_node 1 --vllm.num_engines 1 "
+            "--train.colocate_all --vllm.enable_sleep."
+            if devices == 1
+            else "Ask for fewer, or join a Ray cluster with more (RAY_ADDRESS)."
+        )
+        yield (
+            f"The actor (--actor.num_nodes times --actor.num_gpus_per_node) takes {actor} GPUs and the engines "
+            f"(--vllm.num_engines times --vllm.tensor_parallel_size) {engines}, {needed} in all, but this machine has "
+            f"{devices}. {advice}"
+        )
+
+
 def check_rewards(given: Flags) -> Iterator[str]:
     """Check the user's own agent or reward function."""
     agent, reward = given["train.agent_func_path"], given["reward.remote_url"]

@@ -21,8 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from vpo_plugin.openrlhf import cpu
-from vpo_plugin.openrlhf.checks import Flags, find_mistakes, find_remarks, plugin_estimator
+from vpo_plugin.openrlhf.checks import Flags, check_gpus, find_mistakes, find_remarks, plugin_estimator
 from vpo_plugin.openrlhf.flags import add_flags, read_flags
 from vpo_plugin.openrlhf.log import FAILURE, REMARK, own, read_steps
 from vpo_plugin.openrlhf.output import claim_output, find_checkpoint, how_to_resume, log_dir
@@ -45,11 +47,12 @@ def main() -> None:
     on_cpu = not cpu.cuda_available()
     if on_cpu:
         cpu.install()
+    devices = None if on_cpu or cpu.joined_cluster() else torch.cuda.device_count()
     given: dict[str, Any] = {}
 
     def parse(parser: argparse.ArgumentParser, command: Sequence[str]) -> argparse.Namespace:
         add_flags(parser, on_cpu)
-        args, spec = check_arguments(parser, command, on_cpu)
+        args, spec = check_arguments(parser, command, on_cpu, devices)
         given.update(vars(args), spec=spec)
         return start(parser, args, spec, on_cpu)
 
@@ -127,7 +130,7 @@ def check_host_version() -> None:
 
 
 def check_arguments(
-    parser: argparse.ArgumentParser, command: Sequence[str], on_cpu: bool
+    parser: argparse.ArgumentParser, command: Sequence[str], on_cpu: bool, devices: int | None = None
 ) -> tuple[argparse.Namespace, RewardSpec | None]:
     """Check the arguments before anything starts; print a sentence for each mistake and exit with code 2.
 
@@ -135,11 +138,14 @@ def check_arguments(
         parser: the host's parser with the plugin's flags.
         command: the flags and their values.
         on_cpu: whether the run's machines have no CUDA.
+        devices: GPUs of the Ray that the run starts; None if it joins a cluster, or has no CUDA.
     Returns:
         The arguments, with defaults that depend on other flags filled in, and the specification of the run (None if
         the run uses only the host).
     """
     args, spec, mistakes = read_arguments(parser, command, on_cpu)
+    if devices is not None:
+        mistakes += check_gpus(vars(args), devices)
     if len(mistakes) > 1:
         parser.error("\n".join([f"{len(mistakes)} mistakes:", *(f"- {mistake}" for mistake in mistakes)]))
     if mistakes:

@@ -24,6 +24,9 @@ MOST_WORDS = 30
 """A message repeats at most this many lines of an error."""
 ERROR = re.compile(r"\S+( \S+)?: error: |[\w.]*(Error|Exception|Interrupt|Died|Exit)\b")
 """Matches the start of a line in which a program says why it ends."""
+ENGINE_ERROR = re.compile(r"\(EngineCore[^)]*\) ERROR [^\[]*\[[^\]]*\] (\w[\w.]*(?:Error|Exception)\b.*)")
+"""Matches vLLM's line with the error of an engine's process; the error that follows elsewhere only points to it."""
+ENGINE_FAILED = "See root cause above"
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 FAILURE = "vpo_plugin.train_ppo_ray: error: "
 """Prefix of the sentence that says why a training ended; it may follow a traceback of the host."""
@@ -79,7 +82,16 @@ def last_words(log: Path) -> str:
     starts = [number for number, line in enumerate(own) if ERROR.match(line)]
     said = (own[starts[-1] :] if starts else own[-1:])[:MOST_WORDS] or ["it printed nothing."]
     said[0] = said[0].removeprefix(FAILURE)
+    if ENGINE_FAILED in said[-1]:
+        said = [last_error(log.read_text(errors="replace"))]
     return "\n".join(said) + ("\n" if said[1:] else " ") + f"The whole log is {log}."
+
+
+def last_error(output: str) -> str:
+    """The last line of a failed training's output; if an engine failed, the engine's own error."""
+    last = last_line(output)
+    found = ENGINE_ERROR.findall(COLOUR.sub("", output)) if ENGINE_FAILED in last else []
+    return f"the vLLM engine did not start: {found[-1].strip()}" if found else last
 
 
 def last_line(output: str) -> str:
