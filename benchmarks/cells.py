@@ -23,20 +23,25 @@ from vpo_plugin.search.experiment import BASE
 from vpo_plugin.search.pool import Pool, load_pool
 
 
+def portable(path: Path | str) -> str:
+    """The path as it is committed: git on Windows takes no colon, as in vpo_at_k:1."""
+    return str(path).replace(":", "-")
+
+
 def keep(run: Path, cells: Path) -> None:
     """Copy every finished pool, and the curves of its training, that the cells do not have yet."""
     for pool in sorted(run.glob("seed-*/eval/*/pool")):
-        place = cells / pool.parent.relative_to(run)
+        place = cells / portable(pool.parent.relative_to(run))
         try:
             load_pool(pool)
         except (ValueError, FileNotFoundError) as error:
             print(f"Not kept: {error}")
             continue
         if not place.exists():
-            shutil.copytree(pool, place)
+            shutil.copytree(pool, place, ignore=shutil.ignore_patterns(".lock"))
             print(f"Kept {place}.")
     for log in sorted(run.glob("seed-*/train/*/policy/vpo")):
-        name = log.parents[1].relative_to(run)
+        name = portable(log.parents[1].relative_to(run))
         files.write(cells / f"{name}.json", json.dumps(training_curves(log)) + "\n")
 
 
@@ -50,7 +55,8 @@ def report(cells: Path, settings: ExperimentSettings) -> None:
     wanted += [(method, method, seed) for method in settings.methods for seed in settings.seeds]
     pools: dict[float, dict[tuple[str, int], Pool]] = {t: {} for t in settings.temperatures}
     for shown, name, seed in wanted:
-        places = {t: cells / f"seed-{seed}" / "eval" / (name if t == usual else f"{name}-T{t:g}") for t in pools}
+        names = {t: name if t == usual else f"{name}-T{t:g}" for t in pools}
+        places = {t: cells / f"seed-{seed}" / "eval" / portable(of_t) for t, of_t in names.items()}
         if missing := [str(place) for place in places.values() if not place.exists()]:
             print(f"Missing: {', '.join(missing)}.")
             continue
@@ -59,7 +65,7 @@ def report(cells: Path, settings: ExperimentSettings) -> None:
     there = pools[settings.temperatures[0]]
     training = {
         method: [
-            json.loads((cells / f"seed-{seed}" / "train" / f"{method}.json").read_text())
+            json.loads((cells / f"seed-{seed}" / "train" / portable(f"{method}.json")).read_text())
             for seed in settings.seeds
             if (method, seed) in there
         ]
