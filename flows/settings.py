@@ -165,7 +165,12 @@ class ExperimentSettings(PipelineSettings):
         description="Sampling temperatures in evaluation: a pool at each, and a comparison of each method at its best "
         "one. The first gives the main figures. Default: only eval_temperature.",
     )
-    parallel: int = Field(1, ge=1, description="Cells to run at once. A cell on a CPU uses little more than one core.")
+    parallel: int = Field(
+        1,
+        ge=1,
+        description="Cells to run at once. A cell on a CPU uses little more than one core; on one GPU, an engine takes "
+        "nearly all of the memory, so leave it at 1.",
+    )
 
     @property
     def temperatures(self) -> list[float]:
