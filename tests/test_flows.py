@@ -171,6 +171,8 @@ def test_the_error_of_an_engine_is_the_engines_own(tmp_path: Path) -> None:
     sentence = "the vLLM engine did not start: ModuleNotFoundError: No module named 'flashinfer'"
     assert last_error(log.read_text()) == sentence
     assert last_words(log) == f"{sentence} The whole log is {log}."
+    log.write_text(f"{log.read_text()}(Trainer pid=3) noise after the end\n")
+    assert last_words(log) == f"{sentence} The whole log is {log}."
     assert last_error(end) == end.strip()
 
 

@@ -540,6 +540,14 @@ def test_gpus_that_a_machine_does_not_have(flags: list[str], devices: int, sente
     assert len(mistakes) == (sentence is not None) and (sentence or "") in "".join(mistakes)
 
 
+def test_a_command_is_refused_for_gpus_that_are_missing(training: Training, capsys: pytest.CaptureFixture[str]) -> None:
+    command = training.command("--actor.num_gpus_per_node", "2", "--vllm.num_engines", "1")[3:]
+    launcher.check_arguments(host_parser(), command, False, 3)
+    with pytest.raises(SystemExit):
+        launcher.check_arguments(host_parser(), command, False, 2)
+    assert "3 in all, but this machine has 2" in capsys.readouterr().err
+
+
 def test_prompt_without_what_the_instruction_replaces(tmp_path: Path, training: Training, refusal) -> None:
     spec = tmp_path / "replacing"
     spec.mkdir()

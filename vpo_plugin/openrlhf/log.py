@@ -82,16 +82,21 @@ def last_words(log: Path) -> str:
     starts = [number for number, line in enumerate(own) if ERROR.match(line)]
     said = (own[starts[-1] :] if starts else own[-1:])[:MOST_WORDS] or ["it printed nothing."]
     said[0] = said[0].removeprefix(FAILURE)
-    if ENGINE_FAILED in said[-1]:
-        said = [last_error(log.read_text(errors="replace"))]
+    if ENGINE_FAILED in "".join(said) and (engine := engine_error(log.read_text(errors="replace"))):
+        said = [engine]
     return "\n".join(said) + ("\n" if said[1:] else " ") + f"The whole log is {log}."
 
 
 def last_error(output: str) -> str:
     """The last line of a failed training's output; if an engine failed, the engine's own error."""
     last = last_line(output)
-    found = ENGINE_ERROR.findall(COLOUR.sub("", output)) if ENGINE_FAILED in last else []
-    return f"the vLLM engine did not start: {found[-1].strip()}" if found else last
+    return (ENGINE_FAILED in last and engine_error(output)) or last
+
+
+def engine_error(output: str) -> str | None:
+    """The last error of a vLLM engine's process in a training's output, None if there is none."""
+    found = ENGINE_ERROR.findall(COLOUR.sub("", output))
+    return f"the vLLM engine did not start: {found[-1].strip()}" if found else None
 
 
 def last_line(output: str) -> str:
