@@ -58,10 +58,10 @@ def main() -> None:
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], RewardSpec]:
-    """An experiment's results, and its spec: the spec.yaml beside them, or the known one of that name."""
+    """An experiment's results, and its spec: spec.yaml beside them or one folder up, or the known one of that name."""
     results = json.loads(path.read_text())
-    beside = path.with_name("spec.yaml")
-    return results, load_spec(str(beside) if beside.exists() else results["spec"])
+    places = (folder / "spec.yaml" for folder in (path.parent, path.parent.parent))
+    return results, load_spec(next((str(place) for place in places if place.exists()), results["spec"]))
 
 
 def best_under(pools: list[dict[str, Any]], method: str, weights: Floats, budget: int | None) -> Floats:

@@ -134,7 +134,7 @@ class PipelineSettings(TrainSettings):
     """Settings of one run, from prompts to report. The defaults are the demo's."""
 
     methods: list[Method] = Field(
-        ["grpo", "vpo", "vpo_at_k:1"],
+        ["grpo", "vpo_at_k:1"],
         min_length=1,
         description="Advantage estimators to train with, one policy each. The last one is compared with the others.",
     )

@@ -128,6 +128,8 @@ def test_weightings_drawn_after_training_are_those_of_their_own_best() -> None:
 def test_the_gain_stands_beside_the_correlation() -> None:
     corners = np.eye(4).tolist()
     pools = [stored(BASE, *corners), stored("max_at_k", (0.5,) * 4), stored("vpo", *corners)]
-    found, leads = correlation.measure({"pools": pools}, load_spec("maze_small"), "max_at_k")
+    found, lead = correlation.measure({"pools": pools}, load_spec("maze_small"), "vpo", "max_at_k")
     assert found == pytest.approx(-1 / 3)
-    assert leads["vpo"]["mean"] == pytest.approx(25 / 48 - 0.5, abs=2e-3)  # the greatest of four weights is 25/48
+    assert lead["mean"] == pytest.approx(25 / 48 - 0.5, abs=2e-3)  # the greatest of four weights is 25/48
+    with pytest.raises(ValueError, match="no pool of set_max; it has base, max_at_k, vpo"):
+        correlation.measure({"pools": pools}, load_spec("maze_small"), "vpo", "set_max")
