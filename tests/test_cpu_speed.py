@@ -95,11 +95,21 @@ def test_micro_batches_are_of_like_lengths_and_hold_every_rollout_once() -> None
 
 
 @pytest.mark.parametrize(
-    ("cores", "busy", "threads"), [(2, 10, 2), (2, 55, 1), (2, 100, 1), (8, 37.5, 5), (8, 100, 4), (1, 0, 1)]
+    ("busy", "own", "threads"),
+    [
+        ([10, 10], [0, 1], 2),
+        ([55, 55], [0, 1], 1),
+        ([100, 100], [0, 1], 1),
+        ([100] * 3 + [0] * 5, range(8), 5),
+        ([100] * 8, range(8), 4),
+        ([0], [0], 1),
+        ([0] * 64, [4, 5], 2),  # a container's share of a large machine
+        ([100] * 4 + [0] * 60, [4, 5], 2),
+    ],
 )
-def test_threads_are_no_more_than_idle_cores(
-    cores: int, busy: float, threads: int, monkeypatch: pytest.MonkeyPatch
+def test_threads_are_no_more_than_the_idle_cores_that_the_process_may_use(
+    busy: list[float], own: list[int], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval: busy)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(own))
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: busy)
     assert idle_cores() == threads

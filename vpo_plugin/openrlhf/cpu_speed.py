@@ -19,14 +19,14 @@ import psutil
 
 
 def idle_cores() -> int:
-    """The number of cores that nothing uses for half a second, at least half of all.
+    """Of the cores that this process may use, those that nothing uses for half a second, at least half of them.
 
     With more threads than idle cores, each operation waits until all threads have had a turn. On 2 cores with a load of
     12, a step of a tiny policy then took five times as long. The load average still counts the last stage.
     """
-    cores = os.cpu_count() or 1
-    busy = psutil.cpu_percent(interval=0.5) / 100 * cores
-    return max(1, cores // 2, cores - round(busy))
+    percents = psutil.cpu_percent(interval=0.5, percpu=True)
+    own = [percents[core] for core in os.sched_getaffinity(0)]
+    return max(1, len(own) // 2, len(own) - round(sum(own) / 100))
 
 
 def patch_actor(module: Any) -> None:
