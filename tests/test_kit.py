@@ -54,10 +54,12 @@ def test_the_front_is_every_kit_that_no_other_dominates() -> None:
 
 def test_what_is_best_at_equal_weights_is_far_from_best_at_others() -> None:
     weights = np.random.default_rng(0).dirichlet(np.ones(len(kit.NEEDS)), 500)
-    fronts = [np.array([rewards for _, rewards in kit.front(row["label"])]) for row in kit.rows("test", 10, 0)]
-    every = np.mean([(front @ weights.T).max(0).mean() for front in fronts])
-    fixed = np.mean([(front[front.mean(1).argmax()] @ weights.T).mean() for front in fronts])
-    assert every - fixed > 0.1
+    fronts = [np.array([rewards for _, rewards in kit.front(row["label"])]) for row in kit.rows("test", 100, 0)]
+    worth = [front @ weights.T for front in fronts]
+    chosen = [values[front.mean(1).argmax()] for values, front in zip(worth, fronts, strict=True)]
+    best = [values.max(0) for values in worth]
+    assert np.mean(best) - np.mean(chosen) == pytest.approx(0.13, abs=0.02)  # as kit's README says, over 200 prompts
+    assert np.mean(np.isclose(best, chosen)) == pytest.approx(1 / 8, abs=0.03)
 
 
 def test_shared_decides_how_far_the_needs_agree() -> None:

@@ -1,9 +1,9 @@
 """Pack a kit: choose 3 of 18 items, which differ in quality, for six needs.
 
-The objectives are the needs. A special item serves one need, a general one serves three needs half as well. With equal
-weights the general items win, and with any other weights the special ones: what is best for one fixed weighting is
-far from the best for most others. `shared` sets how much the needs agree: at 0 an item serves its own needs alone, at 1
-all needs alike. The front is exact: it comes from trying all 816 kits.
+The objectives are the needs. A special item serves one need, a general one serves three needs half as well. The kit
+that is best at equal weights is best at one in eight random weightings, and costs 0.13 at the average one. `shared`
+sets how much the needs agree: at 0 an item serves its own needs alone, at 1 all needs alike. The front is exact: it
+comes from trying all 816 kits.
 """
 
 import itertools
