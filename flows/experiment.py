@@ -131,7 +131,8 @@ def cell_settings(settings: ExperimentSettings, seed: int) -> PipelineSettings:
 def single_rollouts(settings: ExperimentSettings, m: int, bases: list[Pool]) -> int:
     """Rollouts per prompt of a single-candidate method, matched to the compute of a set method.
 
-    Matches candidates, or tokens by the lengths of the first policy's responses, rounded to an even number.
+    Matches candidates, or tokens by the lengths of the first policy's responses, rounded to an even number. Without a
+    set method all methods write alike, and both are the same.
     """
     if settings.match == "candidates" or len(bases) == 1:
         return settings.rollouts_per_prompt * m
@@ -231,9 +232,16 @@ def check_experiment(settings: ExperimentSettings) -> None:
     """Check methods and settings (`check_settings`) before anything is spent.
 
     Raises:
-        ValueError: a method is unknown, or see `check_settings`.
+        ValueError: a method is unknown or cannot be matched by tokens, or see `check_settings`.
         OSError: see `check_settings`.
     """
+    spec = load_spec(settings.spec)
+    m = settings.candidates or spec.candidates
     for method in settings.methods:
         get_advantage_estimator(parse_method(method)[0])
-    check_settings(settings, load_spec(settings.spec))
+        if settings.match == "tokens" and (candidates := candidates_of(method, m)) not in (1, m):
+            raise ValueError(
+                f"{method} writes {candidates} candidates in a response, and set methods write {m}: with match=tokens "
+                f"the lengths of other responses are not known. Set candidates to {candidates}, or match candidates."
+            )
+    check_settings(settings, spec)

@@ -154,16 +154,19 @@ class ExperimentSettings(PipelineSettings):
         min_length=1,
         description="Advantage estimators to compare; default: all. The last one is compared with each other one.",
     )
-    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Training seeds: one policy per seed and method.")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [0, 1, 2], min_length=1, description="Training seeds: one policy per seed and method."
+    )
     match: Literal["candidates", "tokens"] = Field(
         "candidates",
         description="What to match between methods, in training and search: 'candidates', or generated 'tokens' "
-        "(in training by the first policy's response lengths, in search by each policy's own).",
+        "(in training by the first policy's response lengths, in search by each policy's own). 'tokens' needs methods "
+        "that write 1 candidate or the m of set methods.",
     )
     eval_temperatures: list[Annotated[float, Field(gt=0)]] = Field(
         [],
         description="Sampling temperatures in evaluation: a pool at each, and a comparison of each method at its best "
-        "one. The first gives the main figures. Default: only eval_temperature.",
+        "one. The first gives the main figures. They replace eval_temperature, which is the default.",
     )
     parallel: int = Field(
         1,
@@ -183,6 +186,15 @@ class ExperimentSettings(PipelineSettings):
         if len(set(values)) < len(values):
             raise ValueError("names something twice")
         return values
+
+    @model_validator(mode="after")
+    def _one_temperature_setting(self) -> "ExperimentSettings":
+        if self.eval_temperatures and self.eval_temperature is not None:
+            raise ValueError(
+                "eval_temperature and eval_temperatures are both given: leave eval_temperature out, and name all "
+                "temperatures in eval_temperatures."
+            )
+        return self
 
 
 class Policy(BaseModel):

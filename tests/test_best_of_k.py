@@ -286,6 +286,13 @@ def test_max_at_k_norm_of_all_rollouts_is_refused() -> None:
     assert advantages_of("max_at_k_norm", torch.rand(1, 2, 1, 2)).abs().min() > 0.9  # of two it is GRPO
 
 
+def test_max_at_k_norm_of_more_rollouts_than_a_float_can_count() -> None:
+    """C(1099, 549) is above the largest float. Ranks decide, so the advantages rise with the reward."""
+    rewards = torch.linspace(0, 1, 1100, dtype=torch.float64)
+    advantages = advantages_of("max_at_k_norm", rewards[None, :, None, None], k=550)[0]
+    assert advantages.isfinite().all() and (advantages.diff() >= 0).all()
+
+
 # Precision, memory, devices
 
 

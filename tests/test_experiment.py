@@ -278,6 +278,9 @@ def test_every_rollout_of_a_search_is_told_weights_of_its_own() -> None:
         (["--methods", "vpo,maxrl:3"], "maxrl rewards one candidate per response"),
         (["--methods", "vpo,vpo_at_k:7"], "responses have 7 candidates"),
         (["--seeds", "1,1"], "--seeds: names something twice"),
+        (["--seeds=-1"], "--seeds.0 is -1: it must be greater than or equal to 0."),
+        (["--methods", "grpo,vpo:2", "--match", "tokens"], "vpo:2 writes 2 candidates in a response, and set methods"),
+        (["--eval_temperature", "1", "--eval_temperatures", "0.7"], "eval_temperatures are both given: leave"),
         (["--steps", "many"], "--steps is many: it must be a valid integer"),
         (
             ["--spec", "code", "--max_new_tokens", "4000", "--methods", "goal_conditioned"],

@@ -214,6 +214,7 @@ def test_unknown_estimator(refusal: Callable[..., str], flag: str) -> None:
         (["--vpo.alpha", "0"], "--vpo.alpha is 0.0"),
         (["--vpo.alpha", "nan"], "--vpo.alpha is nan"),
         (["--vpo.num_weights", "0"], "--vpo.num_weights is 0"),
+        (["--vpo.num_weights", "1"], "--vpo.num_weights is 1: random weightings are scaled"),
         (["--rollout.temperature", "0"], "--rollout.temperature is 0.0: it must be above 0."),
         *(
             ([f"--{flag}", "0"], f"--{flag} is 0: it must be at least 1.")

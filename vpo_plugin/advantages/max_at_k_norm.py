@@ -26,7 +26,8 @@ def max_at_k_norm(batch: RewardBatch) -> Float[Tensor, "groups rollouts"]:
         ValueError: k below 1 or above N - 1 (with k = N all rollouts have the same best), or N below 2.
     """
     k, rollouts = rollouts_of_best(batch, fewer=1), batch.rewards.shape[1]
-    ranks = range(rollouts)
-    best = np.array([[comb(j - 1, k - 2) if j > i and k > 1 else 0 for i in ranks] for j in ranks], dtype=np.float64)
-    best += np.diag([float(comb(i, k - 1)) for i in ranks])
-    return group_z_norm(mean_by_rank(batch.scalars().mean(-1)[:, None], best / comb(rollouts - 1, k - 1)))
+    sets = comb(rollouts - 1, k - 1)  # divides integers, which may be too large for a float
+    own = [comb(i, k - 1) / sets for i in range(rollouts)]
+    others = [comb(j - 1, k - 2) / sets if j > 0 and k > 1 else 0.0 for j in range(rollouts)]
+    best = np.diag(own) + np.tril(np.repeat(np.array(others)[:, None], rollouts, 1), -1)  # of rank j, a row, to i < j
+    return group_z_norm(mean_by_rank(batch.scalars().mean(-1)[:, None], best))

@@ -163,6 +163,14 @@ def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
         )
 
 
+def check_weightings(given: Flags, spec: RewardSpec) -> Iterator[str]:
+    if given["vpo.num_weights"] == 1 and len(spec.objective_keys) > 1:
+        yield (
+            "--vpo.num_weights is 1: random weightings are scaled so that their mean is equal weights, and a single one "
+            "would be that mean. Give at least 2, or leave the flag out."
+        )
+
+
 def check_budget(given: Flags, spec: RewardSpec) -> Iterator[str]:
     """Check that the candidates fit in a response."""
     if given["train.agent_func_path"]:  # an agent divides --data.max_len among its turns
@@ -342,6 +350,7 @@ FLAG_CHECKS: tuple[Callable[[Flags], Iterator[str]], ...] = (
 SPEC_CHECKS: tuple[Callable[[Flags, RewardSpec], Iterator[str]], ...] = (
     check_scorer,
     check_estimator,
+    check_weightings,
     check_budget,
     check_data,
     check_output,

@@ -83,7 +83,8 @@ def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:
         "--vpo.k",
         type=int,
         metavar="K",
-        help="vpo_at_k, max_at_k: the best of K rollouts counts (default: half of N, at least 2)",
+        help="vpo_at_k, max_at_k, max_at_k_norm: the best of K of the N rollouts counts, 1 to N, or to N - 1 for "
+        "max_at_k_norm (default: half of N; at least 2, if that is allowed)",
     )
     group.add_argument("--vpo.seed", type=int, default=0, help="seed of the random weightings")
     group.add_argument(
