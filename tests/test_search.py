@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import evolution
 from reward_specs.maze.maze import MOVES, Maze, distances, mutation, read_label, turn, walk
 from vpo_plugin.cli import main
 from vpo_plugin.models import TINY, resolve_policy
@@ -380,6 +381,27 @@ def test_searches_are_compared_on_the_prompts_that_they_share() -> None:
         compare_searches([searches[0], ("vpo", "evolution", made(ROWS[3:], [1, 1]))])
     table = format_searches(searches[:1])
     assert "solved@4" in table and "0.667" in table and "50" in table
+
+
+def test_a_claim_on_every_budget_is_decided_at_the_budget_that_decides() -> None:
+    """Not at the one with the lowest mean: where nobody solves anything, that is 0 for certain."""
+
+    def made(policy: str, *after: float) -> tuple[str, str, Search]:
+        rows = [{"input": str(number), "label": "{}"} for number in range(len(after))]
+        return policy, "evolution", Search({"budget": 6}, rows, np.array(after), 100)
+
+    never = np.inf
+    grpo = made("grpo", *[4.0] * 10, *[never] * 10)
+
+    def said(*after: float) -> str:
+        first, _ = evolution.verdicts([grpo, made("vpo", *after)], above=2)
+        return first
+
+    assert ": holds, at the worst, 4, +0.000 (+0.000" in said(*[3.0] * 10, *[never] * 10)
+    assert "cannot be told, at the worst, 4, +0.000 (-" in said(
+        *[4.0] * 9, never, 4.0, *[never] * 9
+    )  # one lost, one won
+    assert "does not hold, at the worst, 4, -0.500 (-" in said(*[never] * 20)
 
 
 def test_the_mutation_of_a_route_keeps_its_beginning() -> None:

@@ -166,8 +166,8 @@ def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
 def check_weightings(given: Flags, spec: RewardSpec) -> Iterator[str]:
     if given["vpo.num_weights"] == 1 and len(spec.objective_keys) > 1:
         yield (
-            "--vpo.num_weights is 1: random weightings are scaled so that their mean is equal weights, and a single one "
-            "would be that mean. Give at least 2, or leave the flag out."
+            "--vpo.num_weights is 1: random weightings are scaled to equal weights on average, so a single one is the "
+            "equal weighting. Give at least 2, or leave the flag out."
         )
 
 
