@@ -73,7 +73,7 @@ def test_the_formula_of_vpo_at_k_is_the_estimators(
         ((8, 24, 1, 6), 0.01),
         ((8, 16, 3, 8), 0.02),
         ((8, 8, 5, 16), 0.02),
-        ((8, 64, 1, 16), 0.02),
+        ((2, 64, 1, 16), 0.02),
     ],
 )
 def test_the_default_of_vpo_at_k_has_the_error_of_the_docs(

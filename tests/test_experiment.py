@@ -124,6 +124,18 @@ def test_the_claims_of_the_paper_hold_or_do_not_or_cannot_be_told(pools: Pools, 
     assert verdict({"mean": 0.0, "low": -0.005, "high": 0.02}, -0.01) == "holds"
 
 
+def test_a_lead_grows_over_the_baseline_that_is_strongest_at_the_full_budget(spec: RewardSpec) -> None:
+    """max_at_k is ahead of vpo at one candidate and grpo at six: at each budget another one is the strongest."""
+    grpo, steady = made("grpo", 0, 0.9), made("grpo", 0, 0.9)
+    steady.reward_matrices[:] = 0.4
+    pools = {("max_at_k", 0): steady, ("grpo", 0): grpo, ("multi_rlvr", 0): made("x", 0, 1.2), ("vpo", 0): grpo}
+    results = analyse(Comparison(pools, spec, ROWS), candidates=1)
+    assert results["strongest"]["names"][0] == "max_at_k" and results["strongest"]["names"][-1] == "grpo"
+    [growth] = [v for v in results["verdicts"] if "grows" in v["claim"]]
+    assert growth["claim"] == "vpo's lead over grpo grows from best@1 to best@6"
+    assert growth["mean"] == growth["low"] == growth["high"] == 0
+
+
 def swapped(pools: Pools) -> Pools:
     """The same where vpo and grpo have each other's pools."""
     other = {"vpo": "grpo", "grpo": "vpo"}

@@ -16,6 +16,7 @@ from vpo_plugin.metrics import (
     best_for_weights,
     coverage,
     difference,
+    distinct_rewards,
     duplicate_share,
     expected_set_reward,
     figure,
@@ -191,6 +192,13 @@ def test_duplicates_are_repeats_of_candidates_that_are_there():
     assert duplicate_share(["a", "b", "a", None, "a"]) == 0.5
     assert duplicate_share([None, None]) == duplicate_share([]) == 0
     assert duplicate_share(["a", None]) == 0
+
+
+def test_distinct_rewards_are_of_candidates_that_are_there_and_new():
+    rewards = [[1, 0], [0, 0], [0, 0], [1, 0], [0, 0]]
+    assert distinct_rewards(rewards, ["a", None, "a", "b", None]) == 1  # b earns what a does
+    assert distinct_rewards(rewards, ["a", "a", "c", "b", None]) == 2  # c earns nothing
+    assert distinct_rewards(rewards, [None] * 5) == 0
 
 
 def test_the_benchmark_measures_every_metric(capsys):

@@ -527,6 +527,13 @@ def test_a_pool_of_a_single_candidate_and_empty_ones() -> None:
         compare_pools({"a": pool_of([[["UP"]]], ROWS[:1])}, SPEC, ROWS[:2])
 
 
+def test_distinct_in_a_set_leaves_out_what_is_missing_or_repeated() -> None:
+    """Their rows are zeros, which are no further reward vector."""
+    good, other, *_ = routes(ROWS[1])
+    pool = pool_of([[[good, None, good.lower()], [good, other, None]]], ROWS[1:2])
+    assert compare_pools({"a": pool}, SPEC, ROWS[1:2])["policies"][0]["distinct_rewards"]["mean"] == 1.5
+
+
 def test_a_constant_objective_harms_no_measure() -> None:
     pool = pool_of([[[text] for text in (routes(row) * 4)[:4]] for row in ROWS], ROWS)
     pool.reward_matrices[..., 1] = 1.0

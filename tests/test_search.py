@@ -398,9 +398,7 @@ def test_a_claim_on_every_budget_is_decided_at_the_budget_that_decides() -> None
         return first
 
     assert ": holds, at the worst, 4, +0.000 (+0.000" in said(*[3.0] * 10, *[never] * 10)
-    assert "cannot be told, at the worst, 4, +0.000 (-" in said(
-        *[4.0] * 9, never, 4.0, *[never] * 9
-    )  # one lost, one won
+    assert "cannot be told, at the worst, 4, +0.000 (-" in said(*[4.0] * 9, never, 4.0, *[never] * 9)
     assert "does not hold, at the worst, 4, -0.500 (-" in said(*[never] * 20)
 
 

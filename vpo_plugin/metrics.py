@@ -168,6 +168,14 @@ def duplicate_share(keys: Sequence[Hashable | None]) -> float:
     return 1 - len(set(there)) / len(there) if there else 0.0
 
 
+def distinct_rewards(rewards: ArrayLike, keys: Sequence[Hashable | None]) -> int:
+    """Number of different reward vectors, `(m, k)`, in a response, by the candidates' canonical forms: a missing
+    candidate (None) and one that repeats an earlier one have no reward vector."""
+    vectors = np.asarray(rewards).tolist()
+    first = {key: tuple(vector) for key, vector in reversed(list(zip(keys, vectors, strict=True))) if key is not None}
+    return len(set(first.values()))
+
+
 @functools.lru_cache(maxsize=64)
 def _weights(objectives: int, seed: int) -> Floats:
     generator = torch.Generator().manual_seed(seed)

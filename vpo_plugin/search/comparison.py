@@ -6,7 +6,7 @@ shown as its mean with a 95 % interval over both (`metrics.figure`).
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from vpo_plugin.metrics import (
     best_for_weights,
     coverage,
     difference,
+    distinct_rewards,
     duplicate_share,
     expected_set_reward,
     figure,
@@ -112,12 +113,25 @@ class Measured:
     def pairwise_l1(self) -> Floats:
         return np.stack([mean_pairwise_l1(pool) for pool in self.matrices])
 
+    @cached_property
+    def keys(self) -> list[list[list[Hashable | None]]]:
+        """The canonical forms of each seed's and prompt's candidates, None where one is missing."""
+
+        def keys(pool: Pool, number: int) -> list[Hashable | None]:
+            label = json.loads(self.rows[number]["label"]) if self.spec.canonical else None
+            return [t if t is None else canonical(self.spec, t, label) for t in pool.texts(number)]
+
+        return [[keys(pool, number) for number in range(len(pool.reward_matrices))] for pool in self.pools]
+
     @property
     def distinct_rewards(self) -> Floats:
-        counts = [
-            [[len(np.unique(m, axis=0)) for m in of_prompt] for of_prompt in p.reward_matrices] for p in self.pools
-        ]
-        return np.array(counts).mean(-1)
+        starts = range(0, self.matrices.shape[2], self.candidates)
+
+        def mean(rewards: Floats, keys: list[Hashable | None]) -> float:
+            responses = (slice(start, start + self.candidates) for start in starts)
+            return float(np.mean([distinct_rewards(rewards[one], keys[one]) for one in responses]))
+
+        return np.array([list(map(mean, *of_seed)) for of_seed in zip(self.matrices, self.keys, strict=True)])
 
     @property
     def hypervolume(self) -> Floats:
@@ -134,11 +148,7 @@ class Measured:
 
     @property
     def duplicates(self) -> Floats:
-        def share(pool: Pool, number: int) -> float:
-            label = json.loads(self.rows[number]["label"]) if self.spec.canonical else None
-            return duplicate_share([t if t is None else canonical(self.spec, t, label) for t in pool.texts(number)])
-
-        return np.array([[share(pool, number) for number in range(len(pool.reward_matrices))] for pool in self.pools])
+        return np.array([[duplicate_share(keys) for keys in of_seed] for of_seed in self.keys])
 
     @property
     def parsed(self) -> Floats:
@@ -183,7 +193,7 @@ MEASURES = {
     "pareto_size": ("Pareto size", "distinct reward vectors that no other vector of the pool dominates"),
     "hypervolume": ("hypervolume", "share of reward space that the pool dominates"),
     "pairwise_l1": ("L1 distance", "mean distance between two candidates' reward vectors, summed over objectives"),
-    "distinct_rewards": ("distinct in a set", "distinct reward vectors in one response"),
+    "distinct_rewards": ("distinct in a set", "distinct reward vectors in one response, without missing candidates"),
     "duplicates": ("duplicates", "share of candidates that repeat another one of the pool"),
 }
 """Label and meaning of each measure, for people. docs/search.md says how each is computed."""

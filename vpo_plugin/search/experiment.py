@@ -17,7 +17,7 @@ Values = Callable[[Measured], Floats]
 BASE = "base"
 RANDOM_WEIGHTS = ("vpo", "vpo_at_k", "vpo_at_k_derived", "random_weighting", "goal_conditioned")
 """Methods that train on random weightings; the others train on the deployment weights."""
-NO_BASELINES = ("vpo", "vpo_at_k", "vpo_at_k_derived", "set_max")
+NO_BASELINES = ("vpo", "vpo_at_k", "vpo_at_k_derived", "set_max", "multi_rlvr")
 """Set methods, which do not count as scalar baselines."""
 LEVEL = 0.01
 """Differences in a reward, or in a share of prompts, up to this size count as ties."""
@@ -110,8 +110,8 @@ def analyse(
         by_pass, passed = _strongest(compared, scalars, lambda m: m.pass_at_k)
         gap = _at(difference(mine.pass_at_k, passed))
         claims.append((f"{last} {level} ({by_pass[-1]}) at pass@{ks[-1]}", -LEVEL, gap))
-        growth = difference(grown(mine.best_at_k), grown(best))
-        claims.append((f"{last}'s lead over the strongest grows from best@{ks[one_set]} to best@{ks[-1]}", 0, growth))
+        growth = compared.ahead(last, names[-1], lambda m: grown(m.best_at_k))  # one baseline, not one per budget
+        claims.append((f"{last}'s lead over {names[-1]} grows from best@{ks[one_set]} to best@{ks[-1]}", 0, growth))
     if fixed := [name for name in trained_ones if parse_method(name)[0] not in RANDOM_WEIGHTS]:
         [name], worth = _strongest(compared, fixed, lambda m: m.expected_set_reward[..., None])
         gap = difference(mine.expected_set_reward, worth[..., 0])
