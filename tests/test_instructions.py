@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,9 +17,12 @@ from reward_specs.instructions import prompts, trade_offs
 from reward_specs.instructions.checkers import LEFT_OUT
 from reward_specs.instructions.dataset import benchmark
 from reward_specs.instructions.instructions import count, label_check, score
+from vpo_plugin.cli import main
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
+from vpo_plugin.rewards.data import EvaluationOnly
 from vpo_plugin.rewards.formats import write_response
 from vpo_plugin.rewards.response import score_response
+from vpo_plugin.rewards.task import read_rows
 
 FOLDER = Path(prompts.__file__).parent
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -27,8 +31,14 @@ needs_ifeval = pytest.mark.skipif(not IFEVAL.exists(), reason="IFEval's publishe
 needs_ifbench = pytest.mark.skipif(not IFBENCH.exists(), reason="IFBench's published prompts are not in ../shared/data")
 
 
-def label(name: str, benchmark: str = "ifeval", prompt: str = "", **arguments: Any) -> dict[str, Any]:
-    return {"benchmark": benchmark, "instructions": [{"id": name, "arguments": arguments}], "prompt": prompt}
+def label(name: str, benchmark: str = "ifeval", **arguments: Any) -> dict[str, Any]:
+    return {"benchmark": benchmark, "instructions": [{"id": name, "arguments": arguments}]}
+
+
+def published(name: str) -> list[dict[str, Any]]:
+    """The rows of a benchmark in ../shared/data; none where that is not."""
+    source = {"ifeval": IFEVAL, "ifbench": IFBENCH}[name]
+    return list(benchmark("test", 1000, 0, name=name, source=str(source), published="train")) if source.exists() else []
 
 
 KEPT = [
@@ -61,7 +71,10 @@ KEPT = [
     (label("count:word_count_range", "ifbench", min_words=2, max_words=3), "Two words.", "Here are four words."),
     (label("format:no_whitespace", "ifbench"), "onewordonly", "two words"),
     (label("count:numbers", "ifbench", N=2), "3 and 4", "3 and 4 and 5"),
+    (label("format:quote_unquote", "ifbench"), '"A word" means a word.', '"A word"'),
 ]
+ODD = ("42", "1.", "...", "***", "\r", "a\rb", '"', "?!", "a " * 500, "One. " * 40, '"A"\t \n' * 4, "\x00", "ß😀٣")
+"""Texts without words, or with odd ones, on which published checkers have failed or might."""
 
 
 @pytest.mark.parametrize(("label", "kept", "broken"), KEPT, ids=[case[0]["instructions"][0]["id"] for case in KEPT])
@@ -98,6 +111,34 @@ def test_each_instruction_of_the_generator_can_be_broken(kind: str) -> None:
     assert score(broken, label(kind, **arguments)) == [0.0]
 
 
+@pytest.mark.parametrize("level", range(1, len(prompts.LEVELS) + 1))
+def test_prompts_differ_and_can_be_taken_at_their_word(level: int) -> None:
+    rows = list(prompts.rows("test", 300, 0, levels=[level]))
+    assert len({row["prompt"] for row in rows}) == 300
+    for row in rows:
+        said, asked = row["prompt"], {one["id"]: one["arguments"] for one in row["label"]["instructions"]}
+        assert ".." not in said and "?." not in said, "no ending has a full stop of its own"
+        assert said.endswith("point 2") or "point 2\n" in said or "point 2" not in said
+        assert not {"startend:quotation", "detectable_format:title"} <= asked.keys()
+        assert len({*prompts.CASE, "startend:end_checker"} & asked.keys()) < 2
+        topic = said.split(". ")[0].lower().split()
+        assert not set(topic) & set(asked.get("keywords:forbidden_words", {}).get("forbidden_words", []))
+        if asked.get("length_constraints:number_words", {}).get("relation") == "less than" and level < 3:
+            assert 15 <= asked["length_constraints:number_words"]["num_words"] <= 45, "75 tokens can break it"
+    assert prompts.forbids(
+        [{"id": "keywords:forbidden_words", "arguments": {"forbidden_words": ["good"]}}], "A good book."
+    )
+
+
+def test_a_level_without_enough_different_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "TOPICS", ["a lake"])
+    monkeypatch.setattr(prompts, "TASKS", ["Describe {topic}."])
+    kinds = {name: prompts.KINDS[name] for name in (*prompts.CASE, "punctuation:no_comma")}
+    monkeypatch.setattr(prompts, "KINDS", kinds)
+    with pytest.raises(ValueError, match="Level 1 of the split 'test' has fewer than 20 different prompts"):
+        list(prompts.rows("test", 20, 0, levels=[1]))
+
+
 def test_prompts_are_the_same_each_time_and_held_out_topics_are_held_out() -> None:
     one, again = (list(prompts.rows("train", 40, 0)) for _ in range(2))
     assert one == again
@@ -120,7 +161,25 @@ def test_levels_that_there_are_not() -> None:
         ({"benchmark": "ifeval", "instructions": []}, "1 to 8 'instructions'"),
         (label("punctuation:no_semicolon"), "has no instruction 'punctuation:no_semicolon'"),
         (label("length_constraints:number_sentences", relation="at least", num_sentences=2), "punkt of NLTK"),
-        (label("length_constraints:number_words", words=2), "cannot be made with"),
+        (label("words:keywords_specific_position", "ifbench", keyword="a", n=1, m=1), "punkt_tab of NLTK"),
+        (label("length_constraints:number_words", words=2), r"has the arguments \['num_words', 'relation'\]; this"),
+        (label("length_constraints:number_words"), r"this one has \[\]"),
+        (label("startend:end_checker"), r"this one has \[\]"),
+        (label("keywords:forbidden_words"), r"this one has \[\]"),
+        (label("punctuation:no_comma", words=2), r"has the arguments \[\]"),
+        (label("length_constraints:number_words", num_words="40", relation="at least"), "it must be a whole number"),
+        (label("length_constraints:number_words", num_words=40, relation="about"), "cannot be made with"),
+        (label("length_constraints:number_words", num_words=-1, relation="at least"), "draw others at random"),
+        (label("keywords:existence", keywords=[]), "it must be texts, in a list"),
+        (label("keywords:existence", keywords="light"), "it must be texts, in a list"),
+        (label("keywords:existence", keywords=["("]), "cannot be made with"),
+        (label("startend:end_checker", end_phrase=5), "it must be a text"),
+        (label("keywords:letter_frequency", letter="ab", let_relation="at least", let_frequency=2), "draw others"),
+        (label("language:response_language", language="xx"), "cannot be made with"),
+        ({"benchmark": ["ifeval"]}, "names its 'benchmark'"),
+        ({"benchmark": "ifeval", "instructions": ["punctuation:no_comma"]}, "a text 'id' and a mapping 'arguments'"),
+        ({"benchmark": "ifeval", "instructions": [{"id": ["a"], "arguments": {}}]}, "a text 'id' and a mapping"),
+        ({"benchmark": "ifeval", "instructions": [{"id": "punctuation:no_comma"}]}, "a text 'id' and a mapping"),
     ],
 )
 def test_labels_that_are_refused(broken: dict[str, Any], message: str) -> None:
@@ -128,10 +187,22 @@ def test_labels_that_are_refused(broken: dict[str, Any], message: str) -> None:
         label_check(broken)
 
 
+@pytest.fixture(scope="module")
+def one_of_each() -> list[dict[str, Any]]:
+    """A label of each kind of the published instructions."""
+    kinds = {
+        one["id"]: {**row["label"], "instructions": [one]}
+        for name in ("ifeval", "ifbench")
+        for row in published(name)
+        for one in row["label"]["instructions"]
+    }
+    return [kept for kept, *_ in KEPT] + list(kinds.values())
+
+
 @given(st.text(max_size=200))
-@settings(max_examples=60, deadline=None)
-def test_any_text_gets_a_score_of_each_checker(text: str) -> None:
-    for kept, *_ in KEPT:
+@settings(max_examples=40, deadline=None)
+def test_any_text_gets_a_score_of_each_checker(one_of_each: list[dict[str, Any]], text: str) -> None:
+    for kept in one_of_each:
         assert score(text, kept)[0] in (0.0, 1.0)
     for row in prompts.rows("train", 4, 0, levels=[1, 2, 3, 4]):
         assert set(score(text, row["label"])) <= {0.0, 1.0}
@@ -156,18 +227,33 @@ def test_specs_are_sound(name: str) -> None:
 
 
 def test_trade_offs_pull_apart() -> None:
-    topic = {"topic": "a good book"}
-    short, plain, precise = (
-        "A good book.",
-        "A good book is one that you can read in bed. " * 3,
-        ("A good book illustrates extraordinary circumstances, contradictory personalities, unexpected consequences."),
-    )
-    values = [trade_offs.score(text, topic) for text in (short, plain, precise)]
-    best = [max(range(3), key=lambda text: values[text][objective]) for objective in (1, 3, 4)]
-    assert best[0] == 0
-    assert best[2] == 2
-    assert values[1][3] > values[2][3]
-    assert values[0][2] < values[1][2]
+    """What is good at one thing is best where that counts, and a compromise where all count the same."""
+    spec, topic = load_spec(str(FOLDER / "trade_offs.yaml")), {"topic": "a good book"}
+    short, middle, _ = (text for text, _ in trade_offs.answers(topic))
+    detailed = "book " + " ".join(f"w{n}" for n in range(59))
+    precise = "book illustrates extraordinary contradictory personalities"
+    values = np.array([score_response(spec, text, topic, 1).matrix[0] for text in (short, detailed, precise, middle)])
+    for best, objective in enumerate((1, 2, 4)):
+        assert (values @ np.eye(5)[objective]).argmax() == best
+    assert (values @ spec.weights_of(5)).argmax() == 3
+    assert (values[:, 1:3] ** 2).sum(1).max() <= 1.0001 and (values[:, 3:] ** 2).sum(1).max() <= 1.0001
+    worth = values @ spec.weights_of(5)
+    assert worth[3] >= spec.solved > worth[:3].max(), "a good compromise solves its prompt"
+
+
+def test_a_topic_is_named_by_its_nouns_as_words() -> None:
+    def named(text: str, topic: str) -> float:
+        return trade_offs.score(text, {"topic": topic})[0]
+
+    assert named("The cat is asleep.", "a sleeping cat") == 1 == named("SUMMER on a farm", "a farm in summer")
+    assert named("Education is delicate.", "a sleeping cat") == 0 == named("It is summer.", "a farm in summer")
+    assert trade_offs.score("book-" * 50, {"topic": "a good book"})[2] < 0.2, "one word is not many"
+
+
+def test_topics_are_asked_for_once() -> None:
+    rows = [row["prompt"] for row in trade_offs.rows("test", 200, 0)]
+    assert len(rows) == len(set(rows)) == 48
+    assert not set(rows) & {row["prompt"] for row in trade_offs.rows("train", 999, 0)}
 
 
 @needs_ifeval
@@ -180,17 +266,28 @@ def test_no_prompt_of_ifeval_is_trained_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "source", "kept"),
-    [
-        pytest.param("ifeval", IFEVAL, 477, marks=needs_ifeval),
-        pytest.param("ifbench", IFBENCH, 269, marks=needs_ifbench),
-    ],
+    ("name", "kept"),
+    [pytest.param("ifeval", 475, marks=needs_ifeval), pytest.param("ifbench", 264, marks=needs_ifbench)],
 )
-def test_published_prompts(name: str, source: Path, kept: int) -> None:
-    rows = list(benchmark("test", 1000, 0, name=name, source=str(source), published="train"))
+def test_published_prompts(name: str, kept: int) -> None:
+    rows = published(name)
     assert len(rows) == kept
     names = {one["id"] for row in rows for one in row["label"]["instructions"]}
     assert not names & LEFT_OUT.keys()
     for row in rows:
         label_check(row["label"])
-        assert len(score("A short text. It has two sentences.", row["label"])) == count(row["label"])
+        for text in ODD:
+            assert len(score(text, row["label"])) == count(row["label"])
+
+
+@pytest.mark.parametrize("name", ["ifeval", "ifbench"])
+def test_published_prompts_are_never_trained_on(name: str) -> None:
+    with pytest.raises(EvaluationOnly, match=f"The prompts of {name} are for evaluation only: train on others"):
+        list(read_rows(load_spec(str(FOLDER / f"{name}.yaml")), "train", 1, 0))
+
+
+@needs_ifeval
+def test_a_spec_for_evaluation_only_is_checked_on_its_held_out_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["spec", "check", str(FOLDER / "ifeval.yaml"), "--data", str(IFEVAL)]) == 0
+    said = capsys.readouterr().out
+    assert "are for evaluation only" in said and "16 rows of the split 'test'" in said and "'train'" not in said

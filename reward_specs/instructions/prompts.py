@@ -5,12 +5,13 @@ request combines a task and a topic, so that none is a prompt of IFEval, and the
 models of some hundred million parameters.
 """
 
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from reward_specs.instructions.checkers import registry
+from reward_specs.instructions.checkers import conflict, registry
 
 TASKS = (
     "Describe {topic}.",
@@ -90,11 +91,13 @@ WORDS = [
     "silver",
 ]
 FORBIDDEN = ["very", "nice", "thing", "good", "really", "great", "beautiful", "always", "never", "amazing"]
-ENDINGS = ("That is all.", "Thank you for reading.", "And so it ends.", "What do you think?")
+ENDINGS = ("That is all", "Thank you for reading", "And so it ends", "I wish you well")  # the prompt puts a full stop
 FILLER = "this is what people say when they look at it and think of the days that have gone by and of those to come"
 
 LEVELS = (2, 3, 4, 5)
 """The instructions of a prompt at level 1, 2, 3 and 4."""
+
+MOST_DRAWS = 1000  # for one prompt that is not a repeat
 
 CASE = ("change_case:english_lowercase", "change_case:english_capital")
 
@@ -120,38 +123,62 @@ KINDS: dict[str, tuple[int, Draw]] = {
 def _length(rng: random.Random, level: int) -> dict[str, Any]:
     if rng.random() < 0.5:
         return {"relation": "at least", "num_words": rng.randrange(20, 30 + 10 * level, 5)}
-    return {"relation": "less than", "num_words": rng.randrange(90 - 10 * level, 110 - 10 * level, 5)}
+    return {"relation": "less than", "num_words": rng.randrange(10 + 5 * level, 40 + 5 * level, 5)}
 
 
 def rows(split: str, num_rows: int, seed: int, *, levels: Sequence[int] = (1, 2)) -> Iterator[dict[str, Any]]:
-    """`num_rows` prompts as `{"prompt", "label"}`, cycling through the levels; `test` and `train` share no prompts.
+    """`num_rows` different prompts as `{"prompt", "label"}`, cycling through the levels; `test` and `train` share none.
 
     Raises:
-        ValueError: a level is unknown.
+        ValueError: a level is unknown, or has fewer different prompts.
     """
     if not levels or not set(levels) <= set(range(1, len(LEVELS) + 1)):
         raise ValueError(f"The levels are 1 to {len(LEVELS)}; these are {list(levels)}.")
     rng = random.Random(f"{split} {seed}")
     held_out = [topic for number, topic in enumerate(TOPICS) if (number % 5 == 0) == (split == "test")]
+    seen: set[str] = set()
     for number in range(num_rows):
-        instructions = draw_instructions(rng, levels[number % len(levels)])
-        described = []
-        for one in instructions:
-            checker = registry("ifeval")[one["id"]](one["id"])
-            described.append(checker.build_description(**one["arguments"]))
-        request = rng.choice(TASKS).format(topic=rng.choice(held_out))
-        prompt = " ".join([request, *described])
-        label = {"benchmark": "ifeval", "instructions": instructions, "prompt": prompt, "generated": True}
-        yield {"prompt": prompt, "label": label}
+        level = levels[number % len(levels)]
+        for _ in range(MOST_DRAWS):
+            request = rng.choice(TASKS).format(topic=rng.choice(held_out))
+            instructions = draw_instructions(rng, level)
+            prompt = request + describe(instructions)
+            if prompt not in seen and not forbids(instructions, request):
+                break
+        else:
+            raise ValueError(f"Level {level} of the split '{split}' has fewer than {num_rows} different prompts.")
+        seen.add(prompt)
+        yield {"prompt": prompt, "label": {"benchmark": "ifeval", "instructions": instructions, "generated": True}}
 
 
 def draw_instructions(rng: random.Random, level: int) -> list[dict[str, Any]]:
-    """Draw the instructions of one prompt of a level, in random order."""
+    """Draw the instructions of one prompt of a level, in random order, none of which contradicts another."""
     kinds = [name for name, (first, _) in KINDS.items() if first <= level]
     while True:
         chosen = rng.sample(kinds, LEVELS[level - 1])
-        if not set(CASE) <= set(chosen):  # the only contradictory pair
+        if not any(contradict(one, other) for one, other in itertools.combinations(chosen, 2)):
             return [{"id": name, "arguments": KINDS[name][1](rng, level)} for name in chosen]
+
+
+def contradict(one: str, other: str) -> bool:
+    """Whether two kinds of instructions do not go together: also an exact ending, in mixed case, and a case for all."""
+    return conflict(one, other) or ("startend:end_checker" in (one, other) and bool({one, other} & {*CASE}))
+
+
+def forbids(instructions: Sequence[dict[str, Any]], request: str) -> bool:
+    """Whether an instruction forbids a word of the request."""
+    words = set(re.findall(r"\w+", request.lower()))
+    return any(words & set(one["arguments"].get("forbidden_words", ())) for one in instructions)
+
+
+def describe(instructions: Sequence[dict[str, Any]]) -> str:
+    """The instructions in the words of their checkers, with a space before each, or a line break after one of lines."""
+    text, between = "", " "
+    for one in instructions:
+        said = registry("ifeval")[one["id"]](one["id"]).build_description(**one["arguments"])
+        text += between + said
+        between = "\n" if "\n" in said else " "
+    return text
 
 
 def write_gold(instructions: Sequence[dict[str, Any]]) -> str:
@@ -161,19 +188,19 @@ def write_gold(instructions: Sequence[dict[str, Any]]) -> str:
     def of(name: str, argument: str, default: Any) -> Any:
         return asked.get(name, {}).get(argument, default)
 
-    body = f"This is a text about {' and '.join(of('keywords:existence', 'keywords', ['it']))}."
-    marks = "".join(f" See *point {n}* here." for n in range(of(HIGHLIGHTS, "num_highlights", 0)))
-    bullets = "".join("\n* Here is one more point" for _ in range(of(BULLETS, "num_bullets", 0)))
-    parts = [body + marks + bullets] + ["There is more to say."] * (of(PARAGRAPHS, "num_paragraphs", 1) - 1)
+    body = f"This is about {' and '.join(of('keywords:existence', 'keywords', ['it']))}."
+    marks = "".join(f" *This {n}*" for n in range(of(HIGHLIGHTS, "num_highlights", 0)))
+    bullets = "\n* This" * of(BULLETS, "num_bullets", 0)
+    parts = [body + marks + bullets] + ["This."] * (of(PARAGRAPHS, "num_paragraphs", 1) - 1)
     text = "\n***\n".join(parts)
     if of("length_constraints:number_words", "relation", "") == "at least":
         missing = of("length_constraints:number_words", "num_words", 0) - len(re.findall(r"\w+", text))
         filler = (FILLER.split() * (missing // len(FILLER.split()) + 1))[: max(0, missing)]
         text = f"{' '.join(filler).capitalize()}. {text}" if filler else text
     if "detectable_format:title" in asked:
-        text = f"<<A short text>>\n{text}"
+        text = f"<<This>>\n{text}"
     if "detectable_content:postscript" in asked:
-        text += "\nP.S. There is no more."
+        text += "\nP.S. This is all."
     if "startend:end_checker" in asked:
         text += f"\n{asked['startend:end_checker']['end_phrase']}"
     if CASE[0] in asked:

@@ -86,7 +86,7 @@ def check(arguments: list[str]) -> int:
     from vpo_plugin.rewards.files import load_spec, spec_file
     from vpo_plugin.rewards.sandbox import UNSAFE
     from vpo_plugin.rewards.scoring import Scoring
-    from vpo_plugin.rewards.task import read_rows
+    from vpo_plugin.rewards.task import trial_rows
     from vpo_plugin.search.collinear import measure_disagreement, read_matrices
 
     if settings.unsafe_no_sandbox:
@@ -104,7 +104,7 @@ def check(arguments: list[str]) -> int:
             return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     try:
-        next(read_rows(spec, "train", 1, 0), None)
+        trial_rows(spec, 1)
     except DatasetError as error:
         sample = spec_file(settings.spec).parent / SAMPLE
         if settings.data is not None or not sample.is_file():

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from vpo_plugin.rewards.data import EvaluationOnly
 from vpo_plugin.rewards.fit import room
 from vpo_plugin.rewards.formats import parse, write_response
 from vpo_plugin.rewards.prompts import ask, pack_prompt
 from vpo_plugin.rewards.response import ScoredResponse
 from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.spec import RewardSpec
-from vpo_plugin.rewards.task import check_label, draw, known_answers, read_rows
+from vpo_plugin.rewards.task import check_label, draw, known_answers, read_rows, trial_rows
 
 ROWS = 16  # of each split
 SEED = 0
@@ -26,7 +27,8 @@ CHARS_PER_TOKEN = 3  # a careful estimate where no tokenizer is named
 def check_spec(spec: RewardSpec, scoring: Scoring | None = None) -> list[str]:
     """Load rows of both splits and check that prompts, labels, format and known answers fit the scorer.
 
-    For every row it scores the known answers, a response of dummy candidates and an empty response.
+    For every row it scores the known answers, a response of dummy candidates and an empty response. A spec that is for
+    evaluation only is checked on its held-out rows.
 
     Args:
         scoring: the service of this spec; default: a new one, in which a failing scorer is an error.
@@ -43,7 +45,11 @@ def check_spec(spec: RewardSpec, scoring: Scoring | None = None) -> list[str]:
             return check_spec(spec, own)
     found, unproven = [], []
     for split in ("train", "test"):
-        rows = _rows(spec, split)
+        try:
+            rows = _rows(spec, split)
+        except EvaluationOnly as error:
+            found.append(str(error))
+            continue
         items: list[Item] = []
         checks: list[Callable[[ScoredResponse], str | None]] = []
         for i, row in enumerate(rows):
@@ -74,12 +80,12 @@ def check_spec(spec: RewardSpec, scoring: Scoring | None = None) -> list[str]:
 
 
 def measure_spec(spec: RewardSpec, scoring: Scoring, tokens: Callable[[str], int] | None = None) -> list[str]:
-    """The time of scoring and the length of responses, measured on the known answers of the split 'train'.
+    """The time of scoring and the length of responses, measured on the known answers of the rows to train on.
 
     `tokens` counts the tokens of a text. Raises ValueError if the longest response of known answers exceeds
     `limits.response_chars`, or needs more tokens (if they are counted) than the spec allows.
     """
-    known = [(row, [answer for answer, _ in known_answers(spec, row["label"])]) for row in _rows(spec, "train")]
+    known = [(row, [answer for answer, _ in known_answers(spec, row["label"])]) for row in trial_rows(spec, ROWS)]
     known = [(row, answers) for row, answers in known if answers]
     ranges = {(column.low, column.high) for column in spec.columns(len(spec.objective_keys))}
     found = []

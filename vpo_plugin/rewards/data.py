@@ -32,6 +32,10 @@ class DatasetError(ValueError):
     """A dataset that cannot be read, because the network or the dataset is missing."""
 
 
+class EvaluationOnly(ValueError):
+    """Rows to train on, of a dataset that is for evaluation only; a loader raises it for the split `train`."""
+
+
 class Unreadable(ValueError):
     """A row of a file that is not JSON; the message says why."""
 

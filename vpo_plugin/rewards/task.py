@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vpo_plugin.rewards.data import EvaluationOnly
 from vpo_plugin.rewards.drawing import draw as read_drawing
 from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.rewards.response import columns_of
@@ -36,6 +37,14 @@ def read_rows(spec: RewardSpec, split: str, num_rows: int, seed: int) -> Iterato
         except ValueError as error:
             raise ValueError(f"Row {number} of the split '{split}' of the spec '{spec.name}': {error}") from error
         yield {"prompt": row[columns.prompt], "label": label}
+
+
+def trial_rows(spec: RewardSpec, num_rows: int) -> list[dict[str, Any]]:
+    """The first rows to train on, or the held-out ones of a spec that is for evaluation only."""
+    try:
+        return list(read_rows(spec, "train", num_rows, 0))
+    except EvaluationOnly:
+        return list(read_rows(spec, "test", num_rows, 0))
 
 
 def check_label(spec: RewardSpec, label: object) -> None:
