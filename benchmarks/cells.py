@@ -5,7 +5,7 @@
 
 `keep` copies the pools and the training curves of finished cells from a run's folder, without the policies. `report`
 takes the flags of `vpo experiment` and writes results.json, summary.md and the plots above the folder of cells, from
-those that are there. It says which ones are missing.
+those that are there. It says which ones are missing, also in summary.md.
 """
 
 import json
@@ -29,8 +29,15 @@ def portable(path: Path | str) -> str:
 
 
 def keep(run: Path, cells: Path) -> None:
-    """Copy every finished pool, and the curves of its training, that the cells do not have yet."""
-    for pool in sorted(run.glob("seed-*/eval/*/pool")):
+    """Copy every finished pool that the cells do not have yet, and the curves of its training.
+
+    Raises:
+        FileNotFoundError: the folder has no pool.
+    """
+    pools = sorted(run.glob("seed-*/eval/*/pool"))
+    if not pools:
+        raise FileNotFoundError(f"{run} is not the folder of an experiment: it has no pool (seed-*/eval/*/pool).")
+    for pool in pools:
         place = cells / portable(pool.parent.relative_to(run))
         try:
             load_pool(pool)
@@ -38,15 +45,21 @@ def keep(run: Path, cells: Path) -> None:
             print(f"Not kept: {error}")
             continue
         if not place.exists():
-            shutil.copytree(pool, place, ignore=shutil.ignore_patterns(".lock"))
+            with files.making(place) as copy:
+                shutil.copytree(pool, copy, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
             print(f"Kept {place}.")
-    for log in sorted(run.glob("seed-*/train/*/policy/vpo")):
-        name = portable(log.parents[1].relative_to(run))
-        files.write(cells / f"{name}.json", json.dumps(training_curves(log)) + "\n")
+        log = pool.parents[2] / "train" / pool.parent.name / "policy" / "vpo"
+        curves = place.parents[1] / "train" / f"{place.name}.json"
+        if log.exists():  # a policy that has a pool is trained to its end
+            files.write(curves, json.dumps(training_curves(log)) + "\n")
 
 
 def report(cells: Path, settings: ExperimentSettings) -> None:
-    """Write the comparison of the cells that are there."""
+    """Write the comparison of the cells that are there.
+
+    Raises:
+        ValueError: the base policy's pool is missing, or every method's, or a pool cannot be read.
+    """
     spec, usual = load_spec(settings.spec), settings.eval_temperature or settings.temperature
     m, first = settings.candidates or spec.candidates, settings.seeds[0]
     wanted = [(BASE, BASE, first)]
@@ -54,37 +67,42 @@ def report(cells: Path, settings: ExperimentSettings) -> None:
         wanted.append((f"{BASE}, sets of {m}", f"{BASE}_sets_of_{m}", first))
     wanted += [(method, method, seed) for method in settings.methods for seed in settings.seeds]
     pools: dict[float, dict[tuple[str, int], Pool]] = {t: {} for t in settings.temperatures}
+    training: dict[str, list[dict[str, list[float]]]] = {}
+    missing = []
     for shown, name, seed in wanted:
         names = {t: name if t == usual else f"{name}-T{t:g}" for t in pools}
         places = {t: cells / f"seed-{seed}" / "eval" / portable(of_t) for t, of_t in names.items()}
-        if missing := [str(place) for place in places.values() if not place.exists()]:
-            print(f"Missing: {', '.join(missing)}.")
+        curves = [cells / f"seed-{seed}" / "train" / portable(f"{name}.json")] if name in settings.methods else []
+        if absent := [str(place) for place in [*places.values(), *curves] if not place.exists()]:
+            missing.append(f"{shown} with seed {seed}")
+            print(f"Missing: {missing[-1]} ({', '.join(absent)}).")
             continue
         for t, place in places.items():
             pools[t][shown, seed] = load_pool(place)
+        for file in curves:
+            training.setdefault(name, []).append(json.loads(file.read_text()))
     there = pools[settings.temperatures[0]]
-    training = {
-        method: [
-            json.loads((cells / f"seed-{seed}" / "train" / portable(f"{method}.json")).read_text())
-            for seed in settings.seeds
-            if (method, seed) in there
-        ]
-        for method in settings.methods
-        if any(name == method for name, _ in there)
-    }
-    write_comparison(settings, spec, pools, there[BASE, first].rows, training, cells.parent)
+    if (BASE, first) not in there or not training:
+        raise ValueError(
+            f"{cells} holds nothing to compare: it needs the base policy's cell of seed {first} and a method's. Keep "
+            "them first."
+        )
+    write_comparison(settings, spec, pools, there[BASE, first].rows, training, cells.parent, missing)
 
 
-def main() -> None:
-    """Run a command."""
-    command, *words = sys.argv[1:] or [""]
-    if command == "keep" and len(words) == 2:
-        keep(*map(Path, words))
-    elif command == "report" and words:
-        report(Path(words[0]), read(ExperimentSettings, words[1:], "python -m benchmarks.cells report"))
-    else:
-        raise SystemExit(__doc__)
+def main(arguments: list[str]) -> None:
+    """Run a command; a mistake ends in a sentence."""
+    command, *words = arguments or [""]
+    try:
+        if command == "keep" and len(words) == 2:
+            keep(*map(Path, words))
+        elif command == "report" and words:
+            report(Path(words[0]), read(ExperimentSettings, words[1:], "python -m benchmarks.cells report"))
+        else:
+            raise SystemExit(__doc__)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -187,6 +187,7 @@ def write_comparison(
     rows: Sequence[Mapping[str, Any]],
     training: dict[str, list[dict[str, list[float]]]],
     folder: Path,
+    missing: Sequence[str] = (),
 ) -> None:
     """Write results.json, summary.md and the plots of an experiment.
 
@@ -194,6 +195,7 @@ def write_comparison(
         pools: by temperature, then by method and seed.
         rows: the held-out prompts, as a pool has them.
         training: `training_curves` of each method's seeds.
+        missing: the cells of the settings that `pools` lacks, in words.
     """
     first, *others = settings.temperatures
     compared = {t: Comparison(of, spec, rows, match=settings.match) for t, of in pools.items()}
@@ -204,13 +206,15 @@ def write_comparison(
         best = {(name, seed): pools[chosen[name]][name, seed] for name, seed in pools[first]}
         figures = analyse(Comparison(best, spec, rows, match=settings.match), candidates=m)
         at.append({"temperature": chosen, **figures})
+    methods = [method for method in settings.methods if method in compared[first].policies]
     results = {
-        "title": f"{settings.name}: {', '.join(settings.methods)} on {spec.name}",
+        "title": f"{settings.name}: {', '.join(methods)} on {spec.name}",
         **provenance(shlex.join(["vpo", "experiment", *flags(settings)])),
         "spec": spec.name,
         "objectives": compared[first].objectives,
         "prompts": len(rows),
-        "seeds": settings.seeds,
+        "seeds": [seed for seed in settings.seeds if any((method, seed) in pools[first] for method in methods)],
+        "missing": list(missing),
         "settings": masked(settings.model_dump(mode="json")),
         "temperature": first,
         **analyse(compared[first], training, candidates=m),

@@ -83,6 +83,7 @@ def format_summary(results: dict[str, Any]) -> str:
         f"{results['prompts']} held-out prompts, seeds {', '.join(map(str, results['seeds']))}; intervals are 95 %, "
         "over prompts and seeds; best@k and pass@k under the deployment weights. best@k counts any k candidates, "
         "sets@k whole responses, k / m of them.\n",
+        *([f"Missing: {', '.join(missing)}.\n"] if (missing := results.get("missing")) else []),
         *_figures(results),
         "![best@k](best_at_k.png)\n![the gap](gap_at_k.png)\n![pass@k](pass_at_k.png)\n",
         "![training](training.png)\n![sets](sets.png)\n",
