@@ -60,8 +60,13 @@ def main() -> None:
 def read_results(path: Path) -> tuple[dict[str, Any], RewardSpec]:
     """An experiment's results, and its spec: spec.yaml beside them or one folder up, or the known one of that name."""
     results = json.loads(path.read_text())
+    return results, load_spec(own_spec(path) or results["spec"])
+
+
+def own_spec(path: Path) -> Path | None:
+    """The spec.yaml beside an experiment's results, or one folder up."""
     places = (folder / "spec.yaml" for folder in (path.parent, path.parent.parent))
-    return results, load_spec(next((str(place) for place in places if place.exists()), results["spec"]))
+    return next((place for place in places if place.exists()), None)
 
 
 def best_under(pools: list[dict[str, Any]], method: str, weights: Floats, budget: int | None) -> Floats:

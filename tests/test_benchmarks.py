@@ -1,5 +1,8 @@
 """The benchmarks: what they time is right, and the estimator's figures meet what is promised."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -143,3 +146,45 @@ def test_the_gain_stands_beside_the_correlation() -> None:
     assert lead["mean"] == pytest.approx(25 / 48 - 0.5, abs=2e-3)  # the greatest of four weights is 25/48
     with pytest.raises(ValueError, match="no pool of set_max; it has base, max_at_k, vpo"):
         correlation.measure({"pools": pools}, load_spec("maze_small"), "vpo", "set_max")
+
+
+def test_every_experiment_has_its_lead_in_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also those of equal correlation; two leads of one variant share its row."""
+    corners = np.eye(4).tolist()
+    files = {name: tmp_path / name / "results.json" for name in ("a", "b", "c/singles", "c/sets", "c/more")}
+    for name, file in files.items():
+        file.parent.mkdir(parents=True)
+        better = stored("vpo", *corners) if name != "b" else stored("vpo", (0.6,) * 4)
+        pools = [stored(BASE, *corners), stored("max_at_k", (0.5,) * 4), better]
+        file.write_text(json.dumps({"spec": "maze_small", "pools": pools}))
+    (tmp_path / "c" / "spec.yaml").write_text("name: variant\nextends: maze_small\n")
+    first = ["--lead", "vpo", "max_at_k", *(str(files[name]) for name in ("a", "b", "c/singles", "c/more"))]
+    correlation.main([*first, "--lead", "max_at_k", "vpo", str(files["c/sets"])])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:] if line]
+    found = {name.strip(): [cell.strip()[:6] for cell in cells] for name, *cells in rows}
+    assert found == {
+        str(tmp_path / "a"): ["-0.33", "+0.022", ""],
+        str(tmp_path / "b"): ["-0.33", "+0.100", ""],
+        str(tmp_path / "c"): ["-0.33", "+0.022", "-0.022"],
+        str(tmp_path / "c" / "more"): ["-0.33", "+0.022", ""],
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["vpo"], "--lead vpo needs a method, the one it is compared with, and results.json files."),
+        (["vpo", "max_at_k"], "--lead vpo max_at_k needs a method"),
+        (["vpo", "max_at_k", "no/results.json"], "no/results.json cannot be compared: [Errno 2]"),
+        (
+            ["vpo", "gdp", "docs/evidence/maze_gold/results.json"],
+            "cannot be compared: The experiment has no pool of gdp",
+        ),
+    ],
+)
+def test_a_lead_that_cannot_be_measured_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        correlation.main(["--lead", *words])
+    assert said in capsys.readouterr().err
