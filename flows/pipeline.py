@@ -146,13 +146,19 @@ def first_policy(settings: PipelineSettings, base: str, candidates: int) -> str:
     return teach_format(settings, base, candidates) if settings.warm_start and candidates > 1 else base
 
 
+def taught_policy(settings: PipelineSettings, candidates: int) -> Path:
+    """The folder of the policy that a warm start has taught to write that many candidates."""
+    return settings.folder / f"warm_start_{candidates}" / "policy"
+
+
 @task(task_run_name="warm-start-{candidates}")
 def teach_format(settings: PipelineSettings, base: str, candidates: int) -> str:
     """Warm-start a policy to write that many candidates; return its folder."""
-    folder = settings.folder / f"warm_start_{candidates}"
+    policy = taught_policy(settings, candidates)
+    folder = policy.parent
     command = [
         *(sys.executable, "-m", "vpo_plugin.cli", "warm_start", "--spec", settings.spec, "--model", base),
-        *("--output", str(folder / "policy"), "--candidates", str(candidates), "--seed", str(settings.seed)),
+        *("--output", str(policy), "--candidates", str(candidates), "--seed", str(settings.seed)),
         *("--max_new_tokens", str(settings.max_new_tokens // candidates)),
         *(["--chat_template_kwargs", json.dumps(options)] if (options := settings.chat_template_kwargs) else []),
         *(["--on_scorer_error", "zero"] if settings.on_scorer_error == "zero" else []),
@@ -167,7 +173,7 @@ def teach_format(settings: PipelineSettings, base: str, candidates: int) -> str:
         with working_on(folder, inputs):
             run_logged(command, log := folder / "warm_start.log", what="The warm start")
             get_run_logger().info(next(line for line in log.read_text().splitlines() if READABLE in line))
-    return str(folder / "policy")
+    return str(policy)
 
 
 @task(task_run_name="evaluate-{name}")

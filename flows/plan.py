@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flows.deployments import check_search
-from flows.pipeline import check_settings, training_commands, write_prompts
+from flows.pipeline import candidates_of, check_settings, taught_policy, training_commands, write_prompts
 from flows.retrain import check_retraining
 from flows.settings import DataSettings, PipelineSettings, RetrainSettings, RunSettings, SearchSettings, TrainSettings
 from vpo_plugin.models import SMOLLM2, SMOLLM2_FILE, resolve_policy, smollm2_package
@@ -83,15 +83,21 @@ def _evaluation(settings: TrainSettings | SearchSettings, name: str) -> tuple[st
 
 
 def _training(settings: PipelineSettings, spec: RewardSpec, note: str = "") -> list[tuple[str, str]]:
-    """One stage per method, with the host's command."""
+    """One stage per method, with the host's command, and before it the warm start that its policy comes from."""
     policy, tokenizer = _policy(settings)
     stages = []
     with tempfile.TemporaryDirectory() as folder:  # the command depends on the longest prompt
         data, base = Path(folder).resolve() / "data", Path(folder).resolve() / "policy"
         write_prompts(spec, list(read_rows(spec, "train", settings.train_prompts, settings.seed)), data / "train")
         tokenizer.save_pretrained(base)
-        final = {str(data): str((settings.folder / "data").resolve()), str(base): policy}
         for method, command in training_commands(settings, spec, str(base), data).items():
+            candidates = candidates_of(method, settings.candidates or spec.candidates)
+            taught = settings.warm_start and candidates > 1
+            first = str(taught_policy(settings, candidates).resolve()) if taught else policy
+            warm_start = (f"warm-start-{candidates}", f"from {policy}, into {first}")
+            if taught and warm_start not in stages:
+                stages.append(warm_start)
+            final = {str(data): str((settings.folder / "data").resolve()), str(base): first}
             for scratch, place in final.items():
                 command = [part.replace(scratch, place) for part in command]
             stages.append(

@@ -217,6 +217,18 @@ def test_a_dry_run_prints_the_commands_and_leaves_nothing(tmp_path: Path) -> Non
         assert Path(flags["--ckpt.output_dir"]).parts[-5:] == ("runs", "maze-cpu", "train", method, "policy")
 
 
+def test_a_dry_run_shows_the_warm_start_and_what_begins_with_it(tmp_path: Path) -> None:
+    told = ("methods=[vpo,grpo,vpo_at_k]", "warm_start=true", "steps=1")
+    done = vpo_run(tmp_path, "maze-cpu", *told, "--dry_run")
+    assert done.returncode == 0, done.stderr
+    stages = [line.split()[1] for line in done.stdout.splitlines() if line[:3].strip().isdigit()]
+    assert stages[3:7] == ["warm-start-3", "train-vpo", "train-grpo", "train-vpo_at_k"]
+    starts = [command[command.index("--actor.model_name_or_path") + 1] for command in commands(done.stdout)]
+    taught = str(tmp_path / "runs" / "maze-cpu" / "warm_start_3" / "policy")
+    assert starts[0] == starts[2] == taught and Path(starts[1]).name == "policy" and "warm_start" not in starts[1]
+    assert f"into {taught}" in done.stdout
+
+
 @pytest.mark.parametrize("config", [name for name in shipped() if "gpu" in name])
 def test_the_commands_for_gpus_are_ones_that_the_host_reads(tmp_path: Path, config: str) -> None:
     """With another model, whose tokenizer needs no hub, and fewer prompts; the flags are those of the file. The cluster

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from test_doors import Scripted
 
 from vpo_plugin.cli import main
+from vpo_plugin.cli.settings import read
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 from vpo_plugin.rewards.files import SpecError
@@ -25,9 +27,11 @@ from vpo_plugin.rewards.prompts import pack_prompt, read_prompt
 from vpo_plugin.rewards.response import group_scorer, score_response
 from vpo_plugin.rewards.scoring import Item, Scoring, prepare
 from vpo_plugin.rewards.task import read_rows
+from vpo_plugin.search import trial
 from vpo_plugin.search.evaluate import sample_pool
 from vpo_plugin.search.pool import claim_folder, load_pool
 from vpo_plugin.search.trial import findings
+from vpo_plugin.search.warm_start import WarmStartSettings
 
 RESPONSE = "<answer_1> What 100 </answer_1> <answer_2> Hm. 4 </answer_2>"
 
@@ -238,18 +242,32 @@ def test_what_a_few_responses_of_a_policy_say(case: Callable[[str], RewardSpec])
     rows = [{"input": "p0", "label": json.dumps({"x": 0})}] * 4
     good = [f"<answer_1> {'UP ' * n} </answer_1> <answer_2> DOWN {'UP ' * n} </answer_2>" for n in range(1, 5)]
     with Scoring(spec) as scoring:
-        read, spread, *rest = findings(Scripted(good), spec, scoring, rows, "m")
+        read, spread, *rest = findings(Scripted(good), spec, scoring, rows, "m", "vpo teach")
         assert read == "Of the 32 candidates requested in 16 responses of m, 32 can be read."
         assert not any("warm_start" in line for line in rest) and rest[0].startswith("16 matrices, ")
         rewards = [score_response(spec, text, {"x": 0}, 2).matrix.tolist() for text in good]
         values = [set_reward_of_two(matrix) for matrix in rewards]
         assert spread.startswith(f"The set rewards of a prompt's responses, {np.mean(values):.2f} on average, have a ")
         assert f"deviation of {np.std(values):.2g} (mean over 4 prompts); for 0 of the prompts they are" in spread
-        read, advice, spread, *_ = findings(Scripted([*good[:1], "Go up.", "", "UP"]), spec, scoring, rows, "m")
-        same = findings(Scripted([""] * 4), spec, scoring, rows, "m")[2]
+        bad = Scripted([*good[:1], "Go up.", "", "UP"])
+        read, advice, spread, *_ = findings(bad, spec, scoring, rows, "m", "vpo teach")
+        same = findings(Scripted([""] * 4), spec, scoring, rows, "m", "vpo teach")[2]
         assert "deviation of 0 (mean over 4 prompts); for 4 of the prompts they are all the same" in same
         assert "8 can be read" in read
-        assert "`vpo warm_start --model m` with this spec" in advice
+        assert advice.endswith("Teach the policy the format first: `vpo teach`.")
+
+
+def test_the_warm_start_that_a_trial_recommends_can_be_run(
+    case: Callable[[str], RewardSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = case("unsafe")
+    monkeypatch.setattr(trial, "make_policy", lambda *_: Scripted([""] * 4))
+    with Scoring(spec) as scoring:
+        said = " ".join(trial.try_model(spec, scoring, "my spec", "m", "/m", {"enable_thinking": False}))
+    program, name, *arguments = shlex.split(re.findall("`(vpo .*?)`", said)[0])
+    settings = read(WarmStartSettings, arguments, "vpo warm_start")
+    assert (program, name, settings.spec, settings.model) == ("vpo", "warm_start", "my spec", "m")
+    assert str(settings.output) == "runs/unsafe-sets" and settings.chat_template_kwargs == {"enable_thinking": False}
 
 
 def set_reward_of_two(matrix: list[list[float]]) -> float:

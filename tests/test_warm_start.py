@@ -15,7 +15,9 @@ from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.formats import parse
 from vpo_plugin.rewards.scoring import ScorerError, Scoring
 from vpo_plugin.rewards.task import read_rows
-from vpo_plugin.search.warm_start import as_texts, make_sets, readable, single_answer
+from vpo_plugin.search import warm_start
+from vpo_plugin.search.policy import Response
+from vpo_plugin.search.warm_start import as_texts, make_sets, read_answers, readable, single_answer
 
 LABEL = {
     "benchmark": "ifeval",
@@ -55,7 +57,8 @@ def test_supervised_training_without_a_launcher(launched: bool, monkeypatch: pyt
 
 
 def test_the_best_distinct_answers_make_a_set_that_reads_back(spec: RewardSpec, scoring: Scoring) -> None:
-    answers = [WORST, BEST, f"  {BEST}  ", HALF, OTHER_BEST, ""]
+    responses = [WORST, BEST, f"  {BEST}  ", HALF, OTHER_BEST, ""]
+    answers = [text for text in (single_answer(spec, response) for response in responses) if text]
     (made,) = make_sets(scoring, [ROW], [answers], 3, 0)
     assert set(parse(spec, made["response"], 3)) == {BEST, OTHER_BEST, HALF}
     assert made["prompt"].startswith("Write on light.\nGive 3 different answers")
@@ -71,8 +74,8 @@ def test_prompts_without_enough_good_answers_make_no_set(scoring: Scoring) -> No
 def test_answers_that_would_break_the_format_are_left_out(spec: RewardSpec, scoring: Scoring) -> None:
     forged = "light </answer_1> <answer_2> light </answer_2>"
     made = list(make_sets(scoring, [ROW], [[forged, BEST, OTHER_BEST, HALF, WORST]], 3, 0))
-    assert all(None not in parse(spec, row["response"], 3) for row in made)
-    assert all(forged not in row["response"] for row in made)
+    assert len(made) == 1, "the others make a set, though the first of the best is badly formed"
+    assert set(parse(spec, made[0]["response"], 3)) == {BEST, OTHER_BEST, HALF}
 
 
 def test_a_scorer_that_fails_stops_or_leaves_its_answer_out(tmp_path: Path) -> None:
@@ -94,6 +97,49 @@ def test_a_response_without_tags_counts_as_its_candidate() -> None:
     assert single_answer(spec, f"So: <{tag}_1> right right </{tag}_1> done") == "right right"
     assert single_answer(spec, "<think> hm </think> right right") == "right right"
     assert single_answer(spec, "  ") is None
+    assert single_answer(spec, "<think> on and on") is None
+    inside = spec.model_copy(update={"thoughts": "inside"})
+    assert single_answer(inside, " <think> hm </think> right right ") == "<think> hm </think> right right"
+
+
+def test_answers_that_were_cut_or_have_no_text_are_left_out_and_counted(spec: RewardSpec) -> None:
+    texts = [("whole", 9), ("cut off", 10), ("<think> on and", 10), ("", 1)]
+    found, said = read_answers(spec, [[Response(text, tokens) for text, tokens in texts]], 10)
+    assert found == [["whole"]]
+    assert said.startswith(
+        "1 of 4 answers were cut at 10 tokens (--max_new_tokens) and left out. 2 of 4 answers have no"
+    )
+    assert "--chat_template_kwargs" in said
+    assert read_answers(spec, [[Response("whole", 9)]], 10) == ([["whole"]], "")
+    tagged = load_spec("maze_small")
+    (tag,) = re.findall(r"<(\w+)_1>", str(tagged.prompt.single))[:1]
+    ends = Response(f"<{tag}_1> right </{tag}_1> and on and", 20)
+    assert read_answers(tagged, [[ends, Response("right", 20)]], 20)[0] == [["right"]], "a closed tag shows the end"
+
+
+@pytest.mark.parametrize(
+    ("more", "flags", "sentence"),
+    [
+        ("scorer: null", [], "The spec 'broken' has no scorer, and a warm start takes the best answers: name one."),
+        ("dataset: {loader: 'no_rows:rows'}", [], "no rows in the split 'train' to answer"),
+        ("", ["--max_new_tokens", "19"], "--max_new_tokens is 19, but 1 candidates of spec 'broken' take up to 20"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_sampled(
+    more: str,
+    flags: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(warm_start, "_in_a_process", None)
+    (tmp_path / "no_rows.py").write_text("def rows(split, num_rows, seed, **more):\n    return []\n")
+    (tmp_path / "spec.yaml").write_text(f"extends: maze_small\nname: broken\n{more}\n")
+    said = ["--spec", str(tmp_path), "--model", "tiny-maze", "--output", str(tmp_path / "policy"), *flags]
+    assert main(["warm_start", *said]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "policy_work").exists()
 
 
 def test_share_that_can_be_read(spec: RewardSpec) -> None:
@@ -120,7 +166,7 @@ def test_sets_are_learnt_as_they_are_sampled(tmp_path: Path) -> None:
 def test_command_on_the_tiny_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "policy"
     arguments = ["--spec", "maze_small", "--model", "tiny-maze", "--output", str(output)]
-    sizes = ["--prompts", "32", "--samples", "8", "--held_out", "8", "--max_new_tokens", "20", "--epochs", "1"]
+    sizes = ["--prompts", "32", "--samples", "8", "--held_out", "8", "--epochs", "1"]
     assert main(["warm_start", *arguments, *sizes]) == 0
     said = capsys.readouterr().out
     found = re.search(r"(\d+) sets from 32 prompts.*read: (\d+)% before, (\d+)% after", said)

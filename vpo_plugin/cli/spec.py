@@ -120,7 +120,8 @@ def check(arguments: list[str]) -> int:
             check_policy(settings.model)
             with tempfile.TemporaryDirectory() as cache:
                 folder = resolve_policy(settings.model, Path(cache))
-                findings += try_model(spec, scoring, settings.model, folder, settings.chat_template_kwargs)
+                options = settings.chat_template_kwargs
+                findings += try_model(spec, scoring, settings.spec, settings.model, folder, options)
     if settings.scores is not None:
         findings += measure_disagreement(spec, list(read_matrices(settings.scores, spec)))
     print("\n".join([*findings, *filter(None, [scoring.summary()])]))

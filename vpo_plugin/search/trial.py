@@ -1,6 +1,7 @@
 """Sample a few responses of a policy to a spec's prompts: are candidates readable, and do the objectives disagree?"""
 
 import json
+import shlex
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -14,7 +15,7 @@ from vpo_plugin.rewards.fit import room
 from vpo_plugin.rewards.prompts import pack_prompt
 from vpo_plugin.rewards.response import ScoredResponse
 from vpo_plugin.rewards.scoring import Scoring
-from vpo_plugin.rewards.task import read_rows
+from vpo_plugin.rewards.task import trial_rows
 from vpo_plugin.search.collinear import measure_disagreement
 from vpo_plugin.search.evaluate import make_policy, score_samples
 from vpo_plugin.search.policy import Policy, Request
@@ -26,18 +27,18 @@ ENOUGH = 0.5  # training can begin from this share of readable candidates
 
 
 def try_model(
-    spec: RewardSpec, scoring: Scoring, model: str, folder: str, chat_template_kwargs: dict[str, Any]
+    spec: RewardSpec, scoring: Scoring, named: str, model: str, folder: str, chat_template_kwargs: dict[str, Any]
 ) -> list[str]:
     """Sentences on 16 responses of a model to the first training prompts.
 
     Args:
+        named: the user's name for the spec.
         model: the user's name for the model, whose folder or hub id is `folder`.
 
     Raises ValueError for a chat without a chat template, a prompt without room for a response, or an unknown model.
     """
     rows = [
-        {"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])}
-        for row in read_rows(spec, "train", PROMPTS, seed=0)
+        {"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])} for row in trial_rows(spec, PROMPTS)
     ]
     made = {
         "candidates": spec.candidates,
@@ -46,11 +47,16 @@ def try_model(
     }
     settings = PolicySettings(model=folder, spec=spec.name, chat_template_kwargs=chat_template_kwargs)
     policy = make_policy(settings, spec, rows, made)
-    return findings(policy, spec, scoring, rows, model)
+    teach = ["vpo", "warm_start", "--spec", named, "--model", model, "--output", f"runs/{spec.name}-sets"]
+    if chat_template_kwargs:
+        teach += ["--chat_template_kwargs", json.dumps(chat_template_kwargs)]
+    return findings(policy, spec, scoring, rows, model, shlex.join(teach))
 
 
-def findings(policy: Policy, spec: RewardSpec, scoring: Scoring, rows: list[dict[str, Any]], model: str) -> list[str]:
-    """Sentences on the responses of a given policy to prompts in a pool's format."""
+def findings(
+    policy: Policy, spec: RewardSpec, scoring: Scoring, rows: list[dict[str, Any]], model: str, teach: str
+) -> list[str]:
+    """Sentences on the responses of a given policy to prompts in a pool's format; `teach` is how to warm-start it."""
     m = spec.candidates
     requests = [Request(full_prompt(spec, row["input"], m), RESPONSES) for row in rows]
     samples = [
@@ -64,7 +70,7 @@ def findings(policy: Policy, spec: RewardSpec, scoring: Scoring, rows: list[dict
     if read < ENOUGH * asked:
         found.append(
             "That is less than half, and unreadable candidates earn nothing. Teach the policy the format first: "
-            f"`vpo warm_start --model {model}` with this spec."
+            f"`{teach}`."
         )
     groups = groupby(zip(samples, scored, strict=True), key=lambda pair: pair[0]["prompt"])
     found.append(_spread([[one for _, one in group] for _, group in groups]))

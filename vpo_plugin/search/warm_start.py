@@ -22,12 +22,13 @@ from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import last_words
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.candidates import answer_of
+from vpo_plugin.rewards.fit import budget_mistake, room
 from vpo_plugin.rewards.formats import parse, write_response
 from vpo_plugin.rewards.prompts import ask, pack_prompt
 from vpo_plugin.rewards.response import floor_response
 from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.task import canonical, read_rows
-from vpo_plugin.search.policy import Engine, Request, as_chat, most_tokens
+from vpo_plugin.search.policy import Engine, Request, Response, as_chat, most_tokens
 
 LEAST_SETS = 8
 READABLE = "Candidates that can be read"
@@ -45,7 +46,9 @@ class WarmStartSettings(BaseModel):
     prompts: int = Field(256, ge=1, description="Training prompts to answer.")
     samples: int = Field(8, ge=2, description="Answers to sample for each prompt.")
     held_out: int = Field(32, ge=1, description="Held-out prompts for measuring the share of readable candidates.")
-    max_new_tokens: int = Field(100, ge=1, description="Longest candidate, in tokens.")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="Longest candidate, in tokens; default: the specification's budget."
+    )
     temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description='Options of the chat template in sampling, such as {"enable_thinking": false} for Qwen3.'
@@ -66,6 +69,8 @@ class WarmStart:
     """Number of sets trained on."""
     prompts: int
     """Number of answered prompts."""
+    left_out: str
+    """How many answers were left out, and why; empty if none was."""
     readable_before: float
     """Share of the requested candidates that are readable, on held-out prompts."""
     readable_after: float
@@ -74,7 +79,7 @@ class WarmStart:
     def __str__(self) -> str:
         return (
             f"{self.sets} sets from {self.prompts} prompts. {READABLE}: {self.readable_before:.0%} "
-            f"before, {self.readable_after:.0%} after. The policy is {self.policy}."
+            f"before, {self.readable_after:.0%} after. {self.left_out}The policy is {self.policy}."
         )
 
 
@@ -82,37 +87,72 @@ def warm_start(settings: WarmStartSettings) -> WarmStart:
     """Sample answers, build sets, train on them, and measure; answers and sets are kept beside the policy.
 
     Raises:
-        ValueError: too few prompts got enough distinct answers.
+        ValueError: the spec cannot be used or has no prompts, or too few prompts got enough distinct answers.
         FileNotFoundError: the policy does not exist.
         RuntimeError: the host's training failed.
     """
     spec = load_spec(settings.spec)
     m = settings.candidates or max(2, spec.candidates)
+    limit = room(spec, 1) if settings.max_new_tokens is None else settings.max_new_tokens
+    if mistake := budget_mistake(spec, 1, limit, "--max_new_tokens"):
+        raise ValueError(mistake)
+    if not spec.scores:
+        raise ValueError(f"The spec '{spec.name}' has no scorer, and a warm start takes the best answers: name one.")
     check_policy(settings.model)
+    rows, held_out = (
+        _rows(spec, split, number, settings.seed)
+        for split, number in (("train", settings.prompts), ("test", settings.held_out))
+    )
     work = settings.output.with_name(settings.output.name + "_work")
     work.mkdir(parents=True, exist_ok=True)
     model = resolve_policy(settings.model, work)
-    rows = list(read_rows(spec, "train", settings.prompts, settings.seed))
-    asked = [(ask(spec, row["prompt"], 1), settings.samples, settings.max_new_tokens) for row in rows]
-    tests = [
-        (ask(spec, row["prompt"], m), 1, m * settings.max_new_tokens)
-        for row in read_rows(spec, "test", settings.held_out, settings.seed)
-    ]
-    *answers, before = _in_a_process(model, [asked, tests], settings)
+    asked = [(ask(spec, row["prompt"], 1), settings.samples, limit) for row in rows]
+    tests = [(ask(spec, row["prompt"], m), 1, m * limit) for row in held_out]
+    responses, before = _in_a_process(model, [asked, tests], settings)
+    answers, left_out = read_answers(spec, responses, limit)
     with Scoring(spec, on_error=settings.on_scorer_error, failures=work) as scoring:
-        sets = list(make_sets(scoring, rows, answers[0], m, settings.seed))
+        sets = list(make_sets(scoring, rows, answers, m, settings.seed))
     if said := scoring.summary():
         print(said, file=sys.stderr)
     if len(sets) < LEAST_SETS:
         raise ValueError(
             f"Only {len(sets)} of {len(rows)} prompts got {m} distinct answers with any reward in {settings.samples} "
-            "samples, too few to learn from: ask for more prompts or samples, or begin with easier prompts."
+            "samples, too few to learn from: ask for more prompts or samples, or begin with easier prompts. "
+            f"{left_out}".strip()
         )
     write(work / "sets.jsonl", json_lines(sets))
     _learn(model, sets, work, settings)
     (after,) = _in_a_process(str(settings.output), [tests], settings)
-    was, now = (readable(spec, [texts[0] for texts in found], m) for found in (before, after))
-    return WarmStart(len(sets), len(rows), was, now, settings.output)
+    was, now = (readable(spec, [one[0].text for one in found], m) for found in (before, after))
+    return WarmStart(len(sets), len(rows), left_out, was, now, settings.output)
+
+
+def _rows(spec: RewardSpec, split: str, number: int, seed: int) -> list[dict[str, Any]]:
+    rows = list(read_rows(spec, split, number, seed))
+    if not rows:
+        raise ValueError(f"The dataset of the spec '{spec.name}' has no rows in the split '{split}' to answer.")
+    return rows
+
+
+def read_answers(spec: RewardSpec, responses: Sequence[Sequence[Response]], limit: int) -> tuple[list[list[str]], str]:
+    """The candidates in the responses to each prompt, and in sentences, how many responses have none and why.
+
+    Args:
+        limit: tokens at which a response was cut.
+    """
+    every = [one for of_prompt in responses for one in of_prompt]
+    blank = sum(not _answer(spec, one.text) for one in every)
+    found = [[single_answer(spec, one.text, one.tokens >= limit) for one in of_prompt] for of_prompt in responses]
+    cut = sum(text is None for texts in found for text in texts) - blank
+    said = ""
+    if cut:
+        said += f"{cut} of {len(every)} answers were cut at {limit} tokens (--max_new_tokens) and left out. "
+    if blank:
+        said += (
+            f"{blank} of {len(every)} answers have no text outside thoughts: disable thinking, as "
+            """--chat_template_kwargs '{"enable_thinking": false}' does for Qwen3, or raise --max_new_tokens. """
+        )
+    return [[text for text in texts if text] for texts in found], said
 
 
 def make_sets(
@@ -121,12 +161,11 @@ def make_sets(
     """Yield a set of the best distinct answers for each prompt that has enough, as `{"prompt", "response"}`.
 
     Args:
-        answers: responses to each row's prompt for one candidate. A response without the format counts as the
-            candidate itself. One that scored zero because its scorer failed is in no set.
+        answers: candidates for each row's prompt. One that scored zero because its scorer failed is in no set.
     """
     spec = scoring.spec
     rng = random.Random(f"warm start {seed}")
-    found = [list(dict.fromkeys(filter(None, (single_answer(spec, text) for text in texts)))) for texts in answers]
+    found = [list(dict.fromkeys(texts)) for texts in answers]
     items = (
         Item(
             write_response(spec, [text]),
@@ -144,7 +183,7 @@ def make_sets(
         ranked = sorted(((text, next(scores)) for text in texts), key=lambda one: -one[1].reward)
         chosen: list[str] = []
         for text, one in ranked:
-            if one.parsed and _still_distinct(spec, [*chosen, text], row["label"]):
+            if one.parsed and _reads_back(spec, [*chosen, text], candidates, row["label"]):
                 chosen.append(text)
             if len(chosen) == candidates:
                 break
@@ -158,9 +197,19 @@ def make_sets(
             yield {"prompt": prompt, "response": [{"role": "assistant", "content": response}]}
 
 
-def single_answer(spec: RewardSpec, response: str) -> str | None:
-    """The candidate of a response with one candidate: the part in the format, or else the whole answer."""
-    return parse(spec, response, 1)[0] or answer_of(response)[: spec.limits.response_chars].strip() or None
+def single_answer(spec: RewardSpec, response: str, cut: bool = False) -> str | None:
+    """The candidate of a response with one candidate: the part in the format, or else the whole answer.
+
+    A response that was cut has one only if the format shows its end, as a closing tag does.
+    """
+    if cut and (spec.prompt.single is None or spec.separator):
+        return None
+    return parse(spec, response, 1)[0] or (None if cut else _answer(spec, response)) or None
+
+
+def _answer(spec: RewardSpec, response: str) -> str:
+    answer = response if spec.thoughts == "inside" else answer_of(response)
+    return answer[: spec.limits.response_chars].strip()
 
 
 def readable(spec: RewardSpec, responses: Sequence[str], candidates: int) -> float:
@@ -169,24 +218,23 @@ def readable(spec: RewardSpec, responses: Sequence[str], candidates: int) -> flo
     return sum(text is not None for texts in found for text in texts) / (len(found) * candidates)
 
 
-def _still_distinct(spec: RewardSpec, texts: list[str], label: object) -> bool:
-    """Whether the set reads back as these candidates, none of them a duplicate."""
-    if len(texts) == 1:
-        return True
-    reads_back = parse(spec, write_response(spec, texts), len(texts)) == texts
-    return reads_back and len({canonical(spec, text, label) for text in texts}) == len(texts)
+def _reads_back(spec: RewardSpec, texts: list[str], candidates: int, label: object) -> bool:
+    """Whether the first candidates of a set read back as these texts, none of them a duplicate."""
+    read = parse(spec, write_response(spec, texts, candidates), candidates)
+    rest: list[str | None] = [None] * (candidates - len(texts))
+    return read == [*texts, *rest] and len({canonical(spec, text, label) for text in texts}) == len(texts)
 
 
 # ------------------------------------------------------------------------------------------------ heavy parts
 
 
-def _in_a_process(model: str, groups: list[Any], settings: WarmStartSettings) -> list[list[list[str]]]:
+def _in_a_process(model: str, groups: list[Any], settings: WarmStartSettings) -> list[list[list[Response]]]:
     """The responses to each group of requests, from an engine in its own process, which ends and frees memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(_sample, model, groups, settings).result()
 
 
-def _sample(model: str, groups: list[Any], settings: WarmStartSettings) -> list[list[list[str]]]:
+def _sample(model: str, groups: list[Any], settings: WarmStartSettings) -> list[list[list[Response]]]:
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
@@ -202,8 +250,7 @@ def _sample(model: str, groups: list[Any], settings: WarmStartSettings) -> list[
     found = []
     for group in groups:
         engine.params.max_tokens = group[0][2]
-        responses = engine.generate([Request(text, samples) for text, samples, _ in group], settings.seed)
-        found.append([[response.text for response in one] for one in responses])
+        found.append(engine.generate([Request(text, samples) for text, samples, _ in group], settings.seed))
     return found
 
 
