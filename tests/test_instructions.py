@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import instructions
 from reward_specs.instructions import prompts, trade_offs
 from reward_specs.instructions.checkers import LEFT_OUT
 from reward_specs.instructions.dataset import benchmark
@@ -254,6 +255,18 @@ def test_topics_are_asked_for_once() -> None:
     rows = [row["prompt"] for row in trade_offs.rows("test", 200, 0)]
     assert len(rows) == len(set(rows)) == 48
     assert not set(rows) & {row["prompt"] for row in trade_offs.rows("train", 999, 0)}
+
+
+def test_the_table_of_the_evidence_is_what_its_command_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the prompts of that run, though the generator writes others now."""
+    evidence = Path(__file__).parent.parent / "docs" / "evidence" / "instructions"
+    monkeypatch.setattr("sys.argv", ["instructions", str(evidence / "results.json")])
+    instructions.main()
+    table, floor = capsys.readouterr().out.strip().split("\n\n")
+    assert table in (evidence / "README.md").read_text() and "number of words, less than | 7 | 1.00" in table
+    assert floor == "The answer '.' follows 0.25 of the instructions of these prompts."
 
 
 @needs_ifeval
