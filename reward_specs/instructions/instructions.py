@@ -59,7 +59,7 @@ def _fits(key: str, value: object) -> bool:
     if key in LISTS:
         return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text for text in value)
     if NUMBERS.fullmatch(key):
-        return type(value) in (int, float) and float(value).is_integer()  # IFBench writes 2.0
+        return isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
     return isinstance(value, str) and bool(value)
 
 
