@@ -13,7 +13,7 @@ from vpo_plugin.advantages.set_reward import SCORES_AT_ONCE
 
 
 def rollouts_of_best(batch: RewardBatch, *, fewer: int = 0) -> int:
-    """The batch's `k`, from 1 to N - `fewer` with N rollouts in a group; default: half of N, at least 2.
+    """The batch's `k`, from 1 to N - `fewer` with N rollouts in a group; default: half of N, at least 2 if it may be.
 
     Raises:
         ValueError: k is out of range, or N is below 2.
