@@ -159,7 +159,7 @@ def test_a_command_is_right_as_written(page: str, command: str, in_text: bool) -
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     for word in words:
         if re.match(rf"({FOLDERS})/", word) and "$" not in word:
-            assert (ROOT / word).exists(), f"{page}: {command}"
+            assert list(ROOT.glob(word)), f"{page}: {command}"
 
 
 def deployments() -> dict[tuple[str, str], dict[str, Any]]:
