@@ -154,8 +154,7 @@ def environment() -> dict[str, str]:
     """Variables that the engines, Ray and the tokenizers read at start-up; values set by the user win."""
     found = {
         "DS_ACCELERATOR": "cpu",
-        "OMP_WAIT_POLICY": "passive",  # waiting threads leave their core to others,
-        "GOMP_SPINCOUNT": "20000",  # but not at once: a small policy's operations end before a sleeping thread wakes
+        "OMP_WAIT_POLICY": "passive",  # waiting threads leave their core to others
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
