@@ -379,8 +379,8 @@ def test_searches_are_compared_on_the_prompts_that_they_share() -> None:
     assert compare_searches(searches, ROWS)["only_solved_by"] == {"base": [1], "vpo": []}
     with pytest.raises(ValueError, match="No prompt is in all of base by evolution"):
         compare_searches([searches[0], ("vpo", "evolution", made(ROWS[3:], [1, 1]))])
-    table = format_searches(searches[:1])
-    assert "solved@4" in table and "0.667" in table and "50" in table
+    table = format_searches([("vpo_at_k:1", "refinement", searches[0][2])])
+    assert " @4 " in table and "vpo_at_k:1   refinement " in table and "0.667" in table and "50" in table
 
 
 def test_a_claim_on_every_budget_is_decided_at_the_budget_that_decides() -> None:
@@ -452,7 +452,7 @@ def test_vpo_search_on_what_a_pool_leaves_unsolved(tmp_path: Path) -> None:
     for command in (pool, find):
         done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-    assert "solved@18" in done.stdout and "prompts solved" in done.stderr
+    assert " @18 " in done.stdout and "prompts solved" in done.stderr
     best_of_k, evolution = (load_search(tmp_path / "base" / name) for name in ("best_of_k", "evolution"))
     assert best_of_k.rows == evolution.rows and 1 <= len(evolution.rows) <= 6
     continued = [row for rows in rounds(tmp_path / "base" / "evolution") for row in rows if row["start"]]

@@ -121,7 +121,7 @@ def test_vpo_report_of_pools_and_searches(tmp_path: Path, capsys: pytest.Capture
     files.write(tmp_path / "run" / "report.json", json.dumps({"settings": {"learning_rate": 0.125}}))
     assert main(["report", *flags, *searches, "--match", "tokens", "--run", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
-    assert "2 prompts are not in all pools" in said and "solved@8" in said
+    assert "2 prompts are not in all pools" in said and " @8 " in said
     results = json.loads((tmp_path / "report" / "report.json").read_text())
     assert results["left_out"] == 2 and results["prompts"] == 3 and results["matched"]["by"] == "tokens"
     assert results["command"].startswith("vpo report --pools few=")

@@ -98,7 +98,7 @@ def format_searches(searches: Sequence[tuple[str, str, Search]]) -> str:
     """A table of policy, procedure and the share of prompts solved within some budgets, with 95 % intervals."""
     budget = max(search.made["budget"] for _, _, search in searches)
     shown = sorted({max(1, budget // 8), max(1, budget // 4), max(1, budget // 2), budget})
-    header = ["policy", "procedure", *(f"solved@{k}" for k in shown), "95 % interval", "tokens/solved"]
+    header = ["policy", "procedure", *(f"@{k}" for k in shown), "95 % interval", "tokens/solved"]
     rows = []
     for policy, procedure, search in searches:
         measure = figure([[[after <= k for k in shown] for after in search.solved_after]])
@@ -114,4 +114,4 @@ def format_searches(searches: Sequence[tuple[str, str, Search]]) -> str:
         )
     prompts = len(searches[0][2].rows)
     table = text_table(header, rows, left=2)
-    return f"{table}\nsolved@k: share of {prompts} prompts that are solved within k candidates."
+    return f"{table}\n@k: share of {prompts} prompts that are solved within k candidates."
