@@ -6,7 +6,7 @@ writes results.json, summary.md and the plots. Finished cells are kept, so a kil
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from vpo_plugin.cli.settings import flags
 from vpo_plugin.locks import exit_on_sigterm, owned
 from vpo_plugin.metrics import expected_set_reward, mean_pairwise_l1
 from vpo_plugin.openrlhf.log import read_steps
-from vpo_plugin.provenance import masked, provenance
+from vpo_plugin.provenance import masked, provenance, versions
 from vpo_plugin.report.experiment import write_experiment
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.search.comparison import Comparison
@@ -215,12 +215,19 @@ def write_comparison(
         "prompts": len(rows),
         "seeds": [seed for seed in settings.seeds if any((method, seed) in pools[first] for method in methods)],
         "missing": list(missing),
+        "pool_versions": pool_versions(pool for of in pools.values() for pool in of.values()),
         "settings": masked(settings.model_dump(mode="json")),
         "temperature": first,
         **analyse(compared[first], training, candidates=m),
         "at": at,
     }
     write_experiment(results, pools, folder)
+
+
+def pool_versions(pools: Iterable[Pool]) -> list[dict[str, str]]:
+    """The versions with which pools were sampled, each once, without those of this environment."""
+    found = [dict(pool.made.get("versions", {})) for pool in pools]
+    return [made for number, made in enumerate(found) if made not in [{}, versions(), *found[:number]]]
 
 
 def main(settings: ExperimentSettings) -> int:

@@ -23,7 +23,8 @@ METHODS = ["grpo", "vpo_at_k:1"]
 def finish(run: Path, name: str, seed: int) -> None:
     """A finished cell of a run: a pool of 3 prompts x 2 single answers, and a training of one step."""
     pool = run / f"seed-{seed}" / "eval" / name / "pool"
-    claim_folder(pool, {"prompts": 3, "rollouts": 2, "candidates": 1, "batch": 3})
+    versions = {"vllm": f"0.0.{seed}"}
+    claim_folder(pool, {"prompts": 3, "rollouts": 2, "candidates": 1, "batch": 3, "versions": versions})
     lines = []
     for number, row in enumerate(ROWS):
         for rollout, (route, _) in enumerate(known_answers(SPEC, json.loads(row["label"]))[:2]):
@@ -81,6 +82,7 @@ def test_what_is_missing_is_said_and_not_claimed(run: Path, tmp_path: Path, caps
     assert summary.startswith("# part: grpo, vpo_at_k:1 on maze_small\n") and f"\nMissing: {missing}.\n" in summary
     results = json.loads((tmp_path / "results.json").read_text())
     assert [(m["name"], m["seeds"]) for m in results["methods"]] == [("base", 1), ("grpo", 1), ("vpo_at_k:1", 1)]
+    assert "\nPools were sampled with vllm 0.0.0.\n" in summary and "0.0.1" not in summary, "of the pools compared"
     assert results["seeds"] == [0] and results["missing"] == missing.split(", ")
     assert f"Missing: grpo with seed 1 ({kept / 'seed-1' / 'train' / 'grpo.json'})." in capsys.readouterr().out
 

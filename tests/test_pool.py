@@ -30,7 +30,7 @@ from vpo_plugin.rewards.task import best_reward, known_answers, read_rows
 from vpo_plugin.search.collinear import read_matrices
 from vpo_plugin.search.comparison import Comparison
 from vpo_plugin.search.evaluate import as_columns, batch_seed
-from vpo_plugin.search.policy import Endpoint, EndpointError, Request, Response, fingerprint
+from vpo_plugin.search.policy import Endpoint, EndpointError, Request, Response, SamplingSeed, fingerprint
 from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, say_repeats, shared_prompts, write_rows
 
 SPEC = load_spec("maze_small")
@@ -540,3 +540,15 @@ def test_a_constant_objective_harms_no_measure() -> None:
     measures = compare_pools({"a": pool, "b": pool}, SPEC, ROWS)["policies"][0]
     assert 0 < measures["hypervolume"]["mean"] <= 1 and measures["regret"]["mean"] == 0
     assert measures["coverage"]["mean"] == 0.5  # the other is the same
+
+
+def test_an_engine_s_samplers_are_seeded_wherever_they_draw() -> None:
+    """The CPU's draws from torch, the GPU's in vLLM 0.31 takes its seeds from NumPy."""
+    import torch
+
+    def drawn(seed: int) -> tuple[float, int]:
+        SamplingSeed().seed_sampling(seed)
+        return float(torch.rand(())), int(np.random.randint(1 << 31))
+
+    assert drawn(3) == drawn(3)
+    assert all(one != other for one, other in zip(drawn(3), drawn(4), strict=True))

@@ -75,11 +75,12 @@ def format_summary(results: dict[str, Any]) -> str:
         "candidates per test prompt",
         "tokens per test prompt",
     ]
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    sampled = [f"Pools were sampled with {_named(made)}.\n" for made in results.get("pool_versions", [])]
     parts = [
         f"# {results['title']}\n",
         f"`{results['command']}`\n",
-        f"{results['machine']}; {versions}; commit {results['commit']}.\n",
+        f"{results['machine']}; {_named(results['versions'])}; commit {results['commit']}.\n",
+        *sampled,
         f"{results['prompts']} held-out prompts, seeds {', '.join(map(str, results['seeds']))}; intervals are 95 %, "
         "over prompts and seeds; best@k and pass@k under the deployment weights. best@k counts any k candidates, "
         "sets@k whole responses, k / m of them.\n",
@@ -92,6 +93,10 @@ def format_summary(results: dict[str, Any]) -> str:
         markdown_table(head, compute),
     ]
     return "\n".join(parts)
+
+
+def _named(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
 def _figures(results: dict[str, Any]) -> list[str]:

@@ -58,15 +58,18 @@ class EndpointError(RuntimeError):
 
 
 class SamplingSeed:
-    """Extension of vLLM's workers that seeds PyTorch's generators, which the samplers use.
+    """Extension of vLLM's workers that seeds the generators that the samplers use.
 
+    Those are PyTorch's, and on a GPU NumPy's in vLLM 0.31 (`v1/worker/gpu/sample/states.py`, a seed for each request).
     Seeds per request would do the same, but vLLM 0.29's CPU sampler refuses batches of them.
     """
 
     def seed_sampling(self, seed: int) -> None:
+        import numpy
         import torch
 
         torch.manual_seed(seed)
+        numpy.random.seed(seed)
 
 
 class Engine:
