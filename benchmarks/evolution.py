@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--unsolved_by", nargs="+", metavar="NAME", help="policies whose pools leave a prompt unsolved (default: all)"
     )
+    parser.add_argument("--only_pools", nargs="*", default=[], metavar="NAME", help="policies that do not search")
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of the pools (200)")
     parser.add_argument("--candidates", type=int, default=30, help="of each prompt in the pools (30)")
     parser.add_argument("--budget", type=int, default=120, help="candidates for each unsolved prompt (120)")
@@ -60,21 +61,22 @@ def main(arguments: list[str] | None = None) -> int:
 
     policies = named(args.policies)
     by = args.unsolved_by or list(policies)
-    for flag, names in (("sets", args.sets), ("unsolved_by", by)):
+    for flag, names in (("sets", args.sets), ("unsolved_by", by), ("only_pools", args.only_pools)):
         if unknown := set(names) - set(policies):
             raise ValueError(f"--{flag} names {sorted(unknown)}, which --policies does not name.")
     spec = load_spec(args.spec)
     sizes = {name: spec.candidates if name in args.sets else 1 for name in policies}
     pools = {name: args.work / "pools" / name for name in policies}
-    searches = {name: args.work / "searches" / name for name in policies}
+    searches = {name: args.work / "searches" / name for name in policies if name not in args.only_pools}
     common = ["--spec", args.spec, "--seed", str(args.seed), "--temperature", str(args.temperature)]
     tokens = room(spec, spec.candidates)  # the same for all, also for single candidates
     for name, path in policies.items():
         flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max_new_tokens", str(tokens)]
         rollouts = ["--rollouts", str(args.candidates // sizes[name])]
         vpo("evaluate", *flags, *rollouts, "--prompts", str(args.prompts), "--output", str(pools[name]))
-    for name, path in policies.items():
-        flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max_new_tokens", str(tokens)]
+    for name in searches:
+        flags = [*common, "--model", str(policies[name]), "--candidates", str(sizes[name])]
+        flags += ["--max_new_tokens", str(tokens)]
         unsolved = ["--unsolved_in", *(str(pools[name]) for name in by), "--budget", str(args.budget)]
         vpo("search", *flags, *unsolved, "--procedure", *PROCEDURES, "--output", str(searches[name]))
     folders = [f"{name}={folder}" for name, folder in pools.items()]
@@ -82,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     vpo("report", "--pools", *folders, "--searches", *found, "--output", str(args.work / "report"))
 
     loaded, rows, _ = shared_prompts({name: load_pool(folder) for name, folder in pools.items()})
-    stored = [one for name in policies for one in load_searches(name, searches[name]) if one[1] in PROCEDURES]
+    stored = [one for name in searches for one in load_searches(name, searches[name]) if one[1] in PROCEDURES]
     evolved = [one for one in stored if one[1] == "evolution"]
     results = {
         **provenance(shlex.join(["python", "-m", "benchmarks.evolution", *arguments])),
