@@ -64,21 +64,21 @@ def main(arguments: list[str] | None = None) -> int:
     for flag, names in (("sets", args.sets), ("unsolved_by", by), ("only_pools", args.only_pools)):
         if unknown := set(names) - set(policies):
             raise ValueError(f"--{flag} names {sorted(unknown)}, which --policies does not name.")
+    if set(args.only_pools) == set(policies):
+        raise ValueError("--only_pools names every policy: leave out those that search.")
     spec = load_spec(args.spec)
     sizes = {name: spec.candidates if name in args.sets else 1 for name in policies}
     pools = {name: args.work / "pools" / name for name in policies}
     searches = {name: args.work / "searches" / name for name in policies if name not in args.only_pools}
     common = ["--spec", args.spec, "--seed", str(args.seed), "--temperature", str(args.temperature)]
-    tokens = room(spec, spec.candidates)  # the same for all, also for single candidates
-    for name, path in policies.items():
-        flags = [*common, "--model", str(path), "--candidates", str(sizes[name]), "--max_new_tokens", str(tokens)]
+    common += ["--max_new_tokens", str(room(spec, spec.candidates))]  # the same for all, also for single candidates
+    flags = {name: [*common, "--model", str(policies[name]), "--candidates", str(sizes[name])] for name in policies}
+    for name in pools:
         rollouts = ["--rollouts", str(args.candidates // sizes[name])]
-        vpo("evaluate", *flags, *rollouts, "--prompts", str(args.prompts), "--output", str(pools[name]))
+        vpo("evaluate", *flags[name], *rollouts, "--prompts", str(args.prompts), "--output", str(pools[name]))
     for name in searches:
-        flags = [*common, "--model", str(policies[name]), "--candidates", str(sizes[name])]
-        flags += ["--max_new_tokens", str(tokens)]
         unsolved = ["--unsolved_in", *(str(pools[name]) for name in by), "--budget", str(args.budget)]
-        vpo("search", *flags, *unsolved, "--procedure", *PROCEDURES, "--output", str(searches[name]))
+        vpo("search", *flags[name], *unsolved, "--procedure", *PROCEDURES, "--output", str(searches[name]))
     folders = [f"{name}={folder}" for name, folder in pools.items()]
     found = [f"{name}={folder}" for name, folder in searches.items()]
     vpo("report", "--pools", *folders, "--searches", *found, "--output", str(args.work / "report"))

@@ -227,7 +227,8 @@ def write_comparison(
 def pool_versions(pools: Iterable[Pool]) -> list[dict[str, str]]:
     """The versions with which pools were sampled, each once, without those of this environment."""
     found = [dict(pool.made.get("versions", {})) for pool in pools]
-    return [made for number, made in enumerate(found) if made not in [{}, versions(), *found[:number]]]
+    known = [{}, versions()]
+    return [made for number, made in enumerate(found) if made not in [*known, *found[:number]]]
 
 
 def main(settings: ExperimentSettings) -> int:
