@@ -9,6 +9,7 @@ those that are there. It says which ones are missing, also in summary.md.
 """
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from flows.settings import ExperimentSettings
 from vpo_plugin import files
 from vpo_plugin.cli.settings import read
 from vpo_plugin.rewards import load_spec
-from vpo_plugin.search.experiment import BASE
+from vpo_plugin.search.comparison import BASE
 from vpo_plugin.search.pool import Pool, load_pool
 
 
@@ -33,14 +34,16 @@ def keep(run: Path, cells: Path) -> None:
 
     Raises:
         FileNotFoundError: the folder has no pool.
+        ValueError: the cells have another pool of the same name.
     """
-    pools = sorted(run.glob("seed-*/eval/*/pool"))
+    set_aside = re.compile(r".*\.[0-9a-f]{16}")  # flows.stage keeps the results of other settings under such names
+    pools = [pool for pool in sorted(run.glob("seed-*/eval/*/pool")) if not set_aside.fullmatch(pool.parent.name)]
     if not pools:
         raise FileNotFoundError(f"{run} is not the folder of an experiment: it has no pool (seed-*/eval/*/pool).")
     for pool in pools:
         place = cells / portable(pool.parent.relative_to(run))
         try:
-            load_pool(pool)
+            found = load_pool(pool)
         except (ValueError, FileNotFoundError) as error:
             print(f"Not kept: {error}")
             continue
@@ -48,6 +51,8 @@ def keep(run: Path, cells: Path) -> None:
             with files.making(place) as copy:
                 shutil.copytree(pool, copy, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
             print(f"Kept {place}.")
+        elif load_pool(place).responses != found.responses:
+            raise ValueError(f"{place} has other responses than {pool}: delete it, or keep the run in another folder.")
         log = pool.parents[2] / "train" / pool.parent.name / "policy" / "vpo"
         curves = place.parents[1] / "train" / f"{place.name}.json"
         if log.exists():  # a policy that has a pool is trained to its end
@@ -58,7 +63,8 @@ def report(cells: Path, settings: ExperimentSettings) -> None:
     """Write the comparison of the cells that are there.
 
     Raises:
-        ValueError: the base policy's pool is missing, or every method's, or a pool cannot be read.
+        ValueError: the base policy's pool is missing, or the last method's, or a pool cannot be read, or has other
+            prompts or another temperature than it should.
     """
     spec, usual = load_spec(settings.spec), settings.eval_temperature or settings.temperature
     m, first = settings.candidates or spec.candidates, settings.seeds[0]
@@ -82,10 +88,10 @@ def report(cells: Path, settings: ExperimentSettings) -> None:
         for file in curves:
             training.setdefault(name, []).append(json.loads(file.read_text()))
     there = pools[settings.temperatures[0]]
-    if (BASE, first) not in there or not training:
+    if (BASE, first) not in there or settings.methods[-1] not in training:
         raise ValueError(
-            f"{cells} holds nothing to compare: it needs the base policy's cell of seed {first} and a method's. Keep "
-            "them first."
+            f"{cells} holds nothing to compare: it needs the base policy's cell of seed {first}, and one of "
+            f"{settings.methods[-1]}, the last method, which is compared with the others. Keep them first."
         )
     write_comparison(settings, spec, pools, there[BASE, first].rows, training, cells.parent, missing)
 

@@ -24,7 +24,8 @@ from vpo_plugin.report.style import styles
 from vpo_plugin.report.tables import markdown_table
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.search.collinear import mean_correlation
-from vpo_plugin.search.experiment import BASE, unpack_array
+from vpo_plugin.search.comparison import BASE
+from vpo_plugin.search.experiment import unpack_array
 
 EVIDENCE = Path(__file__).parent.parent / "docs" / "evidence"
 

@@ -49,6 +49,7 @@ def main() -> None:
     times: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
     with tempfile.TemporaryDirectory() as folder:
         policy = resolve_policy(args.model, Path(folder))
+        policy = str(Path(policy).resolve()) if Path(policy).is_dir() else policy
         for number in range(args.rounds):
             for name, checkout in (("before", args.before), ("after", here)):
                 output = Path(folder) / f"{name}-{number}"

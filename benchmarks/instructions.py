@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from reward_specs.instructions.instructions import score
+from vpo_plugin.files import digest
 from vpo_plugin.report.tables import markdown_table
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.prompts import pack_prompt
 from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.experiment import unpack_array
 
@@ -57,7 +59,11 @@ def main() -> None:
 def read_prompts(results: dict[str, Any], file: Path) -> list[dict[str, Any]]:
     if file.exists():
         return [json.loads(line) for line in file.read_text().splitlines()]
-    return list(read_rows(load_spec(results["spec"]), "test", results["prompts"], results["settings"]["seed"]))
+    settings = results["settings"]
+    rows = list(read_rows(load_spec(settings["spec"]), "test", results["prompts"], settings["seed"]))
+    if results["prompts_digest"] != digest([pack_prompt(row["prompt"]) for row in rows]):
+        raise SystemExit(f"The spec '{results['spec']}' makes other prompts now than those of these pools.")
+    return rows
 
 
 def name_of(instruction: dict[str, Any]) -> str:

@@ -30,17 +30,17 @@ from flows.pipeline import (
 from flows.process import stopping_threads
 from flows.server import check_server
 from flows.settings import ExperimentSettings, PipelineSettings
-from vpo_plugin.advantages import get_advantage_estimator, parse_method
 from vpo_plugin.cli.settings import flags
+from vpo_plugin.files import digest
 from vpo_plugin.locks import exit_on_sigterm, owned
 from vpo_plugin.metrics import expected_set_reward, mean_pairwise_l1
 from vpo_plugin.openrlhf.log import read_steps
 from vpo_plugin.provenance import masked, provenance, versions
 from vpo_plugin.report.experiment import write_experiment
 from vpo_plugin.rewards import RewardSpec, load_spec
-from vpo_plugin.search.comparison import Comparison
-from vpo_plugin.search.experiment import BASE, analyse, at_their_best
-from vpo_plugin.search.pool import Pool, load_pool, load_prompts
+from vpo_plugin.search.comparison import BASE, Comparison
+from vpo_plugin.search.experiment import analyse, at_their_best
+from vpo_plugin.search.pool import Pool, load_pool, load_prompts, prompt_keys
 
 
 def vpo_experiment(settings: ExperimentSettings) -> Path:
@@ -61,11 +61,10 @@ def experiment_flow(settings: ExperimentSettings) -> Path:
     seeds = {seed: cell_settings(settings, seed) for seed in settings.seeds}
     data = {seed: prepare_data(of_seed, test_seed=settings.seed) for seed, of_seed in seeds.items()}
 
-    written = {1, *(candidates_of(method, m) for method in settings.methods)}
-    begin = {candidates: first_policy(settings, base, candidates) for candidates in sorted(written)}
-
     first = settings.seeds[0]
     check_trainings(seeds[first], spec, base, data[first])
+    written = {1, *(candidates_of(method, m) for method in settings.methods)}
+    begin = {candidates: first_policy(settings, base, candidates) for candidates in sorted(written)}
     heats = settings.temperatures
     folders = {(BASE, first): evaluate_at(heats, seeds[first], BASE, base, 1, data[first])}
     if m > 1 and any(candidates_of(method, m) == m for method in settings.methods):
@@ -196,8 +195,18 @@ def write_comparison(
         rows: the held-out prompts, as a pool has them.
         training: `training_curves` of each method's seeds.
         missing: the cells of the settings that `pools` lacks, in words.
+
+    Raises:
+        ValueError: a pool has other prompts or another temperature.
     """
     first, *others = settings.temperatures
+    keys = prompt_keys(rows)
+    for t, of in pools.items():
+        for (name, seed), pool in of.items():
+            if prompt_keys(pool.rows) != keys:
+                raise ValueError(f"The pool of {name} with seed {seed} has other prompts than the first: sample again.")
+            if (made := pool.made["temperature"]) != t:
+                raise ValueError(f"The pool of {name} with seed {seed} for temperature {t:g} was sampled at {made:g}.")
     compared = {t: Comparison(of, spec, rows, match=settings.match) for t, of in pools.items()}
     m = settings.candidates or spec.candidates
     at = [{"temperature": t, **analyse(compared[t], candidates=m)} for t in others]
@@ -215,6 +224,7 @@ def write_comparison(
         "prompts": len(rows),
         "seeds": [seed for seed in settings.seeds if any((method, seed) in pools[first] for method in methods)],
         "missing": list(missing),
+        "prompts_digest": digest([row["input"] for row in rows]),
         "pool_versions": pool_versions(pool for of in pools.values() for pool in of.values()),
         "settings": masked(settings.model_dump(mode="json")),
         "temperature": first,
@@ -244,13 +254,12 @@ def check_experiment(settings: ExperimentSettings) -> None:
     """Check methods and settings (`check_settings`) before anything is spent.
 
     Raises:
-        ValueError: a method is unknown or cannot be matched by tokens, or see `check_settings`.
+        ValueError: a method cannot be matched by tokens, or see `check_settings`.
         OSError: see `check_settings`.
     """
     spec = load_spec(settings.spec)
     m = settings.candidates or spec.candidates
     for method in settings.methods:
-        get_advantage_estimator(parse_method(method)[0])
         if settings.match == "tokens" and (candidates := candidates_of(method, m)) not in (1, m):
             raise ValueError(
                 f"{method} writes {candidates} candidates in a response, and set methods write {m}: with match=tokens "

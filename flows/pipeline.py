@@ -47,6 +47,7 @@ from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.warm_start import READABLE
 
 FREE_BYTES = 200 << 20
+SAMPLING = ("search/evaluate.py", "search/policy.py", "search/pool.py")
 
 
 @settings_flow(PipelineSettings, name="pipeline")
@@ -117,8 +118,8 @@ def prepare_policy(settings: PipelineSettings) -> str:
 
 
 def check_trainings(settings: PipelineSettings, spec: RewardSpec, base: str, data: Path) -> None:
-    """Check what `host_flags` make of the later trainings before the first one starts; it checks itself."""
-    if settings.host_flags and settings.methods[1:]:
+    """Check what `host_flags` make of the trainings before anything is sampled or trained."""
+    if settings.host_flags:
         with timed():
             training_commands(settings, spec, base, data)
 
@@ -166,11 +167,11 @@ def teach_format(settings: PipelineSettings, base: str, candidates: int) -> str:
     inputs = {
         "spec": spec_digest(load_spec(settings.spec)),
         "policy": policy_digest(base),
-        "code": code_version("rewards", "search/warm_start.py"),
+        "code": code_version("rewards", *SAMPLING, "search/warm_start.py", "train_sft.py"),
         "command": command,
     }
     if not skip(folder, inputs):
-        with working_on(folder, inputs):
+        with working_on(folder, inputs, resume=True):
             run_logged(command, log := folder / "warm_start.log", what="The warm start")
             get_run_logger().info(next(line for line in log.read_text().splitlines() if READABLE in line))
     return str(policy)
@@ -211,7 +212,7 @@ def evaluate(
         "spec": spec_digest(load_spec(settings.spec)),
         "data": file_digest(data / "test"),
         "policy": policy_digest(policy),
-        "code": code_version("rewards", "search/pool.py"),
+        "code": code_version("rewards", *SAMPLING),
         "command": command,
     }
     if not skip(folder, inputs):
@@ -289,7 +290,7 @@ def check_settings(settings: PipelineSettings, spec: RewardSpec) -> None:
     """
     check_policy(settings.model)
     m = settings.candidates or spec.candidates
-    for candidates in sorted({m, *(candidates_of(method, m) for method in settings.methods)}):
+    for candidates in sorted({candidates_of(method, m) for method in settings.methods}):
         if settings.eval_candidates % candidates:
             raise ValueError(
                 f"eval_candidates is {settings.eval_candidates}, but responses have {candidates} candidates: make it "

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from flows.settings import PipelineSettings
 from flows.stage import code_version, file_digest, policy_digest, skip, spec_digest, working_on
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights, parse_method
 from vpo_plugin.files import digest
+from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints
+from vpo_plugin.openrlhf.flags import ON_ONE_GPU, words
 from vpo_plugin.openrlhf.log import read_steps, remark_of, training_curve
 from vpo_plugin.provenance import masked
 from vpo_plugin.report.plots import live
@@ -189,10 +192,14 @@ def tells_weights(method: str) -> bool:
 
 
 def host_command(settings: PipelineSettings, flags: dict[str, Any]) -> list[str]:
-    """The host's command with these flags and the settings' `host_flags`; on a cluster, with its nodes' `python`."""
-    command = ["python" if settings.cluster else sys.executable, "-m", "vpo_plugin.train_ppo_ray"]
-    for flag, value in flags.items():
-        command += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+    """The host's command with these flags and the settings' `host_flags`; on a cluster, with its nodes' `python`.
+
+    On this machine's GPUs it uses one, unless `host_flags` say how many engines there are.
+    """
+    command = ["python" if settings.cluster else sys.executable, "-m", "vpo_plugin.train_ppo_ray", *words(flags)]
+    placed = any("num_engines" in flag for flag in settings.host_flags)
+    if settings.cluster is None and not placed and cpu.own_gpus() is not None:
+        command += words(ON_ONE_GPU)
     return command + settings.host_flags
 
 
@@ -224,7 +231,7 @@ class TrainingProgress:
         said += f"set reward {last['set_reward']:.3f}"
         if len(done) < self.steps and times[1:]:  # the median ignores a long pause before a step
             left = statistics.median(b - a for a, b in pairwise(times)) * (self.steps - len(done))
-            said += time.strftime(", %H:%M:%S left", time.gmtime(left))
+            said += f", {timedelta(seconds=round(left))} left"
         self.logger.info(said)
         try:
             update_progress_artifact(self.artifact, 100.0 * len(done) / self.steps)

@@ -13,7 +13,8 @@ from benchmarks.estimator import vpo_advantages
 from vpo_plugin.advantages import default_num_weights, group_z_norm
 from vpo_plugin.rewards.files import load_spec
 from vpo_plugin.rewards.response import score_response
-from vpo_plugin.search.experiment import BASE, pack_array
+from vpo_plugin.search.comparison import BASE
+from vpo_plugin.search.experiment import pack_array
 
 
 def seeded(seed: int = 0) -> torch.Generator:

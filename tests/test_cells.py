@@ -20,13 +20,13 @@ ROWS = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in r
 METHODS = ["grpo", "vpo_at_k:1"]
 
 
-def finish(run: Path, name: str, seed: int) -> None:
+def finish(run: Path, name: str, seed: int, rows: list[dict[str, str]] = ROWS) -> None:
     """A finished cell of a run: a pool of 3 prompts x 2 single answers, and a training of one step."""
     pool = run / f"seed-{seed}" / "eval" / name / "pool"
-    versions = {"vllm": f"0.0.{seed}"}
-    claim_folder(pool, {"prompts": 3, "rollouts": 2, "candidates": 1, "batch": 3, "versions": versions})
+    made = {"prompts": 3, "rollouts": 2, "candidates": 1, "batch": 3, "temperature": 1.0}
+    claim_folder(pool, {**made, "versions": {"vllm": f"0.0.{seed}"}})
     lines = []
-    for number, row in enumerate(ROWS):
+    for number, row in enumerate(rows):
         for rollout, (route, _) in enumerate(known_answers(SPEC, json.loads(row["label"]))[:2]):
             score = score_response(SPEC, f"<route_1> {route} </route_1>", json.loads(row["label"]), 1)
             line = {"prompt": number, "rollout": rollout, **row, "response": route, "tokens": 7, "seed": 3}
@@ -85,6 +85,29 @@ def test_what_is_missing_is_said_and_not_claimed(run: Path, tmp_path: Path, caps
     assert "\nPools were sampled with vllm 0.0.0.\n" in summary and "0.0.1" not in summary, "of the pools compared"
     assert results["seeds"] == [0] and results["missing"] == missing.split(", ")
     assert f"Missing: grpo with seed 1 ({kept / 'seed-1' / 'train' / 'grpo.json'})." in capsys.readouterr().out
+
+
+def test_cells_that_do_not_belong_together(run: Path, tmp_path: Path) -> None:
+    settings = ExperimentSettings(methods=METHODS, seeds=[0], eval_candidates=2)
+    cells.keep(run, kept := tmp_path / "cells")
+    with pytest.raises(ValueError, match=r"base with seed 0 for temperature 0\.7 was sampled at 1\."):
+        cells.report(kept, settings.model_copy(update={"eval_temperature": 0.7}))
+    for part in ("eval", "train"):
+        shutil.rmtree(run / "seed-0" / part / "grpo")
+    finish(run, "grpo", 0, ROWS[::-1])
+    with pytest.raises(ValueError, match=r"grpo has other responses than .*delete it"):
+        cells.keep(run, kept)
+    cells.keep(run, other := tmp_path / "other" / "cells")
+    with pytest.raises(ValueError, match="grpo with seed 0 has other prompts than the first"):
+        cells.report(other, settings)
+    with pytest.raises(ValueError, match="one of maxrl, the last method"):
+        cells.report(kept, settings.model_copy(update={"methods": ["grpo", "maxrl"]}))
+
+
+def test_results_that_a_run_set_aside_are_no_cells(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "seed-0" / "eval" / "grpo", run / "seed-0" / "eval" / "grpo.0123456789abcdef")
+    cells.keep(run, tmp_path / "cells")
+    assert not list(tmp_path.glob("cells/*/*/*0123456789abcdef*"))
 
 
 def test_what_cannot_be_kept_or_reported_is_a_sentence(run: Path, tmp_path: Path) -> None:

@@ -113,7 +113,11 @@ def test_secrets_in_flags_are_masked(words: list[str], shown: list[str]) -> None
         ("name: x", ["steps"], "vpo: Write a setting on the command line as KEY=VALUE, not 'steps'."),
         ("name: x", ["methods=[vpo"], "vpo: The value of methods is not YAML: '[vpo'."),
         ("name: x", ["spec=no_such"], "vpo: There is no spec 'no_such'"),
-        ("name: x", ["eval_candidates=7"], "vpo: eval_candidates is 7, but responses have 3 candidates"),
+        (
+            "name: x",
+            ["eval_candidates=7", "methods=[vpo]"],
+            "vpo: eval_candidates is 7, but responses have 3 candidates",
+        ),
         ("name: x", ["model=./nowhere"], "vpo: ./nowhere is not a model folder"),
         ("name: x", ["model=/"], "vpo: / is not a model folder"),
         (

@@ -212,6 +212,36 @@ def test_between_two_whole_candidates_a_budget_is_worth_what_lies_between(spec: 
     assert found == pytest.approx([(whole[0] + whole[1]) / 2, whole[2], (whole[3] + whole[4]) / 2, whole[5]])
 
 
+def test_policies_are_paired_by_their_training_seeds(spec: RewardSpec) -> None:
+    """Whatever seeds are missing, and although the strongest baseline differs from budget to budget."""
+    steady = made("max_at_k", 0, 0.9)
+    steady.reward_matrices[:] = 0.4
+    some = {("grpo", seed): made("grpo", seed, 0.9) for seed in (0, 1, 2)} | {("max_at_k", 0): steady}
+    some |= {("set_max", seed): made("set_max", seed, 0.7) for seed in (0, 2)}
+    pools = {("base", 0): made("base", 0, 0.3)} | some
+    pools |= {("vpo", seed): made("vpo", seed, 0.9, m=3) for seed in (0, 1)}
+    results = analyse(Comparison(pools, spec, ROWS), candidates=3)
+    assert {d["b"]: d["seeds"] for d in results["differences"]} == {
+        **{"base": [0, 1], "grpo": [0, 1], "max_at_k": [0], "set_max": [0]}
+    }
+    assert set(results["strongest"]["names"]) == {"grpo", "max_at_k"}
+    alone = Comparison({cell: pool for cell, pool in pools.items() if cell[1] == 0}, spec, ROWS)
+    found = {d["b"]: d["best_at_k"] for d in results["differences"]}
+    assert found["set_max"] == alone.ahead("vpo", "set_max") and found["max_at_k"] == alone.ahead("vpo", "max_at_k")
+    assert found["grpo"] != alone.ahead("vpo", "grpo")
+    with pytest.raises(ValueError, match="no training seed in common"):
+        Comparison({("grpo", 0): made("grpo", 0, 0.5), ("vpo", 1): made("vpo", 1, 0.5)}, spec, ROWS).ahead(
+            "vpo", "grpo"
+        )
+
+
+def test_seeds_of_unequal_length_have_the_curve_of_their_common_steps(pools: Pools, spec: RewardSpec) -> None:
+    """Dynamic filtering drops prompts, and so steps."""
+    training = {"vpo": [curves(3), curves(5)]}
+    results = analyse(Comparison(pools, spec, ROWS), training, candidates=3)
+    assert results["training"]["vpo"]["reward"] == [0, 1, 2]
+
+
 def test_pools_of_other_prompts_are_refused(spec: RewardSpec) -> None:
     pools = {("grpo", 0): made("grpo", 0, 0.5), ("vpo", 0): made("vpo", 0, 0.5)}
     with pytest.raises(ValueError, match="Pools must have the same 11 prompts and 2 objectives"):

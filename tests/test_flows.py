@@ -13,11 +13,15 @@ from conftest import run_pipeline, vpo
 from host import host_parser, importable_host
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from flows.experiment import check_experiment
 from flows.process import run_logged
-from flows.settings import HOST_ESTIMATORS, PipelineSettings
+from flows.settings import HOST_ESTIMATORS, ExperimentSettings, PipelineSettings
 from flows.stage import file_digest, is_done, working_on
+from flows.train import host_command
 from vpo_plugin.advantages import advantage_estimator_names
 from vpo_plugin.models import SMOLLM2, TINY, resolve_policy
+from vpo_plugin.openrlhf import cpu
+from vpo_plugin.openrlhf.flags import ON_ONE_GPU, words
 from vpo_plugin.openrlhf.log import FAILURE, end_of, last_error, last_words, read_steps
 
 SMALL = {
@@ -76,6 +80,20 @@ def test_bad_settings_end_in_a_sentence(tmp_path: Path, settings: dict[str, obje
     )
     assert result.returncode == 1
     assert any(line.startswith(f"vpo: {sentence}") for line in result.stderr.splitlines()), result.stderr
+
+
+def test_a_training_uses_one_gpu_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_gpu, given = words(ON_ONE_GPU), ["--vllm.num_engines=4"]
+    for devices, added in ((None, []), (2, one_gpu)):
+        monkeypatch.setattr(cpu, "own_gpus", lambda: devices)  # noqa: B023
+        assert host_command(PipelineSettings(), {"advantage": "vpo"})[3:] == ["--advantage", "vpo", *added]
+        assert host_command(PipelineSettings(host_flags=given), {})[3:] == given
+        assert host_command(PipelineSettings(cluster="http://head:8265"), {})[3:] == []
+
+
+def test_an_experiment_may_compare_the_hosts_own_estimators() -> None:
+    """Methods of one candidate may be cut shorter than a set of the spec's would be."""
+    check_experiment(ExperimentSettings(methods=["group_norm", "grpo"], spec="code", max_new_tokens=1000))
 
 
 def test_the_hosts_own_estimators_are_known() -> None:

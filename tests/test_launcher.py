@@ -19,7 +19,7 @@ from reward_server import NAMES_ONLY
 
 from vpo_plugin.openrlhf import cpu, launcher
 from vpo_plugin.openrlhf.checks import check_gpus, find_remarks
-from vpo_plugin.openrlhf.flags import new_name, read_flags
+from vpo_plugin.openrlhf.flags import ON_ONE_GPU, new_name, read_flags, words
 from vpo_plugin.openrlhf.log import log_step
 from vpo_plugin.openrlhf.output import claim_output, how_to_resume
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
@@ -263,6 +263,15 @@ def test_mistakes_of_a_command_that_is_not_run(training: Training, monkeypatch: 
         mistakes = launcher.find_command_mistakes(training.command("--advantage", "max_at_k", *flags)[3:])
         assert "--vpo.alpha is 0.0" in mistakes[0] and len(mistakes) == len(flags) // 2 + 1
     assert not training.output.exists()
+
+
+def test_a_command_for_one_gpu_is_complete(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a flow adds on a machine with GPUs; the host's own defaults ask for eight, and for no engine."""
+    monkeypatch.setattr(sys, "argv", [""])
+    monkeypatch.setattr(launcher.cpu, "own_gpus", lambda: 1)
+    plain = training.command()[3:]
+    assert "--vllm.num_engines is missing" in launcher.find_command_mistakes(plain)[-1]
+    assert launcher.find_command_mistakes([*plain, *words(ON_ONE_GPU)]) == []
 
 
 def test_all_mistakes_at_once(training: Training, capsys: pytest.CaptureFixture[str]) -> None:

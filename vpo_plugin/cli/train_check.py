@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from vpo_plugin.openrlhf.flags import ON_ONE_GPU, words
 from vpo_plugin.openrlhf.log import last_error, read_steps
 
 SPEC = "maze_small"
@@ -41,16 +42,6 @@ SMALL = {
     "ckpt.save_steps": 1,
     "ds.attn_implementation": "sdpa",
 }
-ON_CUDA = {
-    "train.colocate_all": True,
-    "vllm.num_engines": 1,
-    "vllm.enable_sleep": True,
-    "vllm.enforce_eager": True,
-    "vllm.gpu_memory_utilization": 0.3,
-    **{f"{model}.num_gpus_per_node": 1 for model in ("actor", "ref", "reward", "critic")},
-}
-"""One GPU, which training and engine share in turns."""
-
 Outcome = tuple[Literal["ok", "lacks", "fails"], str]
 
 
@@ -65,7 +56,7 @@ def check_training() -> Iterator[Outcome]:
         log, policy = folder / "policy" / "vpo", resolve_policy(TINY, folder)
         flags: dict[str, Any] = {
             **SMALL,
-            **({} if on_cpu else ON_CUDA),
+            **({} if on_cpu else ON_ONE_GPU),
             "actor.model_name_or_path": policy,
             "data.prompt_dataset": write_prompts(folder / "prompts"),
             "ckpt.output_dir": folder / "policy",
@@ -109,9 +100,7 @@ def write_prompts(folder: Path) -> Path:
 
 def train(flags: dict[str, Any], log: Path) -> tuple[float, str | None]:
     """Seconds of a run of the public command, and its last line if it failed."""
-    command = [sys.executable, "-m", "vpo_plugin.train_ppo_ray"]
-    for flag, value in flags.items():
-        command += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+    command = [sys.executable, "-m", "vpo_plugin.train_ppo_ray", *words(flags)]
     start = time.monotonic()
     with log.open("w") as output:
         try:

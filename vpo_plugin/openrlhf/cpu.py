@@ -127,6 +127,13 @@ def cuda_available() -> bool:
     return torch.cuda.is_available() or joined_cluster() is not None
 
 
+def own_gpus() -> int | None:
+    """GPUs of the Ray that a run on this machine starts; None if it joins a cluster, or has no CUDA."""
+    import torch
+
+    return torch.cuda.device_count() if cuda_available() and joined_cluster() is None else None
+
+
 def joined_cluster() -> str | None:
     """The Ray cluster that `ray.init()` joins, None if it starts one.
 

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vpo_plugin.advantages import advantage_estimator_names
@@ -44,6 +44,25 @@ RENAMED = {
     "vllm_is_truncated_threshold": "algo.advantage.is_correction_threshold",
 }
 """Flags of host versions 0.8 to 0.10 whose new names cannot be found by shared words."""
+
+ON_ONE_GPU = {
+    "train.colocate_all": True,
+    "vllm.num_engines": 1,
+    "vllm.enable_sleep": True,
+    "vllm.enforce_eager": True,
+    "vllm.gpu_memory_utilization": 0.3,
+    **{f"{model}.num_gpus_per_node": 1 for model in ("actor", "ref", "reward", "critic")},
+}
+"""The host's flags for one GPU, which training and engine share in turns."""
+
+
+def words(flags: Mapping[str, Any]) -> list[str]:
+    """Flags as the words of a command; True stands for a flag without a value."""
+    return [
+        word
+        for flag, value in flags.items()
+        for word in ([f"--{flag}"] if value is True else [f"--{flag}", str(value)])
+    ]
 
 
 def add_flags(parser: argparse.ArgumentParser, on_cpu: bool) -> None:

@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.checks import Flags, check_gpus, find_mistakes, find_remarks, plugin_estimator
 from vpo_plugin.openrlhf.flags import add_flags, read_flags
@@ -47,7 +45,7 @@ def main() -> None:
     on_cpu = not cpu.cuda_available()
     if on_cpu:
         cpu.install()
-    devices = None if on_cpu or cpu.joined_cluster() else torch.cuda.device_count()
+    devices = cpu.own_gpus()
     given: dict[str, Any] = {}
 
     def parse(parser: argparse.ArgumentParser, command: Sequence[str]) -> argparse.Namespace:
@@ -97,10 +95,12 @@ class _Read(Exception):
 def find_command_mistakes(command: Sequence[str]) -> list[str]:
     """The mistakes of a command's flags, on a machine with or without CUDA, in sentences; starts nothing."""
     mistakes: list[str] = []
+    devices = cpu.own_gpus()
 
-    def read(parser: argparse.ArgumentParser, _: Sequence[str]) -> NoReturn:
-        add_flags(parser, on_cpu=True)  # its defaults fit one GPU, and so refuse the fewest batches
-        mistakes.extend(read_arguments(parser, command, on_cpu=False)[2])
+    def read(parser: argparse.ArgumentParser, _words: Sequence[str]) -> NoReturn:
+        add_flags(parser, on_cpu=devices is None)  # for a cluster too: one GPU refuses the fewest batches
+        args, _spec, found = read_arguments(parser, command, on_cpu=False)
+        mistakes.extend(found if devices is None else [*found, *check_gpus(vars(args), devices)])
         raise _Read
 
     with contextlib.suppress(_Read):

@@ -151,11 +151,18 @@ def _figures(results: dict[str, Any]) -> list[str]:
             f"### {last} against each other method{title}\n",
             markdown_table([*against, f"interval of best@{ks[-1]}", grown, "E_w"], gaps),
         ]
+        every = {m["name"]: len(m["best_by_seed"]) for m in results["methods"]}[last]
+        if fewer := [f"{d['b']} ({_listed(d['seeds'])})" for d in results["differences"] if len(d["seeds"]) < every]:
+            parts.append(f"Compared on the seeds that both have: {', '.join(fewer)}.\n")
     if results["verdicts"]:
         said = [f"- {v['claim']}: **{v['verdict']}**, {_signed(v)}" for v in results["verdicts"]]
         note = "The best temperatures were chosen on the same prompts, which favours all methods a little.\n"
         parts += [f"### The paper's claims{title}\n", "\n".join(said) + "\n", *([note] if chosen else [])]
     return parts
+
+
+def _listed(seeds: list[int]) -> str:
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
 
 
 def _signed(measure: dict[str, float]) -> str:

@@ -38,6 +38,9 @@ from vpo_plugin.targets import ROUNDING, Targets, read_targets
 Match = Literal["candidates", "tokens"]
 Rows = Sequence[Mapping[str, Any]]
 
+BASE = "base"
+"""Start of the names of policies that were not trained: they have one pool, which stands for every seed."""
+
 FRONTS = 200  # most prompts whose fronts a report holds
 
 
@@ -230,8 +233,11 @@ class Comparison:
             )
         self.spec, self.rows, self.match = spec, rows, match
         of_policy: dict[str, list[Pool]] = {}
-        for (name, _), pool in pools.items():
+        self.seeds: dict[str, list[int]] = {}
+        """The training seeds of each policy's pools."""
+        for (name, seed), pool in pools.items():
             of_policy.setdefault(name, []).append(pool)
+            self.seeds.setdefault(name, []).append(seed)
         budgets, self.tokens_per_k = _matched(of_policy, match)
         self.ks = list(range(1, len(next(iter(budgets.values()))) + 1))
         sizes = {name: of[0].reward_matrices.shape[2] for name, of in of_policy.items()}
@@ -247,9 +253,12 @@ class Comparison:
 
     def figures(self) -> list[dict[str, Any]]:
         """Every measure of each policy as `{"mean", "low", "high"}`; for @k measures, lists over `ks`."""
-        seeds = max(len(measured.pools) for measured in self.policies.values())
+        every = sorted({seed for own in self.seeds.values() for seed in own})
         worth = np.stack(
-            [m.worth if len(m.pools) == seeds else [m.worth.mean(0)] * seeds for m in self.policies.values()]
+            [
+                [m.worth[own.index(seed)] if seed in own else m.worth.mean(0) for seed in every]
+                for own, m in zip(self.seeds.values(), self.policies.values(), strict=True)
+            ]
         )
         regret, covered = regrets(worth), coverage(worth)
         found = []
@@ -281,8 +290,27 @@ class Comparison:
         return list(self.spec.objective_keys[: self.targets.present.shape[1]])
 
     def ahead(self, a: str, b: str, values: Callable[[Measured], Floats] = lambda m: m.best_at_k) -> dict[str, Any]:
-        """The paired lead of policy a over b, `{"mean", "low", "high"}`; by default of best@k, at each k."""
-        return difference(values(self.policies[a]), values(self.policies[b]))
+        """The paired lead of policy a over b, `{"mean", "low", "high"}`; by default of best@k, at each k.
+
+        Raises ValueError if they have no seed in common.
+        """
+        seeds = self.shared_seeds(a, b)
+        return difference(self.of_seeds(a, seeds, values), self.of_seeds(b, seeds, values))
+
+    def shared_seeds(self, *names: str) -> list[int]:
+        """The training seeds that all these policies have; a policy that was not trained has any."""
+        trained = [name for name in names if not name.startswith(BASE)] or [names[0]]
+        shared = [seed for seed in self.seeds[trained[0]] if all(seed in self.seeds[name] for name in trained)]
+        if not shared:
+            raise ValueError(f"{', '.join(trained)} have no training seed in common: {self.seeds}.")
+        return shared
+
+    def of_seeds(self, name: str, seeds: Sequence[int], values: Callable[[Measured], Floats]) -> Floats:
+        """A policy's values on these training seeds, (seeds, ...)."""
+        own, found = self.seeds[name], values(self.policies[name])
+        if name.startswith(BASE):
+            return np.repeat(found.mean(0, keepdims=True), len(seeds), axis=0)
+        return found[[own.index(seed) for seed in seeds]]
 
     def only_solved_by(self) -> dict[str, list[int]]:
         """The numbers of the prompts that only one policy solves, with any seed."""

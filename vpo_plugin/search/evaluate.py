@@ -237,4 +237,4 @@ def make_policy(
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
     goal = [0.25] * len(spec.objective_keys) if settings.tell_weights else None  # all goals have this length
     texts = as_chat([full_prompt(spec, row["input"], made["candidates"], goal) for row in rows], tokenizer, options)
-    return Engine(settings.model, longest=most_tokens(texts, tokenizer) + more, **sampling)
+    return Engine(settings.model, longest=most_tokens(texts, tokenizer), more=more, **sampling)

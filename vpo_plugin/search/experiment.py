@@ -10,11 +10,10 @@ import numpy as np
 
 from vpo_plugin.advantages import parse_method
 from vpo_plugin.metrics import Floats, difference
-from vpo_plugin.search.comparison import Comparison, Measured
+from vpo_plugin.search.comparison import BASE, Comparison, Measured
 
 Values = Callable[[Measured], Floats]
 
-BASE = "base"
 RANDOM_WEIGHTS = ("vpo", "vpo_at_k", "vpo_at_k_derived", "random_weighting", "goal_conditioned")
 """Methods that train on random weightings; the others train on the deployment weights."""
 NO_BASELINES = ("vpo", "vpo_at_k", "vpo_at_k_derived", "set_max", "multi_rlvr")
@@ -37,7 +36,8 @@ def analyse(
     Returns:
         A JSON-serialisable dictionary: `match`, `ks` (the budgets, in candidates or tokens), `set_ks` (budgets that
         also count whole responses), `ceiling`, `methods` (measures are `{"mean", "low", "high"}`), `differences`,
-        `strongest` (the gap to the strongest scalar baseline at each budget), `verdicts` and `training`.
+        `strongest` (the gap to the strongest scalar baseline at each budget), `verdicts` and `training` (the mean
+        over seeds of each step that all have: dynamic filtering makes their numbers differ).
     """
     training = training or {}
     *others, last = compared.policies
@@ -80,6 +80,7 @@ def analyse(
             {
                 "a": last,
                 "b": name,
+                "seeds": compared.shared_seeds(last, name),
                 **{key: compared.ahead(last, name, values) for key, values in measures.items()},
                 "growth": {"from_k": ks[one_set], **compared.ahead(last, name, lambda m: grown(m.best_at_k))},
             }
@@ -87,7 +88,7 @@ def analyse(
         ],
         "training": {
             name: {
-                key: np.array([curves[key] for curves in of_seeds]).mean(0).tolist()
+                key: [float(np.mean(step)) for step in zip(*(curves[key] for curves in of_seeds), strict=False)]
                 for key in of_seeds[0]
                 if key not in ("tokens", "candidates")
             }
@@ -95,7 +96,6 @@ def analyse(
         },
     }
     trained_ones = [name for name in others if not name.startswith(BASE)]
-    mine = compared.policies[last]
     claims: list[tuple[str, float, dict[str, Any]]] = []
     if "grpo" in others:
         claims.append((f"{last} is ahead of grpo at best@{ks[-1]}", 0, _at(compared.ahead(last, "grpo"))))
@@ -103,19 +103,17 @@ def analyse(
             ahead = _at(compared.ahead(last, "grpo", lambda m: m.best_at_k_sets), 0)
             claims.append((f"{last} is ahead of grpo at best@{set_ks[0]}, whole sets", 0, ahead))
     if scalars := [name for name in trained_ones if parse_method(name)[0] not in NO_BASELINES]:
-        names, best = _strongest(compared, scalars, lambda m: m.best_at_k)
-        results["strongest"] = {"names": names, **difference(mine.best_at_k, best)}
+        names, gap = _lead(compared, last, scalars, lambda m: m.best_at_k)
+        results["strongest"] = {"names": names, **gap}
         level = "matches or beats the strongest scalar baseline"
         claims.append((f"{last} {level} ({names[-1]}) at best@{ks[-1]}", -LEVEL, _at(results["strongest"])))
-        by_pass, passed = _strongest(compared, scalars, lambda m: m.pass_at_k)
-        gap = _at(difference(mine.pass_at_k, passed))
-        claims.append((f"{last} {level} ({by_pass[-1]}) at pass@{ks[-1]}", -LEVEL, gap))
+        by_pass, gap = _lead(compared, last, scalars, lambda m: m.pass_at_k)
+        claims.append((f"{last} {level} ({by_pass[-1]}) at pass@{ks[-1]}", -LEVEL, _at(gap)))
         growth = compared.ahead(last, names[-1], lambda m: grown(m.best_at_k))  # one baseline, not one per budget
         claims.append((f"{last}'s lead over {names[-1]} grows from best@{ks[one_set]} to best@{ks[-1]}", 0, growth))
     if fixed := [name for name in trained_ones if parse_method(name)[0] not in RANDOM_WEIGHTS]:
-        [name], worth = _strongest(compared, fixed, lambda m: m.expected_set_reward[..., None])
-        gap = difference(mine.expected_set_reward, worth[..., 0])
-        claims.append((f"over all weightings {last} is ahead of every method of fixed weights ({name})", 0, gap))
+        [name], gap = _lead(compared, last, fixed, lambda m: m.expected_set_reward[..., None])
+        claims.append((f"over all weightings {last} is ahead of every method of fixed weights ({name})", 0, _at(gap)))
     results["verdicts"] = [
         {"claim": claim, "verdict": verdict(figure, above), **figure} for claim, above, figure in claims
     ]
@@ -136,12 +134,17 @@ def at_their_best(compared: Mapping[float, Comparison]) -> dict[str, float]:
     return {name: max(compared, key=lambda t: worth[name, t]) for name in names}
 
 
-def _strongest(compared: Comparison, names: Sequence[str], values: Values) -> tuple[list[str], Floats]:
-    """The policy with the highest mean at each budget, and its values, (seeds, prompts, budgets)."""
-    of = {name: values(compared.policies[name]) for name in names}
-    number = of[names[0]].shape[-1]
-    best = [max(names, key=lambda name: of[name][..., i].mean()) for i in range(number)]
-    return best, np.stack([of[name][..., i] for i, name in enumerate(best)], axis=-1)
+def _lead(compared: Comparison, last: str, names: Sequence[str], values: Values) -> tuple[list[str], dict[str, Any]]:
+    """The policy with the highest mean at each budget, and the lead of `last` over it, on the seeds that all have.
+
+    Args:
+        values: of shape (seeds, prompts, budgets).
+    """
+    seeds = compared.shared_seeds(last, *names)
+    of = {name: compared.of_seeds(name, seeds, values) for name in (last, *names)}
+    best = [max(names, key=lambda name: of[name][..., i].mean()) for i in range(of[last].shape[-1])]
+    strongest = np.stack([of[name][..., i] for i, name in enumerate(best)], axis=-1)
+    return best, difference(of[last], strongest)
 
 
 def _at(curve: Mapping[str, Any], place: int = -1) -> dict[str, Any]:

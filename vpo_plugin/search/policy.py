@@ -77,11 +77,12 @@ class Engine:
 
     Args:
         longest: tokens of the longest prompt.
+        more: tokens by which later prompts may be longer, as far as the model has room.
         chat_template_kwargs: options of the chat template.
 
     Raises:
         OSError: the model does not exist.
-        ValueError: a prompt leaves no room for a response.
+        ValueError: the longest prompt leaves no room for a response.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Engine:
         max_new_tokens: int,
         temperature: float,
         longest: int,
+        more: int = 0,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         prepare_environment()
@@ -100,7 +102,9 @@ class Engine:
         from vllm import LLM, SamplingParams
 
         most = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
-        self.room = longest + max_new_tokens if most is None else min(longest + max_new_tokens, most)
+        needed = longest + max_new_tokens
+        self.room = needed + more if most is None else min(needed + more, most)
+        self._check_room(needed)
         self.max_new_tokens = max_new_tokens
         self.chat_template_kwargs = chat_template_kwargs or {}
 
@@ -121,12 +125,7 @@ class Engine:
         texts = as_chat([request.prompt for request in requests], self.tokenizer, self.chat_template_kwargs)
         texts = [text + request.start for text, request in zip(texts, requests, strict=True)]
         tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        longest = max(map(len, tokens)) + self.max_new_tokens
-        if longest > self.room:
-            raise ValueError(
-                f"A prompt and its response take up to {longest} tokens, but the model has room for {self.room}: ask "
-                "for fewer or shorter candidates."
-            )
+        self._check_room(max(map(len, tokens)) + self.max_new_tokens)
         params = [self.params.clone() for _ in requests]
         for param, request in zip(params, requests, strict=True):
             param.n = request.samples
@@ -137,6 +136,13 @@ class Engine:
             [Response(request.start + sample.text, len(sample.token_ids)) for sample in output.outputs]
             for request, output in zip(requests, outputs, strict=True)
         ]
+
+    def _check_room(self, tokens: int) -> None:
+        if tokens > self.room:
+            raise ValueError(
+                f"A prompt and its response take up to {tokens} tokens, but the model has room for {self.room}: ask "
+                "for fewer or shorter candidates (--max_new_tokens), or leave out long prompts."
+            )
 
 
 def prepare_environment() -> None:
