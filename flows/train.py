@@ -1,7 +1,6 @@
 """The training stage: the host's own command, as a process with a private Ray or as a job of a Ray cluster."""
 
 import json
-import math
 import re
 import shlex
 import statistics
@@ -28,6 +27,7 @@ from flows.settings import PipelineSettings
 from flows.stage import code_version, file_digest, policy_digest, skip, spec_digest, working_on
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights, parse_method
 from vpo_plugin.files import digest
+from vpo_plugin.models import micro_batch_size
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints
 from vpo_plugin.openrlhf.flags import ON_ONE_GPU, words
@@ -123,7 +123,7 @@ def training_flags(
     m = settings.candidates or spec.candidates
     rollouts = settings.rollouts_per_prompt * m // candidates
     batch = settings.prompts_per_step * rollouts
-    micro_batch = math.gcd(batch, 32)
+    micro_batch = micro_batch_size(batch, (longest + settings.max_new_tokens) * len(tokenizer))
     named = settings.spec in spec_files()
     flags: dict[str, Any] = {
         "advantage": parse_method(method)[0],

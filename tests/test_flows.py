@@ -19,7 +19,7 @@ from flows.settings import HOST_ESTIMATORS, ExperimentSettings, PipelineSettings
 from flows.stage import file_digest, is_done, working_on
 from flows.train import host_command
 from vpo_plugin.advantages import advantage_estimator_names
-from vpo_plugin.models import SMOLLM2, TINY, resolve_policy
+from vpo_plugin.models import SMOLLM2, TINY, micro_batch_size, resolve_policy
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.flags import ON_ONE_GPU, words
 from vpo_plugin.openrlhf.log import FAILURE, end_of, last_error, last_words, read_steps
@@ -89,6 +89,12 @@ def test_a_training_uses_one_gpu_unless_told_otherwise(monkeypatch: pytest.Monke
         assert host_command(PipelineSettings(), {"advantage": "vpo"})[3:] == ["--advantage", "vpo", *added]
         assert host_command(PipelineSettings(host_flags=given), {})[3:] == given
         assert host_command(PipelineSettings(cluster="http://head:8265"), {})[3:] == []
+
+
+def test_a_micro_batch_has_room_for_its_logits() -> None:
+    """SmolLM2 with 269 tokens, Qwen3 with 500 and 20,000; batches of 384 and 12."""
+    assert [micro_batch_size(384, tokens * words) for tokens, words in ((269, 49152), (500, 151936))] == [32, 4]
+    assert micro_batch_size(384, 20_000 * 151_936) == 1 and micro_batch_size(12, 100) == 4
 
 
 def test_an_experiment_may_compare_the_hosts_own_estimators() -> None:

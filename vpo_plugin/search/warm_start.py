@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from vpo_plugin.files import json_lines, write
-from vpo_plugin.models import check_policy, resolve_policy
+from vpo_plugin.models import check_policy, micro_batch_size, resolve_policy
 from vpo_plugin.openrlhf.log import last_words
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.candidates import answer_of
@@ -270,12 +270,13 @@ def _learn(model: str, sets: list[dict[str, Any]], work: Path, settings: WarmSta
     write(work / "texts.jsonl", json_lines(rows))
     longest = most_tokens([row["prompt"] + row["response"] for row in rows], tokenizer) + 8
     batch = 8
+    micro_batch = micro_batch_size(batch, longest * len(tokenizer))
     command = [
         *(sys.executable, "-m", "vpo_plugin.train_sft", "--model.model_name_or_path", model),
         *("--ckpt.output_dir", str(settings.output), "--ckpt.path", str(work / "checkpoints")),
         *("--data.dataset", str(work / "texts.jsonl"), "--data.input_key", "prompt", "--data.output_key", "response"),
         *("--data.input_template", "{}", "--data.max_len", str(longest), "--train.seed", str(settings.seed)),
-        *("--train.batch_size", str(batch), "--train.micro_batch_size", str(batch)),
+        *("--train.batch_size", str(batch), "--train.micro_batch_size", str(micro_batch)),
         *("--train.max_epochs", str(settings.epochs)),
         *("--adam.lr", str(settings.learning_rate), "--lr_scheduler", "cosine_with_min_lr"),
         *("--ds.attn_implementation", "sdpa"),
