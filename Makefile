@@ -1,4 +1,4 @@
-# make demo    set up, then train with grpo, vpo and vpo_at_k, and compare them with the base policy (runs/demo/)
+# make demo    set up, then train with grpo and vpo_at_k:1, and compare them with the base policy (runs/demo/)
 # make test    set up, then lint, type-check and test
 # make test-slow   set up, then the long tests alone
 # make test-host   the adapter's tests with an older release of the host

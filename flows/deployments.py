@@ -64,7 +64,8 @@ def search_eval(settings: SearchSettings) -> State:
     pools = {}
     for policy in settings.policies:
         model = resolve_policy(policy.model, settings.folder / "policy")
-        pools[policy.name] = evaluate(shared, policy.name, model, policy.candidates, data)
+        told = policy.tell_weights
+        pools[policy.name] = evaluate(shared, policy.name, model, policy.candidates, data, tell_weights=told)
     command = ["prefect", "deployment", "run", "search-eval/maze-cpu", "--params", settings.model_dump_json()]
     return Completed(message=report_search(settings, pools, data, shlex.join(command)))
 

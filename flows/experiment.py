@@ -30,6 +30,7 @@ from flows.pipeline import (
 from flows.process import stopping_threads
 from flows.server import check_server
 from flows.settings import ExperimentSettings, PipelineSettings
+from flows.train import tells_weights
 from vpo_plugin.cli.settings import flags
 from vpo_plugin.files import digest
 from vpo_plugin.locks import exit_on_sigterm, owned
@@ -111,14 +112,20 @@ def run_cell(
 ) -> dict[float, Path]:
     """Train one policy and sample its pools; return their folders by temperature."""
     policy = train(settings, method, candidates, base, data)
-    return evaluate_at(heats, settings, method, policy, candidates, data)
+    return evaluate_at(heats, settings, method, policy, candidates, data, tells_weights(method))
 
 
 def evaluate_at(
-    heats: list[float], settings: PipelineSettings, name: str, policy: str, candidates: int, data: Path
+    heats: list[float],
+    settings: PipelineSettings,
+    name: str,
+    policy: str,
+    candidates: int,
+    data: Path,
+    tell_weights: bool = False,
 ) -> dict[float, Path]:
     """Sample a pool at each temperature; return their folders."""
-    return {heat: evaluate(settings, name, policy, candidates, data, heat) for heat in heats}
+    return {heat: evaluate(settings, name, policy, candidates, data, heat, tell_weights) for heat in heats}
 
 
 def cell_settings(settings: ExperimentSettings, seed: int) -> PipelineSettings:

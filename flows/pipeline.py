@@ -26,7 +26,6 @@ from flows.stage import (
     overhead,
     policy_digest,
     skip,
-    spec_digest,
     timed,
     working_on,
 )
@@ -40,6 +39,7 @@ from vpo_plugin.openrlhf.flags import ESTIMATOR
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import masked, provenance
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
+from vpo_plugin.rewards.files import spec_digest
 from vpo_plugin.rewards.fit import budget_mistake
 from vpo_plugin.rewards.labels import write_label
 from vpo_plugin.rewards.scoring import Scoring
@@ -65,7 +65,8 @@ def pipeline(settings: PipelineSettings) -> State:
         first = first_policy(settings, base, candidates)
         policies[method] = (train(settings, method, candidates, first, data), candidates)
     pools = {
-        name: evaluate(settings, name, policy, candidates, data) for name, (policy, candidates) in policies.items()
+        name: evaluate(settings, name, policy, candidates, data, tell_weights=tells_weights(name))
+        for name, (policy, candidates) in policies.items()
     }
     return Completed(message=report(settings, pools, data))
 
@@ -185,6 +186,7 @@ def evaluate(
     candidates: int,
     data: Path,
     temperature: float | None = None,
+    tell_weights: bool = False,
 ) -> Path:
     """Sample and score a pool of candidates for each held-out prompt; return the pool's folder.
 
@@ -204,7 +206,7 @@ def evaluate(
         *("--max_new_tokens", str(settings.max_new_tokens)),
         *("--temperature", str(temperature)),
         *("--seed", str(settings.seed)),
-        *(["--tell_weights"] if tells_weights(name) else []),
+        *(["--tell_weights"] if tell_weights else []),
         *(["--on_scorer_error", "zero"] if settings.on_scorer_error == "zero" else []),
         *(["--chat_template_kwargs", json.dumps(options)] if (options := settings.chat_template_kwargs) else []),
     ]

@@ -10,6 +10,7 @@ from pydantic_settings import CliPositionalArg
 
 from flows.registry import HEADER, champion, history, overview, read_version, repair, rollback
 from vpo_plugin.cli.settings import Command, choose, columns, read
+from vpo_plugin.files import printable
 
 SERVER = ("python", "-m", "vllm.entrypoints.openai.api_server")
 """`vllm serve`, which vLLM's CPU build does not have."""
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
 def show_all(arguments: list[str]) -> int:
     """list all versions and mark the champion"""
     text = "\n".join(columns([HEADER, *overview(mended(read(Registry, arguments, "vpo registry list").registry))]))
-    print("".join(character if character.isprintable() or character == "\n" else "?" for character in text))
+    print(printable(text))
     return 0
 
 

@@ -35,6 +35,7 @@ from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import masked
 from vpo_plugin.report.tables import markdown_table
 from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.fit import budget_mistake
 from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.pool import load_pool, load_prompts
 
@@ -84,6 +85,13 @@ def challenge(settings: RetrainSettings) -> State:
     spec = check_specification(training)
     data = write_data(training, fresh, held_out)
     m = candidates_of(settings.method, settings.candidates or spec.candidates)
+    if mistake := budget_mistake(spec, champion.candidates, settings.max_new_tokens, "max_new_tokens"):
+        raise ValueError(f"The champion {champion.version} cannot be evaluated: {mistake}")
+    if settings.eval_candidates % champion.candidates:
+        raise ValueError(
+            f"eval_candidates is {settings.eval_candidates}, but responses of the champion {champion.version} have "
+            f"{champion.candidates} candidates: make it a multiple of {champion.candidates}."
+        )
     policy = train(training, settings.method, m, champion.policy, data)
     pools = {
         "champion": evaluate(training, "champion", champion.policy, champion.candidates, data),

@@ -205,6 +205,9 @@ class Policy(BaseModel):
     name: str = Field(pattern=NAME, description="Name in the report.")
     model: Model = Field(description="Folder or Hugging Face id; 'tiny-maze' and 'smollm2' work too.")
     candidates: int = Field(1, ge=1, description="Candidates in one response of this policy.")
+    tell_weights: bool = Field(
+        False, description="State random objective weights in each prompt, as in goal_conditioned training."
+    )
 
 
 class SearchSettings(RunSettings):

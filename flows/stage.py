@@ -1,10 +1,8 @@
 """Stages of a run: a folder with results, computed once for the same inputs, whatever the secrets among them."""
 
 import functools
-import importlib.util
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,7 +18,6 @@ from flows.process import describe, pause, running
 from vpo_plugin.files import digest, digest_files, sync_all, write
 from vpo_plugin.locks import LOCK, take
 from vpo_plugin.provenance import masked
-from vpo_plugin.rewards import RewardSpec
 
 DONE = "stage.json"
 STARTED = "started.json"
@@ -42,15 +39,6 @@ def policy_digest(policy: str) -> str:
     """An identifier of a policy: a digest of its folder's files, or its hub id."""
     folder = Path(policy)
     return digest_files(folder, sorted(folder.glob("*"))) if folder.is_dir() else policy
-
-
-def spec_digest(spec: RewardSpec) -> str:
-    """A short fingerprint of a specification and of the Python that it names."""
-    data = spec.model_dump(mode="json")
-    modules = set(re.findall(r'"([\w.]+):\w+"', json.dumps(data)))
-    places = [importlib.util.find_spec(module) for module in sorted(modules)]
-    folders = sorted({Path(place.origin).parent for place in places if place and place.origin})
-    return digest([data, *(digest_files(folder, sorted(folder.glob("*.py"))) for folder in folders)])
 
 
 @functools.cache

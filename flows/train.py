@@ -24,7 +24,7 @@ from prefect.logging import get_run_logger
 from flows.hooks import as_url, show_picture
 from flows.process import run_logged
 from flows.settings import PipelineSettings
-from flows.stage import code_version, file_digest, policy_digest, skip, spec_digest, working_on
+from flows.stage import code_version, file_digest, policy_digest, skip, working_on
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights, parse_method
 from vpo_plugin.files import digest
 from vpo_plugin.models import micro_batch_size
@@ -35,7 +35,7 @@ from vpo_plugin.openrlhf.log import read_steps, remark_of, training_curve
 from vpo_plugin.provenance import masked
 from vpo_plugin.report.plots import live
 from vpo_plugin.rewards import load_spec
-from vpo_plugin.rewards.files import spec_files
+from vpo_plugin.rewards.files import spec_digest, spec_files
 
 PROGRESS_SECONDS = 10.0
 DRAW_SECONDS = 60.0
@@ -71,6 +71,7 @@ def train(settings: PipelineSettings, method: str, candidates: int, base: str, d
         "host_flags": settings.host_flags,
     }
     if skip(folder, inputs):
+        remove_checkpoints(folder / "checkpoints")
         return str(policy)
     command = host_command(settings, flags)
     get_run_logger().info("Training with %s: %s", method, shlex.join(masked(command)))
@@ -96,7 +97,7 @@ def train(settings: PipelineSettings, method: str, candidates: int, base: str, d
                 f"{what} ended without a policy in {policy}: on a cluster, that folder must be one that its nodes "
                 "share with this machine."
             )
-        remove_checkpoints(folder / "checkpoints")
+    remove_checkpoints(folder / "checkpoints")  # when the stage is done: without them it would train again
     return str(policy)
 
 
@@ -127,7 +128,7 @@ def training_flags(
     named = settings.spec in spec_files()
     flags: dict[str, Any] = {
         "advantage": parse_method(method)[0],
-        "vpo.spec": settings.spec if named else Path(settings.spec).resolve(),
+        "vpo.spec": settings.spec if named else Path(settings.spec).absolute(),
         "vpo.candidates": candidates,
         "vpo.seed": settings.seed,
         "actor.model_name_or_path": Path(base).resolve() if Path(base).is_dir() else base,
@@ -227,8 +228,9 @@ class TrainingProgress:
             return
         self.shown, self.shown_at = len(done), time.monotonic()
         last, times = done[-1], [step["time"] for step in done[-10:]]
-        said = f"{self.method}: step {len(done)}/{self.steps}, reward {last['reward']:.3f}, "
-        said += f"set reward {last['set_reward']:.3f}"
+        said = f"{self.method}: step {len(done)}/{self.steps}, reward {last['reward']:.3f}"
+        if "set_reward" in last:
+            said += f", set reward {last['set_reward']:.3f}"
         if len(done) < self.steps and times[1:]:  # the median ignores a long pause before a step
             left = statistics.median(b - a for a, b in pairwise(times)) * (self.steps - len(done))
             said += f", {timedelta(seconds=round(left))} left"

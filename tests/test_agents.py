@@ -199,6 +199,27 @@ def test_last_turn_of_an_agent_is_scored(agent: Callable[..., Any]) -> None:
     assert len(output["action_ranges"]) == 2
 
 
+def test_a_thought_that_is_cut_is_no_answer(agent: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chat templates of reasoning models end a prompt with <think>, so that the response does not show it."""
+    from vpo_plugin.openrlhf import agent as module
+
+    seen: list[str] = []
+    monkeypatch.setattr(module, "opened_thought", lambda prompt: seen.append(prompt) or "<think>")  # type: ignore[func-returns-value]
+    output = agent(Engine("", "a draft: <route_1> a </route_1>"), "null")
+    assert matrix_of(output) == [[0.0, 0.0], [0.0, 0.0]]
+    output = agent(Engine("", "a draft </think> <route_1> a </route_1>"), "null")
+    assert matrix_of(output) == [[1.0, 0.0], [0.0, 0.0]]
+    assert all(text.replace(" ", "").endswith("</route_1>") for text in seen), "what stands before the last turn"
+
+
+@pytest.mark.parametrize("values", [torch.tensor([0.5, 0.25], dtype=torch.bfloat16), np.float16([0.5, 0.25])])
+def test_rewards_of_a_model_in_half_precision(values: Any, tmp_path: Path) -> None:
+    from vpo_plugin.openrlhf.given_rewards import read_matrix
+
+    (tmp_path / "spec.yaml").write_text(WITHOUT_SCORER)
+    assert read_matrix(load_spec(tmp_path), values, "x").tolist() == [[0.5, 0.25]]
+
+
 def test_matrix_of_an_agent(agent: Callable[..., Any]) -> None:
     output = agent(Engine("", ""), "matrix")
     assert matrix_of(output) == [[0.5, 0.25], [1.0, 0.0]]

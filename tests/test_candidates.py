@@ -9,7 +9,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vpo_plugin.rewards import RewardSpec, load_spec
-from vpo_plugin.rewards.candidates import answer_of, parse_candidates, parse_fenced, parse_separated, texts_between
+from vpo_plugin.rewards.candidates import (
+    answer_of,
+    opened_thought,
+    parse_candidates,
+    parse_fenced,
+    parse_separated,
+    texts_between,
+)
 from vpo_plugin.rewards.formats import parse, render_prompt, start_response, write_response
 
 TAGS = "|> < /> UP <route_1> </route_1> <ROUTE_2> </route_2> <route_ <route_07> </route_ <think> </think> </THINK>"
@@ -66,6 +73,15 @@ def test_parsers_refuse_no_candidates(parse) -> None:
 )
 def test_only_the_answer_counts(response: str, answer: str) -> None:
     assert answer_of(response) == answer
+
+
+def test_a_thought_that_the_prompt_opened() -> None:
+    """Cut before its end, it holds no answer, whatever stands in it."""
+    for prompt in ("<|assistant|><think>\n", "<THINK>", "text <think> "):
+        assert answer_of(opened_thought(prompt) + "a draft") == ""
+        assert answer_of(opened_thought(prompt) + "a draft </think> UP") == " UP"
+    for prompt in ("", "<think>\n\n</think>\n\n", "Say <think> or not."):
+        assert opened_thought(prompt) == ""
 
 
 @pytest.mark.parametrize(

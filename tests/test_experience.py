@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vpo_plugin.advantages import RewardBatch, group_z_norm, register_advantage_estimator, registry
 from vpo_plugin.advantages.set_reward import set_rewards
-from vpo_plugin.openrlhf import cpu, matrices
+from vpo_plugin.openrlhf import cpu, matrices, trainer
 from vpo_plugin.openrlhf.log import read_texts
 from vpo_plugin.openrlhf.settings import VARIABLE, Settings
 from vpo_plugin.rewards import load_spec
@@ -493,6 +493,28 @@ def test_arguments_are_restored_when_the_host_fails(args: SimpleNamespace) -> No
         compute(maker, experiences)
     assert args == before
     assert maker.advantage_estimator == "vpo"
+
+
+def test_a_step_has_its_log_although_the_actor_reports_nothing(run_settings: Settings) -> None:
+    """Of fewer rollouts than a micro-batch. A reward function that failed on a rollout logs nothing there."""
+    seen: list[set[str]] = []
+
+    class Trainer:
+        init_checkpoint_states = save_logs_and_checkpoints = save_best_checkpoint = None
+        args = SimpleNamespace(rollout=SimpleNamespace(n_samples_per_prompt=2))
+        experience_maker = SimpleNamespace()
+        unread = 0
+
+        def train_step(self, samples: list[Any], step: int) -> Any:
+            seen.extend(set(sample.info) for sample in samples)
+            return {"rollout/reward_mean": 0.5, "rollout/response_length_mean": 7.0}, step + 1
+
+    trainer.patch_trainer(SimpleNamespace(BasePPOTrainer=Trainer))
+    logs = {"candidates_parsed": torch.ones(1), "scorer_errors": torch.zeros(1)}
+    samples = [SimpleNamespace(info={**logs, "length": torch.ones(1)}), SimpleNamespace(info=logs)]
+    status, _ = Trainer().train_step(samples, 0)
+    assert (status["reward"], status["response_length"], status["groups"]) == (0.5, 7.0, 1)
+    assert seen == [set(logs), set(logs)]
 
 
 def test_incomplete_group(args: SimpleNamespace) -> None:

@@ -270,7 +270,7 @@ def test_a_command_for_one_gpu_is_complete(training: Training, monkeypatch: pyte
     monkeypatch.setattr(sys, "argv", [""])
     monkeypatch.setattr(launcher.cpu, "own_gpus", lambda: 1)
     plain = training.command()[3:]
-    assert "--vllm.num_engines is missing" in launcher.find_command_mistakes(plain)[-1]
+    assert "--vllm.num_engines is missing" in launcher.find_command_mistakes(plain)[0]
     assert launcher.find_command_mistakes([*plain, *words(ON_ONE_GPU)]) == []
 
 
@@ -529,7 +529,6 @@ def test_defaults_without_cuda() -> None:
 @pytest.mark.parametrize(
     ("flags", "devices", "sentence"),
     [
-        ([], 8, "--vllm.num_engines is missing"),
         (["--vllm.num_engines", "8"], 8, "takes 8 GPUs and the engines (--vllm.num_engines times"),
         (["--vllm.num_engines", "8", "--train.colocate_all"], 8, None),
         (["--vllm.num_engines", "8", "--train.colocate_all", "--train.async_enable"], 8, "16 in all"),
@@ -544,10 +543,29 @@ def test_gpus_that_a_machine_does_not_have(flags: list[str], devices: int, sente
     given = vars(read_flags(parser, flags)[0])
     if "--actor.num_gpus_per_node" not in flags:
         given["actor.num_gpus_per_node"] = 8
-    if "--vllm.num_engines" not in flags:
-        given["vllm.num_engines"] = None
     mistakes = list(check_gpus(given, devices))
     assert len(mistakes) == (sentence is not None) and (sentence or "") in "".join(mistakes)
+
+
+def test_a_command_without_engines_is_refused(training: Training) -> None:
+    """On a cluster too, whose GPUs nobody counts; the host would load all models first."""
+    parser = host_parser()
+    parser.set_defaults(**{"vllm.num_engines": None})
+    *_, mistakes = launcher.read_arguments(parser, training.command()[3:], False)
+    assert mistakes[0].startswith("--vllm.num_engines is missing")
+
+
+def test_a_link_keeps_its_name(training: Training, tmp_path: Path) -> None:
+    """What it points to may have another name, as in a cache."""
+    (blob := tmp_path / "blobs" / "0123").mkdir(parents=True)
+    (blob / "content").write_text(NAMES_ONLY)
+    (tmp_path / "spec.yaml").symlink_to(blob / "content")
+    (tmp_path / "reward.py").symlink_to(blob / "content")
+    flags = ["--vpo.spec", str(tmp_path), "--reward.remote_url", str(tmp_path / "reward.py")]
+    args, spec, _ = launcher.read_arguments(host_parser(), training.command(*flags)[3:], True)
+    settings = launcher.run_settings(vars(args), spec, True)
+    assert settings.own_reward == (str(tmp_path / "reward.py"),)
+    assert load_spec(str(settings.spec)).name == spec.name  # type: ignore[union-attr]
 
 
 def test_a_command_is_refused_for_gpus_that_are_missing(training: Training, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,13 +20,14 @@ from conftest import Training, kill_marked, write_prompts
 from prefect.logging import disable_run_logger
 
 from flows.process import run_logged, running
-from flows.stage import alone_in, code_version, policy_digest, skip, spec_digest, working_on
+from flows.stage import alone_in, code_version, policy_digest, skip, working_on
 from vpo_plugin.advantages import RewardBatch, group_z_norm
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf import checkpoints
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints, rewind, why_not_saved
 from vpo_plugin.openrlhf.log import check_owner, forget_steps_after, log_rollouts, log_step, own, read_steps
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.files import spec_digest
 
 
 @pytest.fixture

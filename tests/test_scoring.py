@@ -104,6 +104,7 @@ def failure(scoring: Scoring, program: str) -> str:
         ("x = bytearray(1 << 30)", "MemoryError"),
         ("def f(): f()\nf()", "RecursionError"),
         ("raise ValueError('\\ud800\\n' * 900)", "ValueError: \\ud800 \\ud800"),
+        ("raise ValueError('\\x1b]0;pwn\\x07')", "ValueError: �]0;pwn�"),
     ],
 )
 def test_a_failure_costs_its_own_response_alone(scoring: Scoring, program: str, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""Atomic writing of files, and short digests."""
+"""Atomic writing of files, short digests, and text for a terminal."""
 
 import errno
 import hashlib
@@ -88,6 +88,11 @@ def sync_all(folder: Path) -> None:
 def json_lines(rows: Iterable[Any]) -> str:
     """Rows as the text of a JSON Lines file."""
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def printable(text: str) -> str:
+    """Text for a terminal, which obeys what others wrote: every other character than words and line ends becomes �."""
+    return "".join(one if one.isprintable() or one == "\n" else "�" for one in text)
 
 
 def digest(value: Any) -> str:

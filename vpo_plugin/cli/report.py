@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,8 @@ def main(arguments: list[str]) -> int:
     specs = {pool.made["spec_digest"] for pool in loaded.values()}
     if len(specs) > 1:
         raise ValueError(f"The pools were scored with different specifications: {sorted(specs)}.")
+    if len({code for pool in loaded.values() if (code := pool.made.get("code_digest"))}) > 1:
+        print("The specification's code has changed between these pools, so its rewards may differ.", file=sys.stderr)
     first = next(iter(loaded.values())).made
     spec = load_spec(args.spec or first["spec"])
     searches = [one for name, folder in named(args.searches).items() for one in load_searches(name, folder)]

@@ -16,6 +16,7 @@ from vpo_plugin.openrlhf.matrices import INFO_KEY
 from vpo_plugin.openrlhf.prompts import label_of
 from vpo_plugin.openrlhf.scorer import start_scoring
 from vpo_plugin.openrlhf.settings import current_settings
+from vpo_plugin.rewards.candidates import opened_thought
 from vpo_plugin.rewards.files import load_checked
 from vpo_plugin.rewards.response import ScoredResponse
 from vpo_plugin.rewards.scoring import Item
@@ -38,11 +39,12 @@ class Listener:
         return output
 
     def last_text(self, output: dict[str, Any], tokenizer: Any) -> str:
-        """The text of a rollout's last turn, as the engine wrote it."""
+        """The text of a rollout's last turn, as the engine wrote it, after a `<think>` that ends its prompt."""
         start, end = output["action_ranges"][-1] if output["action_ranges"] else (0, 0)
         tokens = output["observation_tokens"][start:end]
+        before = tokenizer.decode(output["observation_tokens"][max(0, start - 8) : start], skip_special_tokens=False)
         text = self.texts.get(tuple(tokens))  # None if the agent changed the engine's output
-        return tokenizer.decode(tokens, skip_special_tokens=True) if text is None else text
+        return opened_thought(before) + (tokenizer.decode(tokens, skip_special_tokens=True) if text is None else text)
 
 
 class Group:

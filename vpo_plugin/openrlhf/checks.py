@@ -45,7 +45,7 @@ def find_mistakes(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> list[s
             cannot be read.
         on_cpu: whether the run's machines have no CUDA.
     """
-    mistakes = list(check_cuda(given)) if on_cpu else []
+    mistakes = [*check_engines(given), *(check_cuda(given) if on_cpu else ())]
     if given["vpo.spec"] is not None:
         mistakes.extend(mistake for check in FLAG_CHECKS for mistake in check(given))
     if spec is not None:
@@ -65,6 +65,11 @@ def check_cuda(given: Flags) -> Iterator[str]:
             yield f"--{flag} {given[flag]} needs CUDA, which this machine does not have: {reason}."
 
 
+def check_engines(given: Flags) -> Iterator[str]:
+    if not given["vllm.num_engines"]:
+        yield "--vllm.num_engines is missing: how many vLLM engines write the responses."
+
+
 def check_gpus(given: Flags, devices: int) -> Iterator[str]:
     """Check that Ray can place the actor and the engines: it would wait forever for GPUs that are not there.
 
@@ -72,8 +77,7 @@ def check_gpus(given: Flags, devices: int) -> Iterator[str]:
         given: the flags.
         devices: GPUs that the run's Ray will have.
     """
-    if not given["vllm.num_engines"]:
-        yield "--vllm.num_engines is missing: how many vLLM engines write the responses."
+    if not given["vllm.num_engines"]:  # see check_engines
         return
     actor = given["actor.num_nodes"] * given["actor.num_gpus_per_node"]
     engines = given["vllm.num_engines"] * given["vllm.tensor_parallel_size"]
@@ -154,6 +158,8 @@ def check_estimator(given: Flags, spec: RewardSpec) -> Iterator[str]:
             estimator(RewardBatch(torch.zeros(1, rollouts, 1, 1), k=given["vpo.k"]))
         except ValueError as error:
             yield f"--vpo.k {given['vpo.k']} and --rollout.n_samples_per_prompt {rollouts} do not fit: {error}"
+    if estimator.weights_in_prompt and spec.label == "none":
+        yield f"{name} draws the weights of a prompt from its label, and without labels (label: none) all are the same."
     if estimator.weights_in_prompt and (mistake := naming_mistake(spec, f"--advantage {name}")):
         yield mistake
     if estimator.relative and given["reward.stop_properly_penalty_coef"] is not None:

@@ -25,6 +25,7 @@ from vpo_plugin.openrlhf.log import log_rollouts, log_texts
 from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
 from vpo_plugin.openrlhf.settings import current_settings
 from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.candidates import opened_thought
 from vpo_plugin.rewards.formats import parse
 
 load_once = cache(load_spec)
@@ -128,7 +129,7 @@ def log_batch(
             {
                 "prompt": prompt,
                 "response": response,
-                "candidates": candidates_of(spec, response, len(matrix)),
+                "candidates": candidates_of(spec, opened_thought(prompt) + response, len(matrix)),
                 "rewards": matrix.tolist(),
                 "reward": float(reward),
                 "rollout_reward": float(value),

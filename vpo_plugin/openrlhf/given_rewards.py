@@ -56,7 +56,7 @@ def read_matrix(spec: RewardSpec, given: Any, label: Any) -> np.ndarray:
     """
     columns = columns_of(spec, _label(spec, label))
     try:
-        values = np.atleast_2d(np.asarray(given.detach().cpu() if hasattr(given, "detach") else given, dtype=float))
+        values = np.atleast_2d(np.asarray(given.detach().cpu().double() if hasattr(given, "detach") else given, float))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{str(given)[:200]} is not a vector or matrix of numbers ({error}).") from error
     if values.ndim != 2 or values.shape[1] != len(columns) or not len(values):

@@ -205,14 +205,14 @@ def run_settings(given: Flags, spec: RewardSpec | None, on_cpu: bool) -> Setting
     estimator = plugin_estimator(given)
     tells_weights = estimator is not None and estimator.weights_in_prompt
     return Settings(
-        spec=None if spec is None else str(spec_file(given["vpo.spec"]).resolve()),
+        spec=None if spec is None else str(spec_file(given["vpo.spec"]).absolute()),
         candidates=given["vpo.candidates"] or 1,
         on_scorer_error=given["vpo.on_scorer_error"],
         log_dir=log_dir(given["ckpt.output_dir"]),
         on_cpu=on_cpu,
         run=uuid.uuid4().hex,
         chat_template_kwargs=given["vpo.chat_template_kwargs"],
-        own_agent=given["train.agent_func_path"] and str(Path(given["train.agent_func_path"]).resolve()),
+        own_agent=given["train.agent_func_path"] and absolute(given["train.agent_func_path"]),
         own_reward=tuple(absolute(url) for url in (given["reward.remote_url"] or "").split(",") if url),
         spec_data=None if spec is None else spec.model_dump(mode="json"),
         engines=given["vllm.num_engines"],
@@ -231,8 +231,11 @@ def runtime_environment(settings: Settings) -> dict[str, Any]:
 
 
 def absolute(url: str) -> str:
-    """The address of a reward function, or the absolute path of its Python file, for workers in other folders."""
-    return str(Path(url).resolve()) if url.endswith(".py") else url
+    """The address of a reward function, or the absolute path of a Python file, for workers in other folders.
+
+    A link keeps its own name: the file that it points to may have none that ends in `.py`.
+    """
+    return str(Path(url).absolute()) if url.endswith(".py") else url
 
 
 def start_ray(settings: Settings) -> None:

@@ -27,7 +27,11 @@ def patch_trainer(module: Any) -> None:
         self.experience_maker.global_step = global_step
         self.experience_maker.groups_used = None
         self.unread = count_unread(self, rollout_samples, global_step + 1)
+        keep_shared_logs(rollout_samples)
         status, next_step = original_step(self, rollout_samples, global_step)
+        # The actor reports nothing of a step with fewer rollouts than a micro-batch.
+        status.setdefault("reward", status["rollout/reward_mean"])
+        status.setdefault("response_length", status["rollout/response_length_mean"])
         status["groups"] = len(rollout_samples) // self.args.rollout.n_samples_per_prompt
         if self.experience_maker.groups_used is not None:  # set only by an estimator of the plugin
             status["groups_used"] = self.experience_maker.groups_used
@@ -66,6 +70,13 @@ def patch_actor(module: Any) -> None:
         return {**status, "optimizer_steps": engine.global_steps - before}
 
     module.ActorPPOTrainer.ppo_train = ppo_train
+
+
+def keep_shared_logs(samples: Sequence[Any]) -> None:
+    """Drop what only some rollouts log: the host joins them, and a user's code that failed on one logs nothing."""
+    shared = set.intersection(*(set(sample.info) for sample in samples)) if samples else set()
+    for sample in samples:
+        sample.info = {key: value for key, value in sample.info.items() if key in shared}
 
 
 def count_unread(trainer: Any, samples: Sequence[Any], step: int) -> int:

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from vpo_plugin.files import printable
 from vpo_plugin.locks import is_held
 from vpo_plugin.openrlhf.log import last_words, read_steps, read_texts, training_curve
 from vpo_plugin.openrlhf.output import read_marker
@@ -141,5 +142,5 @@ def _lines(place: int, row: dict[str, Any]) -> list[list[str]]:
 
 
 def _short(text: str) -> str:
-    text = "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
+    text = printable(" ".join(text.split()))
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"

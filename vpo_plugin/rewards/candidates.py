@@ -36,6 +36,14 @@ def answer_of(response: str, tag: str | None = None) -> str:
     return response[start:end] if marks else response
 
 
+def opened_thought(prompt: str) -> str:
+    """`<think>` if the policy's input ends with it, as chat templates of reasoning models do; otherwise nothing.
+
+    The response then begins inside a thought, and if it is cut there, only this mark shows that it has no answer.
+    """
+    return "<think>\n" if prompt.rstrip().lower().endswith("<think>") else ""
+
+
 def parse_candidates(response: str, tag: str, candidates: int) -> list[str | None]:
     """Candidate s is the text between `<tag_s>` and `</tag_s>`, in any case, anywhere in the response.
 

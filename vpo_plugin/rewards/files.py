@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from vpo_plugin.files import digest, digest_files
 from vpo_plugin.rewards.spec import CHECKED, FUNCTIONS, RewardSpec
 
 GROUP = "vpo_plugin.reward_specs"
@@ -232,3 +235,20 @@ def _repeated_keys(source: _Source) -> list[tuple[Path, int, str]]:
                     found.append((source.file, key.start_mark.line + 1, f"The key '{key.value}' is given twice."))
                 todo.append(value)
     return found
+
+
+def spec_digest(spec: RewardSpec) -> str:
+    """A short fingerprint of a specification and of the Python that it names."""
+    return digest([spec.model_dump(mode="json"), *_code(spec)])
+
+
+def code_digest(spec: RewardSpec) -> str:
+    """A short fingerprint of the Python that a specification names."""
+    return digest(_code(spec))
+
+
+def _code(spec: RewardSpec) -> list[str]:
+    modules = set(re.findall(r'"([\w.]+):\w+"', json.dumps(spec.model_dump(mode="json"))))
+    places = [importlib.util.find_spec(module) for module in sorted(modules)]
+    folders = sorted({Path(place.origin).parent for place in places if place and place.origin})
+    return [digest_files(folder, sorted(folder.glob("*.py"))) for folder in folders]

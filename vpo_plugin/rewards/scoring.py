@@ -290,6 +290,6 @@ def _failure(spec: RewardSpec, error: BaseException) -> _Failure:
         notes = getattr(error, "__notes__", [])  # which objective's function failed
         message = " ".join(": ".join([*notes, type(error).__name__, str(error)])[:500].split()).rstrip(".: ")
         where = place_of(error)
-    message = message.encode(errors="backslashreplace").decode()
-    trace = "".join(traceback.format_exception(error)).encode(errors="backslashreplace").decode()
+    message = files.printable(message.encode(errors="backslashreplace").decode())
+    trace = files.printable("".join(traceback.format_exception(error)).encode(errors="backslashreplace").decode())
     return _Failure(message, where, trace, False)

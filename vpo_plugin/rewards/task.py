@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from vpo_plugin.files import printable
 from vpo_plugin.rewards.data import EvaluationOnly
 from vpo_plugin.rewards.drawing import draw as read_drawing
 from vpo_plugin.rewards.labels import read_label
 from vpo_plugin.rewards.response import columns_of
 from vpo_plugin.rewards.spec import RewardSpec, load_entry_point
+from vpo_plugin.rewards.trace import place_of
 
 
 def read_rows(spec: RewardSpec, split: str, num_rows: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -48,10 +50,16 @@ def trial_rows(spec: RewardSpec, num_rows: int) -> list[dict[str, Any]]:
 
 
 def check_label(spec: RewardSpec, label: object) -> None:
-    """Raises ValueError, in one sentence, if a label lacks what the scorer needs."""
-    if spec.label_check:
-        load_entry_point(spec.label_check)(label)
-    columns_of(spec, label)
+    """Raises ValueError, in one sentence, if a label lacks what the scorer needs, or the spec's code fails on it."""
+    try:
+        if spec.label_check:
+            load_entry_point(spec.label_check)(label)
+        columns_of(spec, label)
+    except ValueError:
+        raise
+    except Exception as error:
+        said = printable(f"{type(error).__name__}: {error}"[:500])
+        raise ValueError(f"The code of the spec '{spec.name}' fails on the label: {said}{place_of(error)}") from error
 
 
 def canonical(spec: RewardSpec, candidate: str, label: object) -> Hashable:

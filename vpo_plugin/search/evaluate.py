@@ -14,6 +14,7 @@ from vpo_plugin import files
 from vpo_plugin.locks import owned
 from vpo_plugin.provenance import masked, versions
 from vpo_plugin.rewards import RewardSpec, ScoredResponse, load_spec
+from vpo_plugin.rewards.files import code_digest
 from vpo_plugin.rewards.fit import budget_mistake, naming_mistake, room
 from vpo_plugin.rewards.prompts import pack_prompt
 from vpo_plugin.rewards.sandbox import UNSAFE
@@ -199,6 +200,7 @@ def read_task(
             "api": settings.api if settings.url else None,
             "spec": settings.spec,
             "spec_digest": files.digest(spec.model_dump(mode="json")),
+            "code_digest": code_digest(spec),
             "prompts": len(rows),
             "prompts_digest": files.digest(rows),
             "candidates": candidates,

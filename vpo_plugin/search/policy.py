@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from vpo_plugin.locks import temporary_home
 from vpo_plugin.models import check_policy
 from vpo_plugin.openrlhf import cpu
+from vpo_plugin.rewards.candidates import opened_thought
 from vpo_plugin.rewards.prompts import Prompt, images
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model")
@@ -123,6 +124,7 @@ class Engine:
         from vllm import TokensPrompt
 
         texts = as_chat([request.prompt for request in requests], self.tokenizer, self.chat_template_kwargs)
+        starts = [opened_thought(text) + request.start for text, request in zip(texts, requests, strict=True)]
         texts = [text + request.start for text, request in zip(texts, requests, strict=True)]
         tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         self._check_room(max(map(len, tokens)) + self.max_new_tokens)
@@ -133,8 +135,8 @@ class Engine:
         self.llm.collective_rpc("seed_sampling", args=(seed,))
         outputs = self.llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in tokens], params, use_tqdm=False)
         return [
-            [Response(request.start + sample.text, len(sample.token_ids)) for sample in output.outputs]
-            for request, output in zip(requests, outputs, strict=True)
+            [Response(start + sample.text, len(sample.token_ids)) for sample in output.outputs]
+            for start, output in zip(starts, outputs, strict=True)
         ]
 
     def _check_room(self, tokens: int) -> None:
