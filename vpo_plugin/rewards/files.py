@@ -249,6 +249,14 @@ def code_digest(spec: RewardSpec) -> str:
 
 def _code(spec: RewardSpec) -> list[str]:
     modules = set(re.findall(r'"([\w.]+):\w+"', json.dumps(spec.model_dump(mode="json"))))
-    places = [importlib.util.find_spec(module) for module in sorted(modules)]
-    folders = sorted({Path(place.origin).parent for place in places if place and place.origin})
+    folders = sorted({folder for module in modules if (folder := _folder(module))})
     return [digest_files(folder, sorted(folder.glob("*.py"))) for folder in folders]
+
+
+def _folder(module: str) -> Path | None:
+    """The folder of a module's file; None for what is not a module after all, or has no file."""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(found.origin).parent if found and found.origin else None
