@@ -7,7 +7,7 @@
 set -euo pipefail
 model=${MODEL:-Qwen/Qwen3-1.7B} spec=${SPEC:-examples/menu} prompts=${PROMPTS:-examples/menu/rows.jsonl}
 
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l) placement=()
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c GPU || true) placement=()
 if ((gpus)); then  # training and engines take turns on each; without GPUs the plugin has its own defaults
   placement=(--actor.num_gpus_per_node "$gpus" --ref.num_gpus_per_node "$gpus" --vllm.num_engines "$gpus"
     --train.colocate_all --vllm.enable_sleep --ds.enable_sleep --vllm.gpu_memory_utilization 0.6)

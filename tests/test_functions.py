@@ -210,7 +210,11 @@ def test_the_rollouts_of_a_prompt_meet_in_the_host_s_actor(
 
         async def generate_responses() -> list[Any]:
             parameters = {"started": 0}
-            more = {"sampling_params": parameters, "hf_tokenizer": None, "llm_engine": None}
+            more = {
+                "sampling_params": parameters,
+                "hf_tokenizer": SimpleNamespace(decode=lambda *_, **__: ""),
+                "llm_engine": None,
+            }
             return await asyncio.gather(*[executor.execute(prompt="p", label=pack_label({}), **more) for _ in range(3)])
 
         try:

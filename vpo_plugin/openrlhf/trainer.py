@@ -30,8 +30,9 @@ def patch_trainer(module: Any) -> None:
         keep_shared_logs(rollout_samples)
         status, next_step = original_step(self, rollout_samples, global_step)
         # The actor reports nothing of a step with fewer rollouts than a micro-batch.
-        status.setdefault("reward", status["rollout/reward_mean"])
-        status.setdefault("response_length", status["rollout/response_length_mean"])
+        for key in ("reward", "response_length"):
+            if (mean := f"rollout/{key}_mean") in status:
+                status.setdefault(key, status[mean])
         status["groups"] = len(rollout_samples) // self.args.rollout.n_samples_per_prompt
         if self.experience_maker.groups_used is not None:  # set only by an estimator of the plugin
             status["groups_used"] = self.experience_maker.groups_used
