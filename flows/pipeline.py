@@ -145,18 +145,18 @@ def training_commands(settings: PipelineSettings, spec: RewardSpec, base: str, d
 
 def first_policy(settings: PipelineSettings, base: str, candidates: int) -> str:
     """The policy that a method starts from, by the number of candidates in its responses."""
-    return teach_format(settings, base, candidates) if settings.warm_start and candidates > 1 else base
+    taught = taught_policy(settings, candidates)
+    return base if taught is None else teach_format(settings, base, candidates, taught)
 
 
-def taught_policy(settings: PipelineSettings, candidates: int) -> Path:
-    """The folder of the policy that a warm start has taught to write that many candidates."""
-    return settings.folder / f"warm_start_{candidates}" / "policy"
+def taught_policy(settings: PipelineSettings, candidates: int) -> Path | None:
+    """The folder of the policy that a warm start teaches to write that many candidates; None without a warm start."""
+    return settings.folder / f"warm_start_{candidates}" / "policy" if settings.warm_start and candidates > 1 else None
 
 
 @task(task_run_name="warm-start-{candidates}")
-def teach_format(settings: PipelineSettings, base: str, candidates: int) -> str:
-    """Warm-start a policy to write that many candidates; return its folder."""
-    policy = taught_policy(settings, candidates)
+def teach_format(settings: PipelineSettings, base: str, candidates: int, policy: Path) -> str:
+    """Warm-start a policy to write that many candidates, into the folder `policy`; return that folder."""
     folder = policy.parent
     command = [
         *(sys.executable, "-m", "vpo_plugin.cli", "warm_start", "--spec", settings.spec, "--model", base),

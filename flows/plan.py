@@ -92,8 +92,8 @@ def _training(settings: PipelineSettings, spec: RewardSpec, note: str = "") -> l
         tokenizer.save_pretrained(base)
         for method, command in training_commands(settings, spec, str(base), data).items():
             candidates = candidates_of(method, settings.candidates or spec.candidates)
-            taught = settings.warm_start and candidates > 1
-            first = str(taught_policy(settings, candidates).resolve()) if taught else policy
+            taught = taught_policy(settings, candidates)
+            first = str(taught.resolve()) if taught else policy
             warm_start = (f"warm-start-{candidates}", f"from {policy}, into {first}")
             if taught and warm_start not in stages:
                 stages.append(warm_start)

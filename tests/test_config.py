@@ -277,7 +277,7 @@ def test_a_warm_start_has_what_the_pipeline_says_of_failing_scorers(
     for policy in ("raise", "zero"):
         settings = PipelineSettings(runs=str(tmp_path / policy), spec="maze_small", on_scorer_error=policy)
         with disable_run_logger():
-            pipeline.teach_format.fn(settings, resolve_policy(TINY, tmp_path), 3)
+            pipeline.teach_format.fn(settings, resolve_policy(TINY, tmp_path), 3, tmp_path / policy / "policy")
     without, given = ran
     assert given[given.index("--on_scorer_error") + 1] == "zero" and "--on_scorer_error" not in without
     arguments = given[given.index("warm_start") + 1 :]

@@ -328,6 +328,16 @@ def test_remarks(training: Training, flags: list[str], remark: str | None) -> No
     assert remark is None or remark in said[0]
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_few_labels_state_few_weightings(same: bool, training: Training, tmp_path: Path) -> None:
+    rows = [{"input": f"Say {i}.", "label": json.dumps(i % 2 if same else i)} for i in range(4)]
+    Dataset.from_list(rows).save_to_disk(str(tmp_path / "few"))
+    flags = {"algo.advantage.estimator": "goal_conditioned", "data.prompt_dataset": str(tmp_path / "few")}
+    said = list(find_remarks(vars(check(training)[1]) | flags))
+    sentence = "states one weighting for each label, and the 4 prompts have 2 labels: the policy learns 2 weightings."
+    assert said == ([f"goal_conditioned {sentence}"] if same else [])
+
+
 def test_specification_that_is_not_there_hides_no_other_mistake(
     training: Training, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,25 @@ def test_bad_weights_end_in_a_sentence(
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["select", "report"])
+def test_objectives_that_were_reordered_after_sampling(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the weight of one objective would meet the rewards of another."""
+    pool = store_pool(tmp_path / "pool", ROWS, 3)
+    made = json.loads((pool / "pool.json").read_text())
+    flags = {
+        "select": ["--pool", str(pool), "--weights", "gold=1"],
+        "report": ["--pools", str(pool), "--output", str(tmp_path / "report")],
+    }
+    keys = list(SPEC.objective_keys)
+    for sampled, status in ((keys, 0), ([keys[1], keys[0], *keys[2:]], 1)):
+        (pool / "pool.json").write_text(json.dumps(made | {"objectives": sampled}))
+        assert main([command, *flags[command]]) == status
+    said = capsys.readouterr().err
+    assert f"was scored with the objectives {keys[1]}, {keys[0]}, " in said and f"has {keys[0]}, {keys[1]}, " in said
+
+
 def test_each_weighting_gets_the_candidate_that_is_best_under_it(tmp_path: Path) -> None:
     pool = load_pool(store_pool(tmp_path, ROWS, 6))
     for weights in np.random.default_rng(0).dirichlet(np.ones(4), 20):

@@ -22,11 +22,12 @@ def main(arguments: list[str]) -> int:
     settings = read(Select, arguments, "vpo select")
     from vpo_plugin.files import json_lines, write
     from vpo_plugin.rewards import load_spec
-    from vpo_plugin.search.pool import load_pool
+    from vpo_plugin.search.pool import check_objectives, load_pool
     from vpo_plugin.search.select import parse_weights, select, what_it_gives_up
 
     pool = load_pool(settings.pool)
     spec = load_spec(settings.spec or pool.made["spec"])
+    check_objectives(str(settings.pool), pool, spec)
     weights = parse_weights(settings.weights, spec)
     chosen, values = select(pool, weights)
     text = json_lines(chosen)

@@ -3,6 +3,7 @@
 Each check looks at one thing and yields one sentence per mistake.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,9 @@ COUNTS = (
     *("ds.tensor_parallel_size", "vpo.num_weights"),
 )
 """Flags with a number of things, of which a run needs one."""
+
+FEW_GOALS = 100
+"""A policy that sees fewer weightings than this in training is told so."""
 
 Flags = Mapping[str, Any]
 """The values of all flags, by name without the dashes."""
@@ -239,6 +243,15 @@ def check_updates(given: Flags) -> Iterator[str]:
 
 def find_remarks(given: Flags) -> Iterator[str]:
     """Warnings: one sentence for each thing that is allowed but that the user should know."""
+    parts, size = read_parts(given, "data.prompt_dataset", "data.prompt_split"), given["rollout.batch_size"]
+    prompts = sum(len(rows) for _, rows in parts)
+    if (estimator := plugin_estimator(given)) and estimator.weights_in_prompt:
+        labels = {json.dumps(label, sort_keys=True) for _, rows in parts for label in rows[given["data.label_key"]]}
+        if len(labels) < min(prompts, FEW_GOALS):
+            yield (
+                f"{given[ESTIMATOR]} states one weighting for each label, and the {prompts} prompts have {len(labels)} "
+                f"labels: the policy learns {len(labels)} weightings."
+            )
     if given["algo.dynamic_filtering_enable"] and tuple(given["algo.dynamic_filtering_range"]) != (0, 1):
         yield (
             "--algo.dynamic_filtering_range is not used: with --vpo.spec a prompt is dropped if its rollouts all get "
@@ -253,8 +266,6 @@ def find_remarks(given: Flags) -> Iterator[str]:
             f"--train.batch_size {batch} does not divide the {rollouts} rollouts of a step: the gradients of the last "
             f"{rollouts % batch} go into the next step's update. Sizes that fit: {sizes or 'none'}."
         )
-    parts, size = read_parts(given, "data.prompt_dataset", "data.prompt_split"), given["rollout.batch_size"]
-    prompts = sum(len(rows) for _, rows in parts)
     last = prompts % size * given["rollout.n_samples_per_prompt"]
     if 0 < last < batch and not given["algo.dynamic_filtering_enable"]:
         yield (

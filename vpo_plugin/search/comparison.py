@@ -31,7 +31,7 @@ from vpo_plugin.metrics import (
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.prompts import shown_prompt
 from vpo_plugin.rewards.task import canonical, draw
-from vpo_plugin.search.pool import Pool, prompt_keys, say_repeats, shared_rows
+from vpo_plugin.search.pool import Pool, check_objectives, prompt_keys, say_repeats, shared_rows
 from vpo_plugin.search.searches import Search
 from vpo_plugin.targets import ROUNDING, Targets, read_targets
 
@@ -231,6 +231,8 @@ class Comparison:
                 f"Pools must have the same {expected[0]} prompts and {expected[1]} objectives to be compared; these "
                 f"have the shapes (prompts, rollouts, candidates, objectives) {shapes}."
             )
+        for (name, _), pool in pools.items():
+            check_objectives(name, pool, spec)
         self.spec, self.rows, self.match = spec, rows, match
         of_policy: dict[str, list[Pool]] = {}
         self.seeds: dict[str, list[int]] = {}

@@ -201,6 +201,7 @@ def read_task(
             "spec": settings.spec,
             "spec_digest": files.digest(spec.model_dump(mode="json")),
             "code_digest": code_digest(spec),
+            "objectives": list(spec.objective_keys),
             "prompts": len(rows),
             "prompts_digest": files.digest(rows),
             "candidates": candidates,

@@ -164,6 +164,20 @@ def say_repeats(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return f"{again} of {len(rows)} prompts repeat an earlier one; each counts by itself." if again else None
 
 
+def check_objectives(name: str, pool: Pool, spec: RewardSpec) -> None:
+    """Check that the columns of a pool's reward matrices are the objectives of this specification, in its order.
+
+    Raises ValueError if they are not. Pools of version 0.2 and older do not say what their columns are.
+    """
+    columns = pool.reward_matrices.shape[3]
+    sampled, now = pool.made.get("objectives", spec.objective_keys)[:columns], spec.objective_keys[:columns]
+    if list(sampled) != list(now):
+        raise ValueError(
+            f"The pool {name} was scored with the objectives {', '.join(sampled)}, but the specification {spec.name!r} "
+            f"has {', '.join(now)} there now: sample again, or name the specification that scored it (--spec)."
+        )
+
+
 def batch_file(folder: Path, number: int) -> Path:
     """The Parquet file of a batch, numbered from 0."""
     return folder / f"batch-{number:05}.parquet"
@@ -199,14 +213,15 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -
     """Start a pool (or search) with these settings in the folder, or check that the one there can be resumed.
 
     Raises:
-        ValueError: the folder holds one with other settings; versions and command may differ.
+        ValueError: the folder holds one with other settings; versions and command may differ, and the names of the
+            objectives, which older pools lack and `spec_digest` covers.
     """
     earlier = read_settings(folder, name)
     if earlier is None:
         files.write(folder / name, json.dumps(settings, indent=2))
         return
     for key in {**settings, **earlier}:
-        if key not in ("versions", "command") and earlier.get(key) != settings.get(key):
+        if key not in ("versions", "command", "objectives") and earlier.get(key) != settings.get(key):
             raise ValueError(
                 f"{folder} holds results of other settings ({key} was {earlier.get(key)!r}, now "
                 f"{settings.get(key)!r}): "
