@@ -28,9 +28,11 @@ from vpo_plugin.rewards.prompts import ask, pack_prompt
 from vpo_plugin.rewards.response import floor_response
 from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.task import canonical, read_rows
+from vpo_plugin.search.evaluate import batch_seed, progress_bar
 from vpo_plugin.search.policy import Engine, Request, Response, as_chat, most_tokens
 
 LEAST_SETS = 8
+AT_ONCE = 32  # prompts that an engine answers between two signs of progress
 READABLE = "Candidates that can be read"
 
 
@@ -247,10 +249,15 @@ def _sample(model: str, groups: list[Any], settings: WarmStartSettings) -> list[
         longest=most_tokens(texts, tokenizer),
         chat_template_kwargs=settings.chat_template_kwargs,
     )
-    found = []
-    for group in groups:
-        engine.params.max_tokens = group[0][2]
-        found.append(engine.generate([Request(text, samples) for text, samples, _ in group], settings.seed))
+    found: list[list[list[Response]]] = [[] for _ in groups]
+    with progress_bar(len(texts), "prompt", "Answering") as bar:
+        for responses, group in zip(found, groups, strict=True):
+            for first in range(0, len(group), AT_ONCE):
+                part = group[first : first + AT_ONCE]
+                engine.params.max_tokens = part[0][2]
+                requests = [Request(text, samples) for text, samples, _ in part]
+                responses += engine.generate(requests, batch_seed(settings.seed, first // AT_ONCE))
+                bar.update(len(part))
     return found
 
 
