@@ -117,23 +117,23 @@ def vpo(*arguments: str) -> None:
         raise RuntimeError(f"`vpo {arguments[0]}` failed; see the error above.")
 
 
-def verdicts(evolved: Sequence[tuple[str, str, Search]], over: str = "grpo", above: int = 30) -> list[str]:
-    """Sentences on whether the paper's claim on evolution holds: what each policy's search solves beside `over`'s."""
+def verdicts(evolved: Sequence[tuple[str, str, Search]], above: int = 30) -> list[str]:
+    """Sentences on whether the paper's claim on evolution holds: what each policy's search solves beside `grpo`'s."""
     after = {policy: search.solved_after for policy, _, search in evolved}
-    if over not in after:
+    if "grpo" not in after:
         return []
     budgets = np.arange(above, evolved[0][2].made["budget"]) + 1
     said = []
-    for policy in after.keys() - {over, "base"}:
-        new = int((np.isfinite(after[policy]) & ~np.isfinite(after[over])).sum())
-        said.append(f"{policy} solves prompts that {over} never does: {'holds' if new else 'does not hold'}, {new}")
+    for policy in after.keys() - {"grpo", "base"}:
+        new = int((np.isfinite(after[policy]) & ~np.isfinite(after["grpo"])).sum())
+        said.append(f"{policy} solves prompts that grpo never does: {'holds' if new else 'does not hold'}, {new}")
         if len(budgets):
-            gap = difference(*((of[None, :, None] <= budgets).astype(float) for of in (after[policy], after[over])))
+            gap = difference(*((of[None, :, None] <= budgets).astype(float) for of in (after[policy], after["grpo"])))
             fails = min(gap["high"]) < -LEVEL  # at some budget, and then not at every one
             worst = int(np.argmin(gap["high" if fails else "low"]))
             at = {part: gap[part][worst] for part in ("mean", "low", "high")}
             said.append(
-                f"at every budget above {above}, {policy} solves at least as many as {over}: {verdict(at, -LEVEL)}, at "
+                f"at every budget above {above}, {policy} solves at least as many as grpo: {verdict(at, -LEVEL)}, at "
                 f"the worst, {budgets[worst]}, {at['mean']:+.3f} ({at['low']:+.3f} to {at['high']:+.3f})"
             )
     return sorted(said)

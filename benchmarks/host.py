@@ -3,7 +3,6 @@
 import argparse
 import importlib.resources
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ import numpy as np
 from benchmarks.estimator import positive
 from vpo_plugin.openrlhf.log import read_steps
 from vpo_plugin.rewards import load_spec
+from vpo_plugin.rewards.labels import write_prompts
 from vpo_plugin.rewards.task import read_rows
 
 HOST_PROMPTS = 16
@@ -27,17 +27,12 @@ HOST_WARM_UP = 2
 
 def bench_host(args: argparse.Namespace) -> None:
     """Train with `vpo` and the host's `group_norm` on the same prompts, in turns, and print the times of steps."""
-    from datasets import Dataset
-
     spec = load_spec("maze_small")
     policy = importlib.resources.files("reward_specs.maze_small") / "policy"
-    rows = [
-        {"input": row["prompt"], "label": json.dumps(row["label"])}
-        for row in read_rows(spec, "train", args.steps * HOST_PROMPTS, seed=0)
-    ]
+    rows = list(read_rows(spec, "train", args.steps * HOST_PROMPTS, seed=0))
     seconds: dict[str, list[float]] = {"vpo": [], "group_norm": []}
     with tempfile.TemporaryDirectory() as folder:
-        Dataset.from_list(rows).save_to_disk(f"{folder}/prompts")
+        write_prompts(spec, rows, Path(folder, "prompts"))
         for turn in range(args.turns):
             for name in sorted(seconds, reverse=bool(turn % 2)):
                 output = f"{folder}/{name}-{turn}"

@@ -83,9 +83,9 @@ def write_spec(folder: Path, candidates: int, objectives: int, cost: str = "none
     return folder
 
 
-def synthetic_text(generator: random.Random, candidates: int = CANDIDATES, objectives: int = OBJECTIVES) -> str:
+def synthetic_text(generator: random.Random) -> str:
     """A response whose candidates spell their own rewards."""
-    digits = ("".join(generator.choices("0123456789", k=objectives)) for _ in range(candidates))
+    digits = ("".join(generator.choices("0123456789", k=OBJECTIVES)) for _ in range(CANDIDATES))
     return "Let me think.\n" + "\n".join(f"<answer_{i}>{text}</answer_{i}>" for i, text in enumerate(digits, 1))
 
 

@@ -8,21 +8,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.parameters import settings_flow
-from flows.pipeline import (
-    candidates_of,
-    check_disk,
-    check_specification,
-    check_trainings,
-    evaluate,
-    first_policy,
-    pipeline,
-    prepare_data,
-    prepare_policy,
-    report_pools,
-)
+from flows.pipeline import check_disk, evaluate, pipeline, prepare_data, report_pools, train_all
 from flows.retrain import retrain
 from flows.settings import DataSettings, PipelineSettings, SearchSettings
-from flows.train import train
+from vpo_plugin.cli.settings import flags
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.rewards import check_spec, load_spec
 from vpo_plugin.rewards.fit import budget_mistake
@@ -33,25 +22,16 @@ def prepare_data_flow(settings: DataSettings) -> State:
     """Check a specification and write its training and held-out prompts; a pipeline of that name reuses them."""
     check_spec(load_spec(settings.spec))
     folder = prepare_data(settings)
-    train_prompts = settings.steps * settings.prompts_per_step
-    return Completed(
-        message=f"{train_prompts} training prompts and {settings.eval_prompts} held-out prompts are in {folder}."
-    )
+    training, held_out = settings.train_prompts, settings.eval_prompts
+    return Completed(message=f"{training} training prompts and {held_out} held-out prompts are in {folder}.")
 
 
 @settings_flow(PipelineSettings, name="train")
 def train_flow(settings: PipelineSettings) -> State:
     """Train a policy with each method; a pipeline with the same parameters reuses them."""
-    spec = check_specification(settings)
-    data = prepare_data(settings)
-    base = prepare_policy(settings)
-    check_trainings(settings, spec, base, data)
-    m = settings.candidates or spec.candidates
-    policies = []
-    for method in settings.methods:
-        candidates = candidates_of(method, m)
-        policies.append(train(settings, method, candidates, first_policy(settings, base, candidates), data))
-    return Completed(message=f"Trained with {', '.join(settings.methods)}: {', '.join(policies)}.")
+    _, policies = train_all(settings)
+    trained = [policies[method][0] for method in settings.methods]
+    return Completed(message=f"Trained with {', '.join(settings.methods)}: {', '.join(trained)}.")
 
 
 @settings_flow(SearchSettings, name="search-eval")
@@ -66,7 +46,7 @@ def search_eval(settings: SearchSettings) -> State:
         model = resolve_policy(policy.model, settings.folder / "policy")
         told = policy.tell_weights
         pools[policy.name] = evaluate(shared, policy.name, model, policy.candidates, data, tell_weights=told)
-    command = ["prefect", "deployment", "run", "search-eval/maze-cpu", "--params", settings.model_dump_json()]
+    command = ["vpo", "run", "search-eval", *flags(settings)]
     return Completed(message=report_search(settings, pools, data, shlex.join(command)))
 
 

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 from prefect.client.schemas.objects import State
@@ -24,7 +23,6 @@ from flows.stage import (
     code_version,
     file_digest,
     overhead,
-    policy_digest,
     skip,
     timed,
     working_on,
@@ -32,7 +30,7 @@ from flows.stage import (
 from flows.train import check_commands, host_command, tells_weights, train, training_flags
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, parse_method
 from vpo_plugin.cli.settings import flags
-from vpo_plugin.files import digest, write
+from vpo_plugin.files import model_digest, write
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.checks import check_estimator
 from vpo_plugin.openrlhf.flags import ESTIMATOR
@@ -41,7 +39,7 @@ from vpo_plugin.provenance import masked, provenance
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
 from vpo_plugin.rewards.files import spec_digest
 from vpo_plugin.rewards.fit import budget_mistake
-from vpo_plugin.rewards.labels import write_label
+from vpo_plugin.rewards.labels import write_prompts
 from vpo_plugin.rewards.scoring import Scoring
 from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.warm_start import READABLE
@@ -53,22 +51,29 @@ SAMPLING = ("search/evaluate.py", "search/policy.py", "search/pool.py")
 @settings_flow(PipelineSettings, name="pipeline")
 def pipeline(settings: PipelineSettings) -> State:
     """Train a policy with each method; compare these policies and the initial one as search would use them."""
-    spec = check_specification(settings)
-    data = prepare_data(settings)
-    base = prepare_policy(settings)
-    check_trainings(settings, spec, base, data)
-    m = settings.candidates or spec.candidates
-
-    policies = {"base": (base, 1)}
-    for method in settings.methods:
-        candidates = candidates_of(method, m)
-        first = first_policy(settings, base, candidates)
-        policies[method] = (train(settings, method, candidates, first, data), candidates)
+    data, policies = train_all(settings)
     pools = {
         name: evaluate(settings, name, policy, candidates, data, tell_weights=tells_weights(name))
         for name, (policy, candidates) in policies.items()
     }
     return Completed(message=report(settings, pools, data))
+
+
+def train_all(settings: PipelineSettings) -> tuple[Path, dict[str, tuple[str, int]]]:
+    """Check everything, and train a policy with each method.
+
+    Returns the data, and the place and number of candidates of each policy, after those of the initial one, `base`.
+    """
+    spec = check_specification(settings)
+    data = prepare_data(settings)
+    base = prepare_policy(settings)
+    check_trainings(settings, spec, base, data)
+    policies = {"base": (base, 1)}
+    for method in settings.methods:
+        candidates = candidates_of(method, settings.candidates or spec.candidates)
+        first = first_policy(settings, base, candidates)
+        policies[method] = (train(settings, method, candidates, first, data), candidates)
+    return data, policies
 
 
 @task(task_run_name="check-spec")
@@ -167,7 +172,7 @@ def teach_format(settings: PipelineSettings, base: str, candidates: int, policy:
     ]
     inputs = {
         "spec": spec_digest(load_spec(settings.spec)),
-        "policy": policy_digest(base),
+        "policy": model_digest(base),
         "code": code_version("rewards", *SAMPLING, "search/warm_start.py", "train_sft.py"),
         "command": command,
     }
@@ -213,7 +218,7 @@ def evaluate(
     inputs = {
         "spec": spec_digest(load_spec(settings.spec)),
         "data": file_digest(data / "test"),
-        "policy": policy_digest(policy),
+        "policy": model_digest(policy),
         "code": code_version("rewards", *SAMPLING),
         "command": command,
     }
@@ -334,13 +339,3 @@ def check_disk(folder: Path) -> None:
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if free < FREE_BYTES:
         raise OSError(f"The disk of {folder} has {free >> 20} MiB free; a run needs {FREE_BYTES >> 20} MiB.")
-
-
-def write_prompts(spec: RewardSpec, rows: list[dict[str, Any]], folder: Path) -> str:
-    """Write rows of a specification as the dataset that the host and the evaluation read; return a fingerprint."""
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
-    prompts = [{"input": row["prompt"], "label": write_label(spec, row["label"])} for row in rows]
-    Dataset.from_list(prompts).save_to_disk(str(folder))
-    return digest(prompts)

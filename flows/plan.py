@@ -8,12 +8,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from flows.deployments import check_search
-from flows.pipeline import candidates_of, check_settings, taught_policy, training_commands, write_prompts
+from flows.pipeline import candidates_of, check_settings, taught_policy, training_commands
 from flows.retrain import check_retraining
 from flows.settings import DataSettings, PipelineSettings, RetrainSettings, RunSettings, SearchSettings, TrainSettings
 from vpo_plugin.models import SMOLLM2, SMOLLM2_FILE, resolve_policy, smollm2_package
 from vpo_plugin.provenance import masked
 from vpo_plugin.rewards import RewardSpec, load_spec
+from vpo_plugin.rewards.labels import write_prompts
 from vpo_plugin.rewards.task import read_rows
 
 

@@ -127,10 +127,15 @@ def champion(folder: Path) -> Version | None:
     Raises:
         RegistryError: the pointer (`repair` rebuilds it) or the version's file is damaged.
     """
+    named = _champion_id(folder)
+    return None if named is None else read_version(folder, named)
+
+
+def _champion_id(folder: Path) -> str | None:
     named = _pointer(folder)
     if named != _recorded(folder):
         raise RegistryError(f"{folder / POINTER} names {named!r}: `vpo registry show` rebuilds it from the history.")
-    return None if named is None else read_version(folder, named)
+    return named
 
 
 def repair(folder: Path) -> str | None:
@@ -164,7 +169,7 @@ def overview(folder: Path) -> list[tuple[str, ...]]:
     Raises:
         RegistryError: the pointer or the history is damaged.
     """
-    current = champion(folder)
+    current = _champion_id(folder)
     reasons: dict[str, list[str]] = {}
     for change in history(folder):
         reasons.setdefault(change.champion, []).append(change.why)
@@ -175,7 +180,7 @@ def overview(folder: Path) -> list[tuple[str, ...]]:
         except RegistryError as error:
             rows.append(("!", name, "", "", "", "", str(error)))
             continue
-        mark = "*" if current and name == current.version else ""
+        mark = "*" if name == current else ""
         gain = next((f"{m} {c['mean']:+.3f}, " for m, c in (version.evaluation or {}).get("changes", {}).items()), "")
         outcome = gain + outcome_of(reasons.get(name, []))
         prompts = str(len(version.prompts))

@@ -1,6 +1,5 @@
 """Retraining: a copy of the champion learns from prompts that no version has seen, and replaces it if better."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,10 @@ from flows.pipeline import (
 from flows.promotion import Decision, decide, table
 from flows.registry import ChampionChanged, Version
 from flows.settings import PipelineSettings, RetrainSettings
-from flows.stage import policy_digest, skip, working_on
+from flows.stage import skip, working_on
 from flows.train import tells_weights, train
-from vpo_plugin.files import digest
+from vpo_plugin.cli.settings import flags
+from vpo_plugin.files import digest, model_digest
 from vpo_plugin.models import check_policy, resolve_policy
 from vpo_plugin.openrlhf.log import training_curve
 from vpo_plugin.provenance import masked
@@ -172,8 +172,7 @@ def compare(settings: RetrainSettings, training: PipelineSettings, pools: dict[s
     spec = load_spec(settings.spec)
     champion, challenger = (load_pool(pools[name]) for name in ("champion", "challenger"))
     decision = decide(champion, challenger, spec, load_prompts(spec, data / "test"), settings)
-    command = ["prefect", "deployment", "run", "retrain/maze-cpu", "--params"]
-    command.append(json.dumps(masked(settings.model_dump(mode="json", exclude_defaults=True))))
+    command = ["vpo", "run", "retrain", *flags(settings)]
     log = training.folder / "train" / settings.method / "policy" / "vpo"
     report_pools(training, pools, data, shlex.join(command), {settings.method: training_curve(log)})
     get_run_logger().info(decision.reason)
@@ -226,7 +225,7 @@ def challenger_settings(settings: RetrainSettings, champion: Version, fresh: Row
         model=champion.policy, steps=len(fresh) // settings.prompts_per_step, runs=settings.folder
     )
     made_from = [masked(training.model_dump(mode="json", exclude={"name", "runs"})), champion.version]
-    return training.model_copy(update={"name": digest([made_from, policy_digest(champion.policy), fresh, held_out])})
+    return training.model_copy(update={"name": digest([made_from, model_digest(champion.policy), fresh, held_out])})
 
 
 def unseen(spec: RewardSpec, split: str, number: int, seed: int, seen: set[str]) -> Rows:

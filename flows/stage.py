@@ -35,12 +35,6 @@ def file_digest(path: Path) -> str:
     return digest_files(path, files)
 
 
-def policy_digest(policy: str) -> str:
-    """An identifier of a policy: a digest of its folder's files, or its hub id."""
-    folder = Path(policy)
-    return digest_files(folder, sorted(folder.glob("*"))) if folder.is_dir() else policy
-
-
 @functools.cache
 def code_version(*parts: str) -> str:
     """A short fingerprint of these subpackages and modules of the plugin, and of the host's version."""

@@ -24,9 +24,9 @@ from prefect.logging import get_run_logger
 from flows.hooks import as_url, show_picture
 from flows.process import run_logged
 from flows.settings import PipelineSettings
-from flows.stage import code_version, file_digest, policy_digest, skip, working_on
+from flows.stage import code_version, file_digest, skip, working_on
 from vpo_plugin.advantages import advantage_estimator_names, get_advantage_estimator, goal_weights, parse_method
-from vpo_plugin.files import digest
+from vpo_plugin.files import digest, model_digest
 from vpo_plugin.models import micro_batch_size
 from vpo_plugin.openrlhf import cpu
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints
@@ -65,7 +65,7 @@ def train(settings: PipelineSettings, method: str, candidates: int, base: str, d
     inputs = {
         "spec": spec_digest(load_spec(settings.spec)),
         "data": file_digest(data / "train"),
-        "policy": policy_digest(base),
+        "policy": model_digest(base),
         "code": code_version("advantages", "openrlhf", "rewards"),
         "flags": {flag: value for flag, value in flags.items() if flag not in PLACES},
         "host_flags": settings.host_flags,

@@ -17,7 +17,6 @@ from host import importable_host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.pipeline import write_prompts
 from vpo_plugin.cli import main
 from vpo_plugin.openrlhf.scorer import start_scoring
 from vpo_plugin.openrlhf.settings import Settings, load_settings
@@ -25,7 +24,7 @@ from vpo_plugin.provenance import provenance
 from vpo_plugin.report.tables import format_table
 from vpo_plugin.report.write import write_report
 from vpo_plugin.rewards import RewardSpec, check_spec, load_spec
-from vpo_plugin.rewards.labels import MARK, pack_label, read_label, write_label
+from vpo_plugin.rewards.labels import MARK, pack_label, read_label, write_label, write_prompts
 from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.score_file import score_file
 from vpo_plugin.rewards.scoring import Item, Scoring

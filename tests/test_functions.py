@@ -166,6 +166,17 @@ def test_groups_meet_at_each_door(case: Callable[[str], RewardSpec], tmp_path: P
     assert main([*command, "--output", str(tmp_path / "out.jsonl")]) == 0
     *scored, bad = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["matrix"] for row in scored] == MATRICES * 2 and "Line 7" in bad["error"]
+    for key, value in (("candidates", 3), ("label", {"x": 1})):
+        (tmp_path / "in.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in [*lines[:5], {**lines[5], key: value}])
+        )
+        assert main([*command, "--output", str(tmp_path / "out.jsonl")]) == 0
+        *scored, bad = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert [row["matrix"] for row in scored[:3]] == MATRICES and "matrix" not in scored[3]
+        assert (
+            f"Line 6 of {tmp_path}/in.jsonl cannot be scored: the rows of its group 2 differ in {key!r}."
+            in bad["error"]
+        )
     made = {"prompts": 2, "rollouts": 3, "candidates": 2, "batch": 2, "seed": 0, "tell_weights": False}
     claim_folder(tmp_path / "pool", made)
     rows = [{"input": f"p {i}", "label": "{}"} for i in range(2)]
@@ -182,13 +193,18 @@ def engine_host() -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("paid", [set(), {1}, {0, 1, 2}])
 def test_the_rollouts_of_a_prompt_meet_in_the_host_s_actor(
+    paid: set[int],
     case: Callable[[str], RewardSpec],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     engine_host: None,
 ) -> None:
-    """As the host starts them: all samples of a prompt at once, with one object of parameters."""
+    """As the host starts them: all samples of a prompt at once, with one object of parameters.
+
+    An agent may have paid some of them itself: the scorer compares the others, and nobody waits for ever.
+    """
     spec = case("pairwise")
     path = str(CASES / "pairwise" / "spec.yaml")
     run = Settings(path, 2, "raise", tmp_path, on_cpu=True, spec_data=spec.model_dump(mode="json"))
@@ -202,7 +218,8 @@ def test_the_rollouts_of_a_prompt_meet_in_the_host_s_actor(
             sampling_params["started"] += 1
             await asyncio.sleep(0.01 * (3 - number))  # the last one is first to be written
             llm_engine.texts[(number,)] = GROUP[number]
-            return {"action_ranges": [(0, 1)], "observation_tokens": [number], "extra_logs": {}}
+            logs = {INFO_KEY: [[0.5, 0.5]] * 2} if number in paid else {}
+            return {"action_ranges": [(0, 1)], "observation_tokens": [number], "extra_logs": logs}
 
     async def prompts() -> list[Any]:
         executor = AgentExecutor()
@@ -223,10 +240,14 @@ def test_the_rollouts_of_a_prompt_meet_in_the_host_s_actor(
             assert executor.scoring is not None and not executor.groups
             executor.scoring.close()
 
+    compared = [number for number in range(3) if number not in paid]
+    scored = group_scorer(spec)([GROUP[number] for number in compared], {}, 2) if compared else []
+    expected = {number: one.matrix for number, one in zip(compared, scored, strict=True)}
     for group in asyncio.run(prompts()):
-        assert [output["extra_logs"][INFO_KEY][2:] for output in group] == [
-            pytest.approx([value for row in matrix for value in row]) for matrix in MATRICES
-        ]
+        for number, output in enumerate(group):
+            given = np.full((2, 2), 0.5) if number in paid else expected[number]
+            assert output["extra_logs"][INFO_KEY][2:] == pytest.approx(list(np.ravel(given)))
+            assert paid or np.allclose(expected[number], MATRICES[number])
 
 
 def test_a_failing_group_counts_each_of_its_responses(case: Callable[[str], RewardSpec]) -> None:

@@ -281,6 +281,8 @@ def test_a_reward_server_of_the_hosts_kind() -> None:
         assert RewardServerJudge(f"{server.url}/get_reward", squash=False)("Why?", "So.") == len("Why?\nSo.")
         squashed = RewardServerJudge(server.url, template="{answer}")("Why?", "{question}")
         assert squashed == pytest.approx(1 / (1 + math.exp(-len("{question}"))))
+        RewardServerJudge(server.url)("What does {answer} mean?", "So.")
+    assert server.requests[-1]["query"] == ["What does {answer} mean?\nSo."]
     assert server.requests[0] == {"query": ["Why?\nSo."], "prompts": ["Why?"], "labels": [None]}
 
 
@@ -318,7 +320,14 @@ def test_a_reward_model_in_process(tmp_path: Path) -> None:
     values = [raw("a1=start a2=free", answer) for answer in ("UP UP", "DOWN", "DOWN")]
     assert values[0] != values[1] == values[2]
     assert squashed("a1=start a2=free", "DOWN") == pytest.approx(1 / (1 + math.exp(-values[1])))
-    assert panel([raw, squashed])("DOWN", {"question": "a1=start a2=free"})[0] == pytest.approx(values[1])
+    asked = {"question": "a1=start a2=free"}
+    assert panel([raw, squashed])("DOWN", asked)[0] == pytest.approx(values[1])
+    with torch.no_grad():
+        model.score.weight.neg_()
+    model.save_pretrained(tmp_path / "rm")  # trained again
+    judges._digest_of.cache_clear()
+    judges._reward_model.cache_clear()
+    assert panel([raw])("DOWN", asked)[0] == pytest.approx(-values[1], abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ the spec

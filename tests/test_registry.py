@@ -103,6 +103,11 @@ def test_a_damaged_version_is_shown_and_not_promoted(three: Path) -> None:
     (three / "v0002.json").write_text("{")
     listed = vpo_registry(three, "list")
     assert listed.returncode == 0 and "v0002.json is damaged" in listed.stdout and "v0003" in listed.stdout
+    champion = (three / "v0003.json").read_text()
+    (three / "v0003.json").write_text("{")
+    listed = vpo_registry(three, "list")
+    assert listed.returncode == 0 and "v0003.json is damaged" in listed.stdout and "v0001" in listed.stdout
+    (three / "v0003.json").write_text(champion)
     back = vpo_registry(three, "rollback")
     assert back.returncode == 1 and "v0002.json is damaged" in back.stderr
     assert (three / "champion").read_text() == "v0003\n"

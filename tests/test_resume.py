@@ -20,7 +20,7 @@ from conftest import Training, kill_marked, write_prompts
 from prefect.logging import disable_run_logger
 
 from flows.process import run_logged, running
-from flows.stage import alone_in, code_version, policy_digest, skip, working_on
+from flows.stage import alone_in, code_version, skip, working_on
 from vpo_plugin.advantages import RewardBatch, group_z_norm
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf import checkpoints
@@ -413,8 +413,8 @@ def test_stage_is_cached_by_what_it_reads(tmp_path: Path) -> None:
     scorer.write_text(scorer.read_text().replace("0.0", "1.0"))
     assert spec_digest(load_spec(tmp_path)) != before
 
-    policy = policy_digest(str(tmp_path))
+    policy = model_digest(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    assert policy_digest(str(tmp_path)) != policy
-    assert policy_digest("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
+    assert model_digest(str(tmp_path)) != policy
+    assert model_digest("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
     assert len({code_version("advantages"), code_version("rewards"), code_version("search/pool.py")}) == 3

@@ -382,6 +382,9 @@ def test_a_module_that_fails_when_it_is_imported(write, module: str, said: str) 
     found = complaint(folder)
     assert f": scorer: The entry point 'fails_on_import:score' cannot be imported: {said}" in found
     assert f"({code}:3)" in found or "SyntaxError" in said
+    given = {key: value for key, value in changed(task="fails_on_import").items() if key != "scorer"}
+    with pytest.raises(SpecError, match=rf": task: The module 'fails_on_import' cannot be imported: {re.escape(said)}"):
+        load_spec(write(given))
 
 
 def test_a_child_with_a_loader_of_its_own_takes_no_arguments_of_its_parents(write) -> None:

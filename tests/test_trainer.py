@@ -164,6 +164,28 @@ def test_evaluation_of_pools(run: Settings) -> None:
     assert logs["eval_default_pass2"] == pytest.approx(worth / 3), "the host's own are there as well"
 
 
+def test_what_an_agent_did_not_write_is_no_candidate(run: Settings) -> None:
+    """A rollout may have any number of candidates: a repair that worked at once is a pool of one."""
+    from vpo_plugin.openrlhf.evaluation import pool_metrics
+    from vpo_plugin.openrlhf.experience import set_metrics
+
+    spec = load_spec("maze_small")
+    labels = [json.dumps(row["label"]) for row in read_rows(spec, "test", 2, seed=1)]
+    made = [np.ones((1, OBJECTIVES)), np.eye(OBJECTIVES)[:3]]
+    samples = [
+        SimpleNamespace(labels=[label], info={matrices.INFO_KEY: torch.tensor([matrices.pack(matrix)])})
+        for label, matrix in zip(labels, made, strict=True)
+    ]
+    alone = pool_metrics(samples[:1], 1)
+    assert alone["best_at_1"] == pytest.approx(sum(spec.objective_weights)) and alone["pairwise_l1"] == 0
+    both, other = pool_metrics(samples, 1), pool_metrics(samples[1:], 1)
+    for key in ("best_at_1", "pass_at_1", "expected_set_reward", "pairwise_l1"):
+        assert both[key] == pytest.approx((alone[key] + other[key]) / 2)
+    assert both["best_at_3"] == pytest.approx((alone["best_at_1"] + other["best_at_3"]) / 2)
+    rewards, mask = matrices.stack_groups([matrices.unpack(one.info[matrices.INFO_KEY][0]) for one in samples], 1)
+    assert set_metrics(spec, rewards, mask)["set_diversity"].tolist() == [[0], [2]]
+
+
 def sample(parsed: float, text: str = "no route", failed: float = 0) -> Any:
     words = torch.tensor([[ord(letter) for letter in f"?{text}"]])
     return SimpleNamespace(

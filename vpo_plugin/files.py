@@ -109,6 +109,12 @@ def digest_files(folder: Path, files: Iterable[Path]) -> str:
     return digest(sums)
 
 
+def model_digest(model: str) -> str:
+    """An identifier of a model: 16 hexadecimal digits of its folder's files, or its hub id."""
+    folder = Path(model)
+    return digest_files(folder, sorted(folder.glob("*"))) if folder.is_dir() else model
+
+
 def _sync(place: Path) -> None:
     descriptor = os.open(place, os.O_RDONLY)
     try:

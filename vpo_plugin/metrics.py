@@ -182,12 +182,12 @@ def _weights(objectives: int, seed: int) -> Floats:
     return sample_simplex_weights(NUM_WEIGHTS, objectives, generator=generator).numpy().T
 
 
-def figure(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> dict[str, Any]:
-    """`{"mean", "low", "high"}` of values `(seeds, prompts, ...)`: the mean and its bootstrap interval, plain numbers.
+def figure(values: ArrayLike) -> dict[str, Any]:
+    """`{"mean", "low", "high"}` of values `(seeds, prompts, ...)`: the mean and its 95 % bootstrap interval.
 
     Prompts and seeds are resampled with replacement, crossed with each other (Owen, arXiv 0712.1111). The interval says
     how the mean would vary with other prompts and other trainings, not with other candidates. With one seed it is the
-    bootstrap over prompts. The same shape and `seed` give the same draws, so a figure of differences is paired.
+    bootstrap over prompts. The same shape gives the same draws, so a figure of differences is paired.
 
     Raises:
         ValueError: no seed, no prompt, or values that are not finite.
@@ -195,10 +195,10 @@ def figure(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> dict[str
     array = np.asarray(values, dtype=np.float64)
     if array.ndim < 2 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(f"A figure needs finite values (seeds, prompts, ...), each at least 1, but got {array.shape}.")
-    of_seeds, of_prompts = (_resamples(size, seed, axis) for axis, size in enumerate(array.shape[:2]))
+    of_seeds, of_prompts = (_resamples(size, axis) for axis, size in enumerate(array.shape[:2]))
     means = np.tensordot(of_prompts, array, axes=([1], [1]))  # (resamples, seeds, ...), then the drawn mix of seeds
     means = np.einsum("bs,bs...->b...", of_seeds, means)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
     return {"mean": array.mean((0, 1)).tolist(), "low": low.tolist(), "high": high.tolist()}
 
 
@@ -217,8 +217,8 @@ def difference(a: ArrayLike, b: ArrayLike) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def _resamples(size: int, seed: int, axis: int) -> Floats:
-    return np.random.default_rng([seed, axis]).multinomial(size, np.full(size, 1 / size), size=RESAMPLES) / size
+def _resamples(size: int, axis: int) -> Floats:
+    return np.random.default_rng([0, axis]).multinomial(size, np.full(size, 1 / size), size=RESAMPLES) / size
 
 
 def _pool(values: ArrayLike, axes: str) -> Floats:

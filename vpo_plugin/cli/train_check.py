@@ -1,6 +1,5 @@
 """`vpo doctor --train`: the shipped tiny policy, trained on this machine or cluster through the public command."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -58,7 +57,7 @@ def check_training() -> Iterator[Outcome]:
             **SMALL,
             **({} if on_cpu else ON_ONE_GPU),
             "actor.model_name_or_path": policy,
-            "data.prompt_dataset": write_prompts(folder / "prompts"),
+            "data.prompt_dataset": prompts(folder / "prompts"),
             "ckpt.output_dir": folder / "policy",
             "ckpt.path": folder / "checkpoints",
         }
@@ -84,17 +83,14 @@ def check_training() -> Iterator[Outcome]:
         )
 
 
-def write_prompts(folder: Path) -> Path:
+def prompts(folder: Path) -> Path:
     """The prompts of the steps before the checkpoint, as a dataset that the host reads."""
-    from datasets import Dataset, disable_progress_bars
-
     from vpo_plugin.rewards import load_spec
+    from vpo_plugin.rewards.labels import write_prompts
     from vpo_plugin.rewards.task import read_rows
 
-    rows = read_rows(load_spec(SPEC), "train", STEPS * PROMPTS, seed=SEED)
-    disable_progress_bars()
-    pairs = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in rows]
-    Dataset.from_list(pairs).save_to_disk(str(folder))
+    spec = load_spec(SPEC)
+    write_prompts(spec, list(read_rows(spec, "train", STEPS * PROMPTS, seed=SEED)), folder)
     return folder
 
 

@@ -94,6 +94,9 @@ class AgentExecutor(AgentExecutorBase):
         if self.function is None and given is None:
             told = await self.score(prompt, engine.last_text(output, hf_tokenizer), label, group)
             return {**output, **told, "extra_logs": {**logs, **told["extra_logs"]}}
+        if group is not None:
+            group.size -= 1  # this rollout has its rewards: the scorer compares the others
+            self.score_complete(group)
         query = hf_tokenizer.decode(output["observation_tokens"], skip_special_tokens=False)
         who = self.run.own_agent or ", ".join(self.run.own_reward)
         try:
@@ -112,6 +115,15 @@ class AgentExecutor(AgentExecutorBase):
         group.size += 1
         return group
 
+    def score_complete(self, group: "Group") -> None:
+        """Score a group if its last rollout is complete."""
+        if len(group.items) < group.size:
+            return
+        self.groups.pop(id(group.call))
+        if group.items and self.scoring is not None:
+            submitted = asyncio.wrap_future(self.scoring.submit_group(group.items))
+            submitted.add_done_callback(group.hand_out)
+
     async def score(self, prompt: str, response: str, label: Any, group: "Group | None" = None) -> dict[str, Any]:
         """Score a response with the spec; return the fields for the host. Raises ValueError without a scorer."""
         if self.scoring is None:
@@ -126,10 +138,7 @@ class AgentExecutor(AgentExecutorBase):
         else:
             place = len(group.items)
             group.items.append(item)
-            if len(group.items) == group.size:
-                self.groups.pop(id(group.call))
-                submitted = asyncio.wrap_future(self.scoring.submit_group(group.items))
-                submitted.add_done_callback(group.hand_out)
+            self.score_complete(group)
             scored = (await group.scored)[place]
         failed = scored.error is not None
         return given_rewards.fields(scored.matrix, scored.reward, scored.parsed, scored.unique, failed)

@@ -8,13 +8,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from vpo_plugin.metrics import best_at_k, expected_set_reward, mean_pairwise_l1, pass_at_k
 from vpo_plugin.openrlhf.experience import load_once
-from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
+from vpo_plugin.openrlhf.matrices import INFO_KEY, unpack
 from vpo_plugin.openrlhf.prompts import label_of
 from vpo_plugin.openrlhf.settings import current_settings
 from vpo_plugin.rewards.labels import read_label
-from vpo_plugin.targets import read_targets
+from vpo_plugin.targets import read_targets, solves
 
 
 def patch_evaluation(module: Any) -> None:
@@ -42,12 +44,12 @@ def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
     """Metrics of the pools, means over prompts; a pool holds all candidates of a prompt's responses.
 
     `best_at_<k>` and `pass_at_<k>` for k = 1, 2, 4, … and all candidates, `expected_set_reward` and
-    `pairwise_l1` of the whole pool.
+    `pairwise_l1` of the whole pool. A prompt with fewer than k candidates (agents may give any number) counts with all.
     """
     run = current_settings()
     spec = load_once(str(run.spec))
-    matrices, _ = stack_groups([unpack(sample.info[INFO_KEY][0]) for sample in samples], responses)
-    pools = matrices.flatten(1, 2).double().numpy()
+    matrices = [unpack(sample.info[INFO_KEY][0]).double() for sample in samples]
+    pools = [torch.cat(matrices[i : i + responses]).numpy() for i in range(0, len(matrices), responses)]
     carried = [sample.labels[0] for sample in samples[::responses]]
     if run.own_reward or run.own_agent:  # the user's code defines what a label means
         spec = spec.model_copy(update={"front": None})
@@ -55,12 +57,16 @@ def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
     else:
         labels = [label_of(spec, run, label)[0] for label in carried]
     targets = read_targets(spec, [{"label": json.dumps(label)} for label in labels])
-    pools = pools[..., : targets.present.shape[1]]
-    rewards, n = targets.rewards(pools), pools.shape[1]
-    ks = sorted({*(2**i for i in range(n.bit_length()) if 2**i <= n), n})
-    best, solved = best_at_k(rewards, ks).mean(0), pass_at_k(targets.solved(rewards), ks).mean(0)
-    metrics = {f"best_at_{k}": float(value) for k, value in zip(ks, best, strict=True)}
-    metrics |= {f"pass_at_{k}": float(value) for k, value in zip(ks, solved, strict=True)}
-    metrics["expected_set_reward"] = float(expected_set_reward(pools, seed=0, present=targets.present).mean())
-    metrics["pairwise_l1"] = float(mean_pairwise_l1(pools).mean())
-    return metrics
+    most = max(map(len, pools))
+    ks = sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
+    values: dict[str, list[float]] = {}
+    for pool, present, weights, at in zip(pools, targets.present, targets.weights, targets.solved_at, strict=True):
+        vectors = pool[None, :, : present.sum()]
+        rewards, counts = vectors @ weights[: present.sum()], [min(k, len(pool)) for k in ks]
+        found = {f"best_at_{k}": value for k, value in zip(ks, best_at_k(rewards, counts)[0], strict=True)}
+        found |= {f"pass_at_{k}": v for k, v in zip(ks, pass_at_k(solves(rewards, at), counts)[0], strict=True)}
+        found["expected_set_reward"] = expected_set_reward(vectors, seed=0).item()
+        found["pairwise_l1"] = mean_pairwise_l1(vectors).item()
+        for key, value in found.items():
+            values.setdefault(key, []).append(float(value))
+    return {key: sum(of_prompts) / len(of_prompts) for key, of_prompts in values.items()}

@@ -105,12 +105,12 @@ def last_line(output: str) -> str:
     return lines[-1] if lines else "it printed nothing."
 
 
-def end_of(log: Path, most: int = 60) -> str:
-    """The last `most` lines of a program's log, from its last traceback (or else its last error) on."""
+def end_of(log: Path) -> str:
+    """The last 60 lines of a program's log, from its last traceback (or else its last error) on."""
     own = own_lines(log)
     traces = [number for number, line in enumerate(own) if line.startswith("Traceback (most recent call last)")]
     starts = traces or [number for number, line in enumerate(own) if ERROR.match(line)]
-    return "\n".join(own[starts[-1] if starts else 0 :][-most:])
+    return "\n".join(own[starts[-1] if starts else 0 :][-60:])
 
 
 def own_lines(log: Path) -> list[str]:

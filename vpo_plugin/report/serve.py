@@ -20,7 +20,7 @@ TYPES = {
 """Types of served files; an HTML file only if it is a report, whose own policy allows only its own script."""
 REPORT = "report.html"
 LIVE = "live.png"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'"
 LOGS = 10
 REFRESH_SECONDS = 20

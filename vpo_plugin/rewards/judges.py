@@ -270,7 +270,8 @@ class RewardServerJudge:
 
     def __call__(self, question: str, answer: str) -> float:
         question, answer = _plain(question), _plain(answer)
-        query = self.template.replace("{question}", question, 1).replace("{answer}", answer, 1)
+        parts = {"{question}": question, "{answer}": answer}
+        query = re.sub("{question}|{answer}", lambda name: parts[name[0]], self.template)
         reply = _post(self.url, {"query": [query], "prompts": [question], "labels": [None]}, self.timeout)
         try:
             [reward] = reply["rewards"]
@@ -317,7 +318,8 @@ def _squashed(value: float, squash: bool, who: str) -> float:
 
 def _remembered(judge: Judge, question: str, answer: str) -> float:
     """The judge's score, from the cache on disk if it is stored there."""
-    content = json.dumps([repr(judge), question, answer]).encode()
+    weights = _digest_of(judge.model) if isinstance(judge, RewardModelJudge) else ""
+    content = json.dumps([repr(judge) + weights, question, answer]).encode()
     key = hashlib.sha256(content).hexdigest()
     file = cache_folder() / key[:2] / f"{key}.json"
     try:
@@ -327,6 +329,9 @@ def _remembered(judge: Judge, question: str, answer: str) -> float:
     score = judge(question, answer)
     files.write(file, json.dumps({"score": score}))
     return score
+
+
+_digest_of = functools.cache(files.model_digest)
 
 
 def cache_folder() -> Path:

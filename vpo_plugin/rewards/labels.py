@@ -1,8 +1,11 @@
-"""Labels: turn the value in a dataset's row into the scorer's label, in the same way for every command."""
+"""Labels: turn the value in a dataset's row into the scorer's label, in the same way for every command, and back."""
 
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from vpo_plugin.files import digest
 from vpo_plugin.rewards.spec import RewardSpec
 
 MARK = '{"vpo_label": '  # begins a label that was packed here; text of a spec with `label: text` is never packed
@@ -41,6 +44,16 @@ def read_label(spec: RewardSpec, value: Any) -> object:
 def write_label(spec: RewardSpec, label: object) -> str:
     """A label as text for a dataset's column, from which `read_label` reads it."""
     return str(label) if spec.label == "text" else pack_label(label)
+
+
+def write_prompts(spec: RewardSpec, rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    """Write rows of a specification as the dataset that the host and the evaluation read; return a fingerprint."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    prompts = [{"input": row["prompt"], "label": write_label(spec, row["label"])} for row in rows]
+    Dataset.from_list(prompts).save_to_disk(str(folder))
+    return digest(prompts)
 
 
 def pack_label(label: object, prompt: str | None = None) -> str:

@@ -117,13 +117,23 @@ def _scored_groups(scoring: Scoring, source: Path) -> Iterator[tuple[int, Scored
     """The same for a scorer that compares rollouts: consecutive rows of one `group` are scored together."""
     rows = ((number, _item(scoring.spec, row, where)) for number, where, row in read_records(source))
     for _, found in groupby(rows, key=lambda row: row[1].group if isinstance(row[1], Item) else row[0]):
-        group = list(found)
+        group = _alike(list(found))
         items = [item for _, item in group if isinstance(item, Item)]
         try:
             scored: Iterator[ScoredResponse | ScorerError] = iter(scoring.submit_group(items).result() if items else [])
         except ScorerError as error:
             scored = repeat(error)
         yield from ((number, next(scored) if isinstance(item, Item) else item) for number, item in group)
+
+
+def _alike(group: list[tuple[int, Item | ValueError]]) -> list[tuple[int, Item | ValueError]]:
+    """A group's rows, or why they cannot be scored together."""
+    items = [item for _, item in group if isinstance(item, Item)]
+    for key in ("label", "candidates"):
+        if any(getattr(item, key) != getattr(items[0], key) for item in items):
+            said = f"cannot be scored: the rows of its group {items[0].group!r} differ in {key!r}."
+            return [(n, ValueError(f"{one.where} {said}") if isinstance(one, Item) else one) for n, one in group]
+    return group
 
 
 def _item(spec: RewardSpec, row: Any, where: str) -> Item | ValueError:

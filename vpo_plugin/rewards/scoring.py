@@ -79,7 +79,8 @@ class Scoring:
         """Responses that scored zero because their scorer failed."""
         limits = spec.limits
         cores = len(os.sched_getaffinity(0))
-        self.processes = min(processes or cores, limits.processes or cores)
+        wanted = processes or cores
+        self.processes = min(wanted, limits.processes or wanted)
         self.ahead = max(AHEAD * self.processes, 2 * (limits.concurrent or 0))
         """How many responses should be in flight at a time."""
         self._needs_prompts = bool(spec.functions)
@@ -110,13 +111,11 @@ class Scoring:
         self._workers.close()
 
     def submit(self, item: Item) -> "Future[ScoredResponse]":
-        """The scored response.
+        """The scored response, of a spec whose scorer does not compare responses.
 
         The future raises ScorerError if the scorer failed and failures do not count as zero, and RuntimeError if no
         response can be scored, because the processes cannot start or the sandbox does not work.
         """
-        if self.spec.group_scorer:
-            return _first(self.submit_group([item]))
         given = (item.response, item.label, item.candidates, item.prompt if self._needs_prompts else None)
         return self._workers.submit(given, lambda outcome: self._read(item, outcome))
 
@@ -216,21 +215,6 @@ def _read_ahead(futures: "Iterable[Future[Result]]", ahead: int) -> "Iterator[Re
             yield under_way.popleft().result()
     while under_way:
         yield under_way.popleft().result()
-
-
-def _first(group: "Future[list[ScoredResponse]]") -> "Future[ScoredResponse]":
-    one: Future[ScoredResponse] = Future()
-
-    def done(_: object) -> None:
-        if group.cancelled():
-            one.cancel()
-        elif (error := group.exception()) is not None:
-            one.set_exception(error)
-        else:
-            one.set_result(group.result()[0])
-
-    group.add_done_callback(done)
-    return one
 
 
 def _memory(spec: RewardSpec) -> int:

@@ -305,7 +305,7 @@ class RewardSpec(_Model):
             return data
         try:
             module = importlib.import_module(data["task"])
-        except ModuleNotFoundError:
+        except (Exception, SystemExit):  # the module is the user's and may do anything
             return data  # the field reports this
 
         def of_task(given: Any, **functions: str) -> Any:

@@ -3,6 +3,7 @@
 import functools
 import re
 import string
+from collections import Counter
 from collections.abc import Hashable, Iterable
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -20,15 +21,7 @@ def multiset_f1(predicted: Iterable[Hashable], gold: Iterable[Hashable]) -> floa
     found, wanted = list(predicted), list(gold)
     if found == wanted:
         return 1.0
-    left: dict[Hashable, int] = {}
-    for item in wanted:
-        left[item] = left.get(item, 0) + 1
-    common = 0
-    for item in found:
-        if left.get(item):
-            left[item] -= 1
-            common += 1
-    return 2 * common / (len(found) + len(wanted))
+    return 2 * (Counter(found) & Counter(wanted)).total() / (len(found) + len(wanted))
 
 
 def word_f1(predicted: str, gold: str) -> float:

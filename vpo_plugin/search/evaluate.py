@@ -16,7 +16,6 @@ from vpo_plugin.provenance import masked, versions
 from vpo_plugin.rewards import RewardSpec, ScoredResponse, load_spec
 from vpo_plugin.rewards.files import code_digest
 from vpo_plugin.rewards.fit import budget_mistake, naming_mistake, room
-from vpo_plugin.rewards.prompts import pack_prompt
 from vpo_plugin.rewards.sandbox import UNSAFE
 from vpo_plugin.rewards.scoring import Item, OnError, Scoring
 from vpo_plugin.rewards.task import read_rows
@@ -32,6 +31,7 @@ from vpo_plugin.search.policy import (
 )
 from vpo_plugin.search.pool import (
     Pool,
+    as_rows,
     batch_file,
     claim_folder,
     full_prompt,
@@ -184,8 +184,7 @@ def read_task(
         columns = (settings.input_key, settings.label_key)
         rows = load_prompts(spec, settings.data, settings.split, columns)[: settings.prompts]
     elif rows is None:
-        drawn = read_rows(spec, "test", settings.prompts or 100, settings.seed)
-        rows = [{"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])} for row in drawn]
+        rows = as_rows(read_rows(spec, "test", settings.prompts or 100, settings.seed))
     if not rows:
         raise ValueError(f"There are no prompts: {settings.data or spec.name} is empty.")
     if said := say_repeats(rows):

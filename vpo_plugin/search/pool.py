@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vpo_plugin import files
@@ -116,7 +117,9 @@ def load_pool(folder: Path) -> Pool:
     tables = [read_table(file) for file in stored]
     for number, (file, table) in enumerate(zip(stored, tables, strict=True)):
         _check_batch(file, table, made, number)
-    return Pool(*_arrays(pa.concat_tables(tables), made), made=made, rows=_rows(stored))
+    table = pa.concat_tables(tables)
+    rows = table.filter(pc.field("rollout") == 0).select(["input", "label"]).to_pylist()
+    return Pool(*_arrays(table, made), made=made, rows=rows)
 
 
 def shared_prompts(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[Mapping[str, Any]], int]:
@@ -256,6 +259,11 @@ def load_prompts(
     return found
 
 
+def as_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a specification, `{"prompt", "label"}`, in a pool's format."""
+    return [{"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])} for row in rows]
+
+
 def full_prompt(spec: RewardSpec, prompt: str, candidates: int, goal: list[float] | None = None) -> Prompt:
     """A stored prompt with its instruction and, if given, the objective weights of a goal."""
 
@@ -293,8 +301,3 @@ def _arrays(table: pa.Table, made: dict[str, Any]) -> tuple[np.ndarray, list[dic
     matrices[np.arange(lengths.max()) < lengths[:, None]] = vectors.flatten().to_numpy()
     columns = ["prompt", "response", "candidates", "tokens", "parsed", "unique", "error", "seed"]
     return matrices.reshape(-1, rollouts, candidates, lengths.max()), table.select(columns).to_pylist()
-
-
-def _rows(stored: list[Path]) -> list[dict[str, Any]]:
-    first = (pq.read_table(file, columns=["input", "label"], filters=[("rollout", "=", 0)]) for file in stored)
-    return pa.concat_tables(first).select(["input", "label"]).to_pylist()

@@ -12,14 +12,13 @@ from vpo_plugin.advantages.normalize import NO_SPREAD
 from vpo_plugin.metrics import expected_set_reward
 from vpo_plugin.rewards import RewardSpec
 from vpo_plugin.rewards.fit import room
-from vpo_plugin.rewards.prompts import pack_prompt
 from vpo_plugin.rewards.response import ScoredResponse
 from vpo_plugin.rewards.scoring import Scoring
 from vpo_plugin.rewards.task import trial_rows
 from vpo_plugin.search.collinear import measure_disagreement
 from vpo_plugin.search.evaluate import make_policy, score_samples
 from vpo_plugin.search.policy import Policy, Request
-from vpo_plugin.search.pool import full_prompt
+from vpo_plugin.search.pool import as_rows, full_prompt
 from vpo_plugin.search.settings import PolicySettings
 
 PROMPTS, RESPONSES = 4, 4
@@ -37,9 +36,7 @@ def try_model(
 
     Raises ValueError for a chat without a chat template, a prompt without room for a response, or an unknown model.
     """
-    rows = [
-        {"input": pack_prompt(row["prompt"]), "label": json.dumps(row["label"])} for row in trial_rows(spec, PROMPTS)
-    ]
+    rows = as_rows(trial_rows(spec, PROMPTS))
     made = {
         "candidates": spec.candidates,
         "max_new_tokens": room(spec, spec.candidates),
