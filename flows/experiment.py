@@ -153,14 +153,15 @@ def training_curves(log_dir: Path) -> dict[str, list[float]]:
     for step in read_steps(log_dir):
         with np.load(log_dir / "rollouts" / f"step_{step['step']:06d}.npz") as arrays:
             matrices = arrays["reward_matrices"].astype(float)
-            present = arrays["mask"].any((1, 2))
+            present, there = arrays["mask"].any((1, 2)), arrays["mask"].any(-1)
         groups, rollouts, m, objectives = matrices.shape
-        pools = matrices.reshape(groups, rollouts * m, objectives)
-        curves["expected_set_reward"].append(float(expected_set_reward(pools, seed=0, present=present).mean()))
-        curves["pairwise_l1"].append(float(mean_pairwise_l1(pools).mean()))
+        pools, there = matrices.reshape(groups, rollouts * m, objectives), there.reshape(groups, rollouts * m)
+        worth = expected_set_reward(pools, seed=0, present=present, there=there)
+        curves["expected_set_reward"].append(float(worth.mean()))
+        curves["pairwise_l1"].append(float(mean_pairwise_l1(pools, there).mean()))
         curves["reward"].append(step["reward"])
         curves["tokens"].append(step["response_length"] * groups * rollouts)
-        curves["candidates"].append(float(groups * rollouts * m))
+        curves["candidates"].append(float(there.sum()))
     return curves
 
 

@@ -21,7 +21,6 @@ from flows.pipeline import (
     check_specification,
     evaluate,
     report_pools,
-    write_prompts,
 )
 from flows.promotion import Decision, decide, table
 from flows.registry import ChampionChanged, Version
@@ -36,6 +35,7 @@ from vpo_plugin.provenance import masked
 from vpo_plugin.report.tables import markdown_table
 from vpo_plugin.rewards import RewardSpec, load_spec
 from vpo_plugin.rewards.fit import budget_mistake
+from vpo_plugin.rewards.labels import write_prompts
 from vpo_plugin.rewards.task import read_rows
 from vpo_plugin.search.pool import load_pool, load_prompts
 

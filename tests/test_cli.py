@@ -219,7 +219,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert "score a file of responses" in in_a_process("--help").stdout
     code = "import sys, vpo_plugin.cli; print([m for m in ('numpy', 'pydantic', 'torch', 'rich') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-    for command in ("run", "experiment", "registry", "open", "show", "evaluate", "search"):
+    for command in ("run", "experiment", "registry", "open", "show", "evaluate", "search", "warm_start"):
         code = f"import atexit, sys; from vpo_plugin.cli import main; sys.argv = ['vpo', {command!r}, '--help']; "
         code += "atexit.register(lambda: print([m for m in ('torch', 'prefect') if m in sys.modules])); main()"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

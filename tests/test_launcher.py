@@ -323,7 +323,7 @@ def test_steps_that_would_update_nothing(refusal: Callable[..., str], flags: lis
 )
 def test_remarks(training: Training, flags: list[str], remark: str | None) -> None:
     _, args = check(training, *flags)
-    said = list(find_remarks(vars(args)))
+    said = list(find_remarks(vars(args), load_spec(SPEC)))
     assert len(said) == (remark is not None)
     assert remark is None or remark in said[0]
 
@@ -333,9 +333,9 @@ def test_few_labels_state_few_weightings(same: bool, training: Training, tmp_pat
     rows = [{"input": f"Say {i}.", "label": json.dumps(i % 2 if same else i)} for i in range(4)]
     Dataset.from_list(rows).save_to_disk(str(tmp_path / "few"))
     flags = {"algo.advantage.estimator": "goal_conditioned", "data.prompt_dataset": str(tmp_path / "few")}
-    said = list(find_remarks(vars(check(training)[1]) | flags))
-    sentence = "states one weighting for each label, and the 4 prompts have 2 labels: the policy learns 2 weightings."
-    assert said == ([f"goal_conditioned {sentence}"] if same else [])
+    said = list(find_remarks(vars(check(training)[1]) | flags, load_spec(SPEC)))
+    sentence = "states one weighting for each label, and the 4 prompts have 2 different ones: the policy"
+    assert len(said) == same and all(sentence in remark for remark in said)
 
 
 def test_specification_that_is_not_there_hides_no_other_mistake(

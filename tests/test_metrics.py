@@ -72,8 +72,13 @@ def test_best_at_k_does_not_depend_on_the_size_of_the_pool():
 @given(hnp.arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 4)), elements=rewards))
 @settings(deadline=None)
 def test_mean_pairwise_l1_is_the_mean_over_all_pairs(matrices):
-    expected = [np.mean([np.abs(a - b).sum() for a, b in combinations(pool, 2)] or [0]) for pool in matrices]
-    np.testing.assert_allclose(mean_pairwise_l1(matrices), expected, rtol=1e-12, atol=1e-12)
+    def means(pools):
+        return [np.mean([np.abs(a - b).sum() for a, b in combinations(pool, 2)] or [0]) for pool in pools]
+
+    np.testing.assert_allclose(mean_pairwise_l1(matrices), means(matrices), rtol=1e-12, atol=1e-12)
+    there = np.random.default_rng(0).random(matrices.shape[:2]) < 0.5
+    expected = means([pool[kept] for pool, kept in zip(matrices, there, strict=True)])
+    np.testing.assert_allclose(mean_pairwise_l1(matrices, there), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_expected_set_reward_lies_between_the_best_mean_and_the_best_of_each_objective():
@@ -82,6 +87,9 @@ def test_the_expected_set_reward_lies_between_the_best_mean_and_the_best_of_each
     assert (worth > pool.mean(-1).max(-1)).all() and (worth < pool.max(1).mean(-1)).all()
     assert expected_set_reward(np.eye(2)[None], seed=0) == pytest.approx(0.75)
     np.testing.assert_array_equal(worth, expected_set_reward(pool, seed=0))
+    there = np.arange(90) % 2 == [[0], [1], [0]]
+    halves = np.stack([one[kept] for one, kept in zip(pool, there, strict=True)])
+    np.testing.assert_allclose(expected_set_reward(pool, seed=0, there=there), expected_set_reward(halves, seed=0))
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says():

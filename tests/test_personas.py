@@ -325,7 +325,6 @@ def test_a_reward_model_in_process(tmp_path: Path) -> None:
     with torch.no_grad():
         model.score.weight.neg_()
     model.save_pretrained(tmp_path / "rm")  # trained again
-    judges._digest_of.cache_clear()
     judges._reward_model.cache_clear()
     assert panel([raw])("DOWN", asked)[0] == pytest.approx(-values[1], abs=1e-4)
 

@@ -22,6 +22,7 @@ from prefect.logging import disable_run_logger
 from flows.process import run_logged, running
 from flows.stage import alone_in, code_version, skip, working_on
 from vpo_plugin.advantages import RewardBatch, group_z_norm
+from vpo_plugin.files import model_digest
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf import checkpoints
 from vpo_plugin.openrlhf.checkpoints import remove_checkpoints, rewind, why_not_saved

@@ -66,30 +66,41 @@ def pass_at_k(correct: ArrayLike, ks: Sequence[int]) -> Floats:
     return np.clip(best_at_k(hits, ks), 0.0, 1.0)
 
 
-def mean_pairwise_l1(matrices: ArrayLike) -> Floats:
+def mean_pairwise_l1(matrices: ArrayLike, there: ArrayLike | None = None) -> Floats:
     """Mean L1 distance (summed over objectives) between two candidates of a prompt: `(P, n, k)` -> `(P,)`; 0 if n = 1.
+
+    `there`, bool `(P, n)`, leaves out candidates.
 
     Raises:
         ValueError: an empty pool, or rewards that are not finite.
     """
-    ascending = np.sort(_pool(matrices, "(prompts, candidates, objectives)"), axis=1)
-    n = ascending.shape[1]
-    pairs_won_minus_lost = 2.0 * np.arange(n) - (n - 1)  # of the i-th smallest value against the others
-    return np.einsum("n,pnk->p", pairs_won_minus_lost, ascending) / max(n * (n - 1) / 2, 1)
+    pool = _pool(matrices, "(prompts, candidates, objectives)")
+    counted = np.ones(pool.shape[:2], dtype=bool) if there is None else np.asarray(there, dtype=bool)
+    rank, n = np.arange(pool.shape[1]), counted.sum(1, keepdims=True)
+    ascending = np.sort(np.where(counted[..., None], pool, np.inf), axis=1)
+    ascending = np.where((rank < n)[..., None], ascending, 0.0)
+    pairs_won_minus_lost = 2.0 * rank - (n - 1)  # of the i-th smallest value against the others
+    return np.einsum("pn,pnk->p", pairs_won_minus_lost, ascending) / np.maximum(n * (n - 1) / 2, 1)[:, 0]
 
 
-def expected_set_reward(matrices: ArrayLike, *, seed: int, present: ArrayLike | None = None) -> Floats:
+def expected_set_reward(
+    matrices: ArrayLike, *, seed: int, present: ArrayLike | None = None, there: ArrayLike | None = None
+) -> Floats:
     """The set reward of a prompt's whole pool, `E_w[max over its candidates of w·r]`: `(P, n, k)` -> `(P,)`.
 
-    `present`, bool `(P, k)`, leaves out objectives that a prompt does not have.
+    `present`, bool `(P, k)`, leaves out objectives that a prompt does not have, `there`, bool `(P, n)`, candidates.
 
     Raises:
         ValueError: an empty pool, rewards that are not finite, or see `RewardBatch`.
     """
     pool = torch.from_numpy(_pool(matrices, "(prompts, candidates, objectives)"))
     generator = torch.Generator().manual_seed(seed)
-    mask = None if present is None else torch.from_numpy(np.asarray(present, dtype=bool))[:, None, None]
-    batch = RewardBatch(pool[:, None], mask, num_weights=NUM_WEIGHTS, generator=generator)
+    mask = np.ones((*pool.shape[:1], 1, 1, 1), dtype=bool)
+    if present is not None:
+        mask = mask & np.asarray(present, dtype=bool)[:, None, None]
+    if there is not None:
+        mask = mask & np.asarray(there, dtype=bool)[:, None, :, None]
+    batch = RewardBatch(pool[:, None], torch.from_numpy(mask), num_weights=NUM_WEIGHTS, generator=generator)
     return batch.set_rewards[:, 0].numpy()
 
 

@@ -22,7 +22,7 @@ class Score(Command):
     input: Path = Field(description="Responses: a file or folder that holds a dataset.")
     output: Path = Field(description="File of reward matrices; written when all rows are done.")
     strict: bool = Field(False, description="Stop at the first row that cannot be scored.")
-    workers: int = Field(os.cpu_count() or 1, ge=1, description="Number of scoring processes.")
+    workers: int | None = Field(None, ge=1, description="Number of scoring processes; default: one per core.")
     on_scorer_error: Literal["raise", "zero"] = Field(
         "raise", description="If the scorer fails on a response: report an error (raise), or count it as zero (zero)."
     )

@@ -241,16 +241,17 @@ def check_updates(given: Flags) -> Iterator[str]:
         )
 
 
-def find_remarks(given: Flags) -> Iterator[str]:
+def find_remarks(given: Flags, spec: RewardSpec) -> Iterator[str]:
     """Warnings: one sentence for each thing that is allowed but that the user should know."""
     parts, size = read_parts(given, "data.prompt_dataset", "data.prompt_split"), given["rollout.batch_size"]
     prompts = sum(len(rows) for _, rows in parts)
-    if (estimator := plugin_estimator(given)) and estimator.weights_in_prompt:
+    estimator = plugin_estimator(given)
+    if estimator and estimator.weights_in_prompt and not spec.functions:  # whose labels travel with their prompts
         labels = {json.dumps(label, sort_keys=True) for _, rows in parts for label in rows[given["data.label_key"]]}
         if len(labels) < min(prompts, FEW_GOALS):
             yield (
                 f"{given[ESTIMATOR]} states one weighting for each label, and the {prompts} prompts have {len(labels)} "
-                f"labels: the policy learns {len(labels)} weightings."
+                f"different ones: the policy does not see other weightings."
             )
     if given["algo.dynamic_filtering_enable"] and tuple(given["algo.dynamic_filtering_range"]) != (0, 1):
         yield (

@@ -8,15 +8,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+import numpy as np
 
 from vpo_plugin.metrics import best_at_k, expected_set_reward, mean_pairwise_l1, pass_at_k
 from vpo_plugin.openrlhf.experience import load_once
-from vpo_plugin.openrlhf.matrices import INFO_KEY, unpack
+from vpo_plugin.openrlhf.matrices import INFO_KEY, stack_groups, unpack
 from vpo_plugin.openrlhf.prompts import label_of
 from vpo_plugin.openrlhf.settings import current_settings
 from vpo_plugin.rewards.labels import read_label
-from vpo_plugin.targets import read_targets, solves
+from vpo_plugin.targets import read_targets
 
 
 def patch_evaluation(module: Any) -> None:
@@ -48,8 +48,9 @@ def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
     """
     run = current_settings()
     spec = load_once(str(run.spec))
-    matrices = [unpack(sample.info[INFO_KEY][0]).double() for sample in samples]
-    pools = [torch.cat(matrices[i : i + responses]).numpy() for i in range(0, len(matrices), responses)]
+    matrices, mask = stack_groups([unpack(sample.info[INFO_KEY][0]) for sample in samples], responses)
+    pools = matrices.flatten(1, 2).double().numpy()
+    there = np.ones(pools.shape[:2], dtype=bool) if mask is None else mask.any(-1).flatten(1).numpy()
     carried = [sample.labels[0] for sample in samples[::responses]]
     if run.own_reward or run.own_agent:  # the user's code defines what a label means
         spec = spec.model_copy(update={"front": None})
@@ -57,16 +58,18 @@ def pool_metrics(samples: Sequence[Any], responses: int) -> dict[str, float]:
     else:
         labels = [label_of(spec, run, label)[0] for label in carried]
     targets = read_targets(spec, [{"label": json.dumps(label)} for label in labels])
-    most = max(map(len, pools))
-    ks = sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
-    values: dict[str, list[float]] = {}
-    for pool, present, weights, at in zip(pools, targets.present, targets.weights, targets.solved_at, strict=True):
-        vectors = pool[None, :, : present.sum()]
-        rewards, counts = vectors @ weights[: present.sum()], [min(k, len(pool)) for k in ks]
-        found = {f"best_at_{k}": value for k, value in zip(ks, best_at_k(rewards, counts)[0], strict=True)}
-        found |= {f"pass_at_{k}": v for k, v in zip(ks, pass_at_k(solves(rewards, at), counts)[0], strict=True)}
-        found["expected_set_reward"] = expected_set_reward(vectors, seed=0).item()
-        found["pairwise_l1"] = mean_pairwise_l1(vectors).item()
-        for key, value in found.items():
-            values.setdefault(key, []).append(float(value))
-    return {key: sum(of_prompts) / len(of_prompts) for key, of_prompts in values.items()}
+    pools = pools[..., : targets.present.shape[1]]
+    counts = there.sum(1)
+    ks = sorted({*(2**i for i in range(int(counts.max()).bit_length())), int(counts.max())})
+    descending = -np.sort(-np.where(there, targets.rewards(pools), -np.inf))  # those that are not there come last
+    solved = targets.solved(descending)
+    best_at, pass_at = np.empty((2, len(pools), len(ks)))
+    for n in set(counts.tolist()):
+        alike, up_to = counts == n, [min(k, n) for k in ks]
+        best_at[alike] = best_at_k(descending[alike, :n], up_to)
+        pass_at[alike] = pass_at_k(solved[alike, :n], up_to)
+    metrics = {f"best_at_{k}": float(value) for k, value in zip(ks, best_at.mean(0), strict=True)}
+    metrics |= {f"pass_at_{k}": float(value) for k, value in zip(ks, pass_at.mean(0), strict=True)}
+    worth = expected_set_reward(pools, seed=0, present=targets.present, there=there)
+    metrics |= {"expected_set_reward": float(worth.mean()), "pairwise_l1": float(mean_pairwise_l1(pools, there).mean())}
+    return metrics

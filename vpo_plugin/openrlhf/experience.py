@@ -266,7 +266,8 @@ def set_metrics(
     shape, scalars = matrices.shape[:2], batch.scalars()
     counts = batch.candidates.sum(-1).clamp(min=1)
     of_sets, of_groups = (
-        _distances(batch.rewards.flatten(*axes), batch.candidates.flatten(*axes)) for axes in ((0, 1), (1, 2))
+        torch.from_numpy(mean_pairwise_l1(batch.rewards.flatten(*axes), batch.candidates.flatten(*axes)))
+        for axes in ((0, 1), (1, 2))
     )
     metrics = {
         "reward_best": scalars.masked_fill(~batch.candidates, float("-inf")).amax(-1),
@@ -279,20 +280,6 @@ def set_metrics(
         means = (batch.rewards.sum(2) / counts[..., None]).unbind(-1)
         metrics |= {f"objective/{key}": mean for key, mean in zip(spec.objective_keys, means, strict=True)}
     return {key: values.to(batch.dtype) for key, values in metrics.items()}
-
-
-def _distances(
-    rewards: Float[Tensor, "pools candidates objectives"], there: Bool[Tensor, "pools candidates"]
-) -> Float[Tensor, "pools"]:
-    """Mean L1 distance between two candidates of a pool, of those that are there."""
-    if there.all():
-        return torch.from_numpy(mean_pairwise_l1(rewards))
-    return torch.tensor(
-        [
-            mean_pairwise_l1(pool[kept][None]).item() if kept.any() else 0.0
-            for pool, kept in zip(rewards, there, strict=True)
-        ]
-    )
 
 
 @contextmanager

@@ -188,7 +188,7 @@ def start(
     given = vars(args)
     changes: dict[str, Any] = {}
     if spec is not None:
-        for remark in find_remarks(given):
+        for remark in find_remarks(given, spec):
             print(f"{REMARK}{remark}", flush=True)
         claim_output(parser, given, spec)
         changes["train.agent_func_path"] = str(Path(__file__).with_name("agent.py"))

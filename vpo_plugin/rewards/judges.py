@@ -39,8 +39,8 @@ class JudgeError(RuntimeError):
 def panel(judges: Sequence[Judge]) -> Callable[[str, dict[str, Any]], list[float]]:
     """A scorer for labels with a 'question': the candidate's score from each judge, in order.
 
-    The judges must be dataclasses: the judge's `repr`, the question and the answer identify a reply on disk. An empty
-    candidate scores 0 without asking the judges. Errors of a judge propagate.
+    The judges must be dataclasses: the judge's `repr`, the question and the answer identify a reply on disk, and the
+    files of a reward model in a folder. An empty candidate scores 0 without asking the judges. Errors propagate.
     """
 
     def score(candidate: str, label: dict[str, Any]) -> list[float]:
@@ -318,8 +318,7 @@ def _squashed(value: float, squash: bool, who: str) -> float:
 
 def _remembered(judge: Judge, question: str, answer: str) -> float:
     """The judge's score, from the cache on disk if it is stored there."""
-    weights = _digest_of(judge.model) if isinstance(judge, RewardModelJudge) else ""
-    content = json.dumps([repr(judge) + weights, question, answer]).encode()
+    content = json.dumps([repr(judge) + _weights_of(judge), question, answer]).encode()
     key = hashlib.sha256(content).hexdigest()
     file = cache_folder() / key[:2] / f"{key}.json"
     try:
@@ -331,7 +330,12 @@ def _remembered(judge: Judge, question: str, answer: str) -> float:
     return score
 
 
-_digest_of = functools.cache(files.model_digest)
+def _weights_of(judge: Judge) -> str:
+    """What identifies the weights of a reward model in a folder, which may have been trained again."""
+    if not (isinstance(judge, RewardModelJudge) and (folder := Path(judge.model)).is_dir()):
+        return ""
+    found = ((file.name, file.stat()) for file in sorted(folder.iterdir()))
+    return files.digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in found])
 
 
 def cache_folder() -> Path:

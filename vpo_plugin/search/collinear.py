@@ -12,7 +12,7 @@ import numpy as np
 
 from vpo_plugin.metrics import best_for_weights, coverage
 from vpo_plugin.rewards import RewardSpec
-from vpo_plugin.search.pool import load_pool
+from vpo_plugin.search.pool import check_objectives, load_pool
 
 CORRELATED = 0.95  # objectives that agree more than this count as one
 WINS_ALL = 0.99  # share of the weight space that counts as all
@@ -26,14 +26,16 @@ def read_matrices(place: Path, spec: RewardSpec) -> Iterator[np.ndarray]:
     Raises ValueError, which names the line or the pool, for anything that is not a matrix of this spec.
     """
     widths = range(1, len(spec.objective_keys) + 1) if spec.ragged else [len(spec.objective_keys)]
-    for where, matrix in _pooled(place) if place.is_dir() else _scored(place):
+    for where, matrix in _pooled(place, spec) if place.is_dir() else _scored(place):
         if matrix.ndim != 2 or matrix.shape[1] not in widths or not np.isfinite(matrix).all():
             raise ValueError(f"{where} of {place} holds no matrix of the spec '{spec.name}': {matrix.shape}.")
         yield matrix
 
 
-def _pooled(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    for number, rows in enumerate(load_pool(folder).candidates.astype(np.float64)):
+def _pooled(folder: Path, spec: RewardSpec) -> Iterator[tuple[str, np.ndarray]]:
+    pool = load_pool(folder)
+    check_objectives(str(folder), pool, spec)
+    for number, rows in enumerate(pool.candidates.astype(np.float64)):
         yield f"Prompt {number}", rows[:, ~np.isnan(rows).any(0)]
 
 

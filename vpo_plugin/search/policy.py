@@ -4,6 +4,7 @@ Both take a batch of requests and return the responses to each. An engine is see
 requests and seed give the same responses on the same machine with the same versions. Endpoint samples differ each time.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from vpo_plugin.files import digest_files
 from vpo_plugin.locks import temporary_home
 from vpo_plugin.models import check_policy
 from vpo_plugin.openrlhf import cpu
@@ -299,7 +299,13 @@ def fingerprint(model: str) -> str:
     check_policy(model)
     folder = Path(model)
     if folder.is_dir():
-        return digest_files(folder, sorted({file for pattern in WEIGHT_FILES for file in folder.glob(pattern)}))
+        digest = hashlib.sha256()
+        for file in sorted({file for pattern in WEIGHT_FILES for file in folder.glob(pattern)}):
+            digest.update(file.name.encode())
+            with file.open("rb") as content:
+                while part := content.read(1 << 20):
+                    digest.update(part)
+        return digest.hexdigest()[:16]
     from transformers import AutoConfig
 
     return str(AutoConfig.from_pretrained(model)._commit_hash)

@@ -25,7 +25,7 @@ from vpo_plugin.search.evaluate import (
     score_samples,
 )
 from vpo_plugin.search.policy import Policy, Request
-from vpo_plugin.search.pool import claim_folder, load_pool, read_table, shared_prompts, write_rows
+from vpo_plugin.search.pool import check_objectives, claim_folder, load_pool, read_table, shared_prompts, write_rows
 from vpo_plugin.search.procedures import (
     BestOfK,
     Problem,
@@ -116,6 +116,8 @@ def unsolved_prompts(spec: RewardSpec, pools: Sequence[Path]) -> list[dict[str, 
         ValueError: there is no such prompt, or see `load_pool` and `shared_prompts`.
     """
     loaded, rows, _ = shared_prompts({str(folder): load_pool(folder) for folder in pools})
+    for folder, pool in loaded.items():
+        check_objectives(folder, pool, spec)
     targets = read_targets(spec, rows)
     solved = np.any([targets.solved(targets.rewards(pool.candidates)).any(1) for pool in loaded.values()], axis=0)
     if solved.all():

@@ -28,7 +28,6 @@ from vpo_plugin.rewards.prompts import ask, pack_prompt
 from vpo_plugin.rewards.response import floor_response
 from vpo_plugin.rewards.scoring import Item, Scoring
 from vpo_plugin.rewards.task import canonical, read_rows
-from vpo_plugin.search.evaluate import batch_seed, progress_bar
 from vpo_plugin.search.policy import Engine, Request, Response, as_chat, most_tokens
 
 LEAST_SETS = 8
@@ -238,6 +237,8 @@ def _in_a_process(model: str, groups: list[Any], settings: WarmStartSettings) ->
 
 def _sample(model: str, groups: list[Any], settings: WarmStartSettings) -> list[list[list[Response]]]:
     from transformers import AutoTokenizer
+
+    from vpo_plugin.search.evaluate import batch_seed, progress_bar
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     texts = as_chat([text for group in groups for text, _, _ in group], tokenizer, settings.chat_template_kwargs)
