@@ -5,7 +5,6 @@ import shlex
 import subprocess
 from contextlib import chdir
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -156,14 +155,13 @@ def test_what_is_wrong_is_said_in_a_sentence(
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-@pytest.mark.parametrize("module", [pipeline, deployments])
+@pytest.mark.parametrize("flow", [pipeline.pipeline, deployments.train_flow])
 def test_a_flow_checks_all_trainings_before_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flow: Any
 ) -> None:
-    flow = deployments.train_flow if module is deployments else pipeline.pipeline
     done: list[str] = []
     for name in ("check_specification", "prepare_data", "prepare_policy", "train"):
-        monkeypatch.setattr(module, name, lambda *_, name=name: done.append(name) or load_spec("maze_small"))
+        monkeypatch.setattr(pipeline, name, lambda *_, name=name: done.append(name) or load_spec("maze_small"))
 
     def refuse(*_: object) -> None:
         raise ValueError("max_at_k")
