@@ -51,7 +51,7 @@ def main() -> None:
         policy = resolve_policy(args.model, Path(folder))
         policy = str(Path(policy).resolve()) if Path(policy).is_dir() else policy
         for number in range(args.rounds):
-            for name, checkout in (("before", args.before), ("after", here)):
+            for name, checkout in (("after", here), ("before", args.before)):
                 output = Path(folder) / f"{name}-{number}"
                 times[name] += train(checkout.resolve(), policy, output, args.steps)[1:]
     print(f"{'phase':16}{'before':>8}{'after':>8}{'ratio':>8}")
@@ -67,7 +67,7 @@ def train(checkout: Path, policy: str, output: Path, steps: int) -> list[dict[st
     (output / "cpu_step_task.py").write_text(TASK)
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=PROMPT_WORDS)) for _ in range(steps * PROMPTS)]
-    rows = "".join(json.dumps({"input": text, "label": "0"}) + "\n" for text in texts)
+    rows = "".join(json.dumps({"input": text, "label": 0}) + "\n" for text in texts)
     (output / "prompts.jsonl").write_text(rows)
     batch = str(PROMPTS * ROLLOUTS)
     command = [
