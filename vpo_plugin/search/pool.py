@@ -216,15 +216,14 @@ def claim_folder(folder: Path, settings: dict[str, Any], name: str = SETTINGS) -
     """Start a pool (or search) with these settings in the folder, or check that the one there can be resumed.
 
     Raises:
-        ValueError: the folder holds one with other settings; versions and command may differ, and the names of the
-            objectives, which older pools lack and `spec_digest` covers.
+        ValueError: the folder holds one with other settings; versions and command may differ.
     """
     earlier = read_settings(folder, name)
     if earlier is None:
         files.write(folder / name, json.dumps(settings, indent=2))
         return
     for key in {**settings, **earlier}:
-        if key not in ("versions", "command", "objectives") and earlier.get(key) != settings.get(key):
+        if key not in ("versions", "command") and earlier.get(key) != settings.get(key):
             raise ValueError(
                 f"{folder} holds results of other settings ({key} was {earlier.get(key)!r}, now "
                 f"{settings.get(key)!r}): "
