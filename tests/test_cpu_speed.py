@@ -1,14 +1,19 @@
 """What makes a training step cheaper on a CPU changes no log-probability, no gradient and no sum over a step."""
 
+import copy
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
 from host import importable_host
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from vpo_plugin.models import TINY, resolve_policy
-from vpo_plugin.openrlhf.cpu_speed import LikeLengths, idle_cores, log_probs_from_logits
+from vpo_plugin.openrlhf.cpu_speed import PromptsTogether, idle_cores, log_probs_from_logits
+from vpo_plugin.openrlhf.shared_prompts import Rollout, fits, lay_out, read, share
+
+SMALL = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +39,28 @@ def rollouts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return sequences, actions, attention
 
 
+def groups() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The masks of nine rollouts: three of a prompt of 30 tokens, four of 22, one of 25, and one without a response.
+
+    Of the first, an environment wrote five tokens; the last of the second has one token, and some padding on its left.
+    """
+    generator = torch.Generator().manual_seed(1)
+    sequences = torch.randint(3, 60, (9, 64), generator=generator)
+    actions, attention = torch.zeros(9, 63, dtype=torch.long), torch.ones(9, 64, dtype=torch.long)
+    prompts = [(30, 64), (30, 50), (30, 41), (22, 40), (22, 64), (22, 33), (22, 23), (25, 60), (64, 64)]
+    for row, (prompt, end) in enumerate(prompts):
+        actions[row, prompt - 1 : end - 1] = 1
+        attention[row, end:] = 0
+    sequences[1:3, :30] = sequences[0, :30]
+    sequences[4:7, :22] = sequences[3, :22]
+    actions[0, 40:45] = 0
+    for tensor in (sequences[6], attention[6]):
+        tensor[:] = tensor.roll(4)
+    actions[6] = actions[6].roll(4)
+    attention[6, :4] = 0
+    return sequences, actions, attention
+
+
 def expected(model: torch.nn.Module, sequences: torch.Tensor, actions: torch.Tensor, attention: torch.Tensor):  # type: ignore[no-untyped-def]
     """Each response token's log-probability, from the logits of the whole sequence."""
     positions = (attention.cumsum(-1) - 1).masked_fill(attention == 0, 1)
@@ -56,6 +83,97 @@ def test_log_probabilities_and_gradients_are_those_of_all_logits(actors: dict) -
     advantages = torch.tensor([1.0, -0.5, 2.0, -1.5])[:, None]
     for one, other in zip(gradients((found * advantages).sum()), gradients((wanted * advantages).sum()), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_a_prompt_is_computed_once_for_its_responses(actors: dict) -> None:
+    actor, (sequences, actions, attention) = actors["fp32"], groups()
+    found, output = actor(sequences, actions, attention_mask=attention, return_output=True)
+    assert output["logits"].shape[:2] == (3, 18 + 42 + 11 + 1), "a row for each prompt, only responses"
+    wanted = expected(actor.model, sequences, actions, attention)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+    advantages = torch.linspace(-1, 2, 9)[:, None]
+    parameters = list(actor.model.parameters())
+    gradients = [torch.autograd.grad((values * advantages).sum(), parameters) for values in (found, wanted)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_a_prompt_is_computed_once_with_checkpoints_of_activations(actors: dict) -> None:
+    actor, (sequences, actions, attention) = actors["fp32"], groups()
+    actor.gradient_checkpointing_enable()
+    try:
+        actor.train()
+        found = actor(sequences, actions, attention_mask=attention)
+        found.sum().backward()
+    finally:
+        actor.eval()
+        actor.gradient_checkpointing_disable()
+        actor.zero_grad()
+    torch.testing.assert_close(found, expected(actor.model, sequences, actions, attention), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_shared_rows_do_not_fit_is_given_a_row_for_each_rollout(actors: dict) -> None:
+    actor, (sequences, actions, attention) = actors["fp32"], groups()
+    actor.model.config.sliding_window, before = 16, getattr(actor.model.config, "sliding_window", None)
+    try:
+        _, output = actor(sequences, actions, attention_mask=attention, return_output=True)
+    finally:
+        actor.model.config.sliding_window = before
+    assert len(output["logits"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "fitting"),
+    [
+        ({}, True),
+        ({"layer_types": ["full_attention", "full_attention"]}, True),
+        ({"layer_types": ["full_attention", "linear_attention"]}, False),
+        ({"sliding_window": 4096}, False),
+        ({"sliding_window": 4096, "use_sliding_window": False}, True),
+        ({"alibi": True}, False),
+        ({"output_router_logits": True}, False),
+        ({"_attn_implementation": "eager"}, False),
+    ],
+)
+def test_which_models_shared_rows_fit(change: dict, fitting: bool) -> None:
+    model = LlamaForCausalLM(copy.deepcopy(SMALL))
+    model.set_attn_implementation("sdpa")
+    for name, value in change.items():
+        setattr(model.config, name, value)
+    assert fits(model) is fitting
+    model._is_stateful = True
+    assert not fits(model)
+
+
+def test_a_models_own_code_is_given_a_row_for_each_rollout() -> None:
+    class Own(LlamaForCausalLM):
+        pass
+
+    assert not fits(Own(SMALL))
+
+
+def test_short_responses_share_a_row_and_long_ones_do_not() -> None:
+    def rollouts(size: int, tokens: int) -> list[Rollout]:
+        return [Rollout((1,) * 100, [2] * tokens, (row, 0)) for row in range(size)]
+
+    assert [len(row) for row in share(rollouts(8, 40), hidden=576)] == [8]
+    assert [len(row) for row in share(rollouts(8, 2000), hidden=576)] == [1] * 8
+    assert 1 < len(share(rollouts(64, 75), hidden=576)[0]) < 64
+
+
+def test_rows_place_each_response_token_once() -> None:
+    sequences, actions, attention = groups()
+    rollouts = read(sequences, actions, attention)
+    assert [rollout.place[0] for rollout in rollouts] == list(range(8))
+    assert [len(rollout.prompt) for rollout in rollouts] == [30, 30, 30, 22, 22, 22, 22, 25]
+    rows = lay_out(share(rollouts, 64))
+    places = list(zip(*(part.tolist() for part in rows.wanted), strict=True))
+    assert len(set(places)) == len(places) == sum(len(rollout.response) for rollout in rollouts)
+    assert set(places) >= {tuple(place) for place in actions.nonzero().tolist()}
+    labels = rows.labels[rows.found]
+    assert labels.tolist() == [int(sequences[row, column + 1]) for row, column in places]
+    assert (rows.labels != -100).sum() == len(places)
 
 
 def test_a_batch_without_a_response_has_log_probabilities_of_zero(actors: dict) -> None:
@@ -87,11 +205,33 @@ def test_log_probabilities_from_the_logits_of_the_last_tokens(temperature: float
     torch.testing.assert_close(log_probs_from_logits(logits.clone(), labels, temperature), wanted)
 
 
+def kept_rollout(prompt: int, length: int) -> SimpleNamespace:
+    """A rollout of the host's replay buffer, whose prompt is ten times the same token."""
+    sequences = torch.tensor([prompt] * 10 + [7] * (length - 10))
+    actions = torch.tensor([0] * 9 + [1] * (length - 10))
+    return SimpleNamespace(
+        sequences=sequences,
+        action_mask=actions,
+        attention_mask=torch.ones_like(sequences),
+        total_length=torch.tensor(length),
+    )
+
+
 def test_micro_batches_are_of_like_lengths_and_hold_every_rollout_once() -> None:
     lengths = [70, 12, 65, 14, 90, 13, 66, 11]
-    batches = list(LikeLengths([SimpleNamespace(total_length=torch.tensor(n)) for n in lengths], 2))
+    batches = list(PromptsTogether([kept_rollout(20 + row, length) for row, length in enumerate(lengths)], 2))
     assert sorted(index for batch in batches for index in batch) == list(range(8))
     assert [[lengths[index] for index in batch] for batch in batches] == [[11, 12], [13, 14], [65, 66], [70, 90]]
+
+
+def test_micro_batches_keep_the_rollouts_of_a_prompt_together() -> None:
+    rollouts = [(1, 30), (2, 12), (3, 40), (2, 50), (1, 11), (3, 41)]
+    batches = list(PromptsTogether([kept_rollout(*rollout) for rollout in rollouts], 2))
+    assert [[rollouts[index] for index in batch] for batch in batches] == [
+        [(1, 11), (1, 30)],
+        [(3, 40), (3, 41)],
+        [(2, 12), (2, 50)],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -536,6 +536,18 @@ def test_defaults_without_cuda() -> None:
     assert vars(read_flags(parser, ["--actor.num_gpus_per_node", "2"])[0])["actor.num_gpus_per_node"] == 2
 
 
+def test_without_cuda_the_engines_read_a_prompt_once_for_its_responses(training: Training) -> None:
+    """Not with partial rollouts, of which some are unfinished when the host empties the cache, nor with CUDA."""
+
+    def cached(*flags: str, on_cpu: bool = True) -> bool:
+        args, _, _ = launcher.read_arguments(host_parser(), training.command(*flags)[3:], on_cpu)
+        return vars(args)["vllm.enable_prefix_caching"]
+
+    assert cached()
+    assert not cached("--train.async_enable", "--train.partial_rollout_enable")
+    assert not cached(on_cpu=False)
+
+
 @pytest.mark.parametrize(
     ("flags", "devices", "sentence"),
     [

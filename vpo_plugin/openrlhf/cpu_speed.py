@@ -3,10 +3,12 @@
 ===================================== ================================================================================
 symbol (OpenRLHF 0.11.1 and 0.11.2)   why
 ===================================== ================================================================================
-`Actor.forward`                       also computes logits of the prompt, whose log-probabilities are multiplied by
-                                      zero: now computes only those of the response
+`Actor.forward`                       computes a prompt again for each of its responses, and its logits, whose
+                                      log-probabilities are multiplied by zero: now computes it once for several
+                                      responses (`shared_prompts`), and only the responses' logits
 `models.actor.log_probs_from_logits`  makes several copies of the logits: torch's cross entropy makes one
-`ppo_actor.DataLoader`                mixes long and short rollouts in a micro-batch, padded to the longest
+`ppo_actor.DataLoader`                mixes prompts, and long and short rollouts, in a micro-batch: now keeps rollouts
+                                      of a prompt, and those of similar lengths, together
 ===================================== ================================================================================
 """
 
@@ -30,25 +32,54 @@ def idle_cores() -> int:
 
 
 def patch_actor(module: Any) -> None:
-    """Patch `openrlhf.models.actor`: compute only the response's logits, with one pass over them."""
+    """Patch `openrlhf.models.actor`: a prompt once for its responses, and only the responses' logits, in one pass."""
     if module.log_probs_from_logits is log_probs_from_logits:  # patched already
         return
+    from vpo_plugin.openrlhf import shared_prompts  # imports torch, before which `cpu.install` has to set its threads
+
     forward = module.Actor.forward
 
-    def response_only(self: Any, sequences: Any, action_mask: Any = None, *rest: Any, **more: Any) -> Any:
-        if action_mask is None or more.get("return_entropy") or self.packing_samples or not _keeps_logits(self.model):
-            return forward(self, sequences, action_mask, *rest, **more)
+    def responses_only(
+        self: Any, sequences: Any, action_mask: Any = None, attention_mask: Any = None, **more: Any
+    ) -> Any:
+        model = _unwrapped(self.model)
+        if (
+            action_mask is None
+            or more.get("return_entropy")
+            or self.packing_samples
+            or "logits_to_keep" not in inspect.signature(model.forward).parameters
+        ):
+            return forward(self, sequences, action_mask, attention_mask, **more)
+        rollouts = shared_prompts.read(sequences, action_mask, attention_mask)
+        if rollouts and not getattr(self, "is_vlm", False) and shared_prompts.fits(model):
+            rows = shared_prompts.share(rollouts, model.config.hidden_size)
+            if len(rows) < len(rollouts):
+                found = _forward_shared(self, shared_prompts.lay_out(rows), action_mask)
+                return found if more.get("return_output") else found[0]
         width = action_mask.shape[1]
-        used = action_mask.any(dim=0).nonzero()
-        first = int(used[0]) if len(used) else width - 1
+        first = min((rollout.place[1] for rollout in rollouts), default=width - 1)
         kept = width - first
-        found = forward(self, sequences, action_mask[:, first:], *rest, **more, logits_to_keep=kept + 1)
+        found = forward(self, sequences, action_mask[:, first:], attention_mask, **more, logits_to_keep=kept + 1)
         log_probs, *output = found if isinstance(found, tuple) else (found,)
         log_probs = module.torch.nn.functional.pad(log_probs, (first, 0))
         return (log_probs, *output) if output else log_probs
 
-    module.Actor.forward = response_only
+    module.Actor.forward = responses_only
     module.log_probs_from_logits = log_probs_from_logits
+
+
+def _forward_shared(actor: Any, rows: Any, action_mask: Any) -> tuple[Any, Any]:
+    """What `Actor.forward` returns, from `shared_prompts.Rows`."""
+    output = actor.model(
+        rows.sequences,
+        attention_mask=rows.attention,
+        position_ids=rows.positions,
+        logits_to_keep=rows.labels.shape[1],
+    )
+    output["logits"] = output["logits"].float()
+    log_probs = log_probs_from_logits(output["logits"], rows.labels, actor.temperature)
+    placed = log_probs.new_zeros(action_mask.shape).index_put(rows.wanted, log_probs[rows.found])
+    return placed * action_mask.float(), output
 
 
 def log_probs_from_logits(logits: Any, labels: Any, temperature: float = 1.0) -> Any:
@@ -68,22 +99,20 @@ def log_probs_from_logits(logits: Any, labels: Any, temperature: float = 1.0) ->
     return -losses.view(labels.shape)
 
 
-def _keeps_logits(model: Any) -> bool:
-    """Whether the model can compute only the last tokens' logits, as transformers' models can."""
-    model = getattr(model, "module", model)  # inside DeepSpeed's engine
-    if hasattr(model, "get_base_model"):  # inside a peft model
-        model = model.get_base_model()
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
+def _unwrapped(model: Any) -> Any:
+    """The transformers model inside DeepSpeed's engine and peft's model."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def patch_loader(module: Any) -> None:
     """Patch `openrlhf.trainer.ray.ppo_actor`: micro-batches of similar lengths if one step takes all rollouts."""
     loader = module.DataLoader
 
-    def like_lengths(dataset: Any, *, batch_size: int, shuffle: bool, drop_last: bool, **more: Any) -> Any:
+    def together(dataset: Any, *, batch_size: int, shuffle: bool, drop_last: bool, **more: Any) -> Any:
         if not shuffle or not getattr(dataset, "one_step", False):
             return loader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, **more)
-        return loader(dataset, batch_sampler=LikeLengths(dataset, batch_size), **more)
+        return loader(dataset, batch_sampler=PromptsTogether(dataset, batch_size), **more)
 
     ppo_train = module.ActorPPOTrainer.ppo_train
 
@@ -92,15 +121,23 @@ def patch_loader(module: Any) -> None:
         self.replay_buffer.one_step = len(self.replay_buffer) == per_step
         return ppo_train(self, *rest, **more)
 
-    module.DataLoader, module.ActorPPOTrainer.ppo_train = like_lengths, knowing_the_step
+    module.DataLoader, module.ActorPPOTrainer.ppo_train = together, knowing_the_step
 
 
-class LikeLengths:
-    """Indices of micro-batches, with rollouts sorted by length. The order does not change the sum over a step."""
+class PromptsTogether:
+    """Indices of micro-batches, in which rollouts of a prompt and of similar lengths are together.
+
+    The order does not change the sum over a step.
+    """
 
     def __init__(self, rollouts: Any, batch_size: int) -> None:
         self.batch_size = batch_size
-        self.order = sorted(range(len(rollouts)), key=lambda index: int(rollouts[index].total_length))
+        prompts = [_prompt(rollouts[index]) for index in range(len(rollouts))]
+        lengths = [int(rollouts[index].total_length) for index in range(len(rollouts))]
+        longest: dict[tuple[int, ...], int] = {}
+        for prompt, length in zip(prompts, lengths, strict=True):
+            longest[prompt] = max(length, longest.get(prompt, 0))
+        self.order = sorted(range(len(prompts)), key=lambda at: (longest[prompts[at]], prompts[at], lengths[at]))
 
     def __iter__(self) -> Iterator[list[int]]:
         for start in range(0, len(self) * self.batch_size, self.batch_size):
@@ -108,3 +145,11 @@ class LikeLengths:
 
     def __len__(self) -> int:
         return len(self.order) // self.batch_size
+
+
+def _prompt(rollout: Any) -> tuple[int, ...]:
+    """The tokens of a rollout of the replay buffer before its first action."""
+    from vpo_plugin.openrlhf import shared_prompts
+
+    found = shared_prompts.read(rollout.sequences[None], rollout.action_mask[None], rollout.attention_mask[None])
+    return found[0].prompt if found else ()
