@@ -42,15 +42,15 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Two steps, with a large learning rate, the host's comparison of the engine's log-probabilities, an evaluation,
-    and Weights & Biases without its server."""
+    """Two steps on the same prompts, with a large learning rate, the host's comparison of the engine's
+    log-probabilities, an evaluation, and Weights & Biases without its server."""
     folder = tmp_path_factory.mktemp("trained")
-    training = Training(folder / "policy", write_prompts(folder / "prompts", 8), resolve_policy(TINY, folder))
+    training = Training(folder / "policy", write_prompts(folder / "prompts", 4), resolve_policy(TINY, folder))
     offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(folder)}
     process = training.start(
         *("--actor.adam.lr", "2e-3", "--actor.lr_scheduler", "constant"),
         *(["--algo.advantage.is_correction_enable"] if OLDER else ["--algo.advantage.is_correction_level", "token"]),
-        *("--vpo.seed", "5"),
+        *("--vpo.seed", "5", "--train.num_episodes", "2"),
         *("--eval.dataset", str(write_prompts(folder / "held_out", 3)), "--eval.steps", "2"),
         *("--ckpt.best_metric_key", "eval_default_best_at_6"),
         *("--eval.n_samples_per_prompt", "2", "--ckpt.path", str(folder / "checkpoints")),
@@ -116,7 +116,7 @@ def test_two_steps(trained: Trained) -> None:
     assert list(with_key), "the best checkpoint follows the metric that --ckpt.best_metric_key names"
 
     # The policy moved between the steps, and the engine with it: were its weights the old ones, the log-probabilities
-    # of step 2 would differ as much as the two policies do.
+    # of step 2 would differ as much as the two policies do; or those of its prompts, which it has read before.
     before = load_file(Path(training.policy) / "model.safetensors")
     after = load_file(training.output / "model.safetensors")
     assert any((before[name].float() - after[name].float()).abs().max() > 1e-3 for name in after)

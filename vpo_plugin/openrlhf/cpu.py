@@ -17,7 +17,8 @@ symbol                                              why
 `NaiveReplayBuffer.__init__`                        builds a `cuda:…` device
 `ActorPPOTrainer._init_vllm_sync_group`             sync weights over NCCL: replaced by one transfer through Ray's
 `ActorPPOTrainer.broadcast_to_vllm`                 object store
-`RolloutRayActor`                                   gains `load_state`, which receives the weights
+`RolloutRayActor`                                   gains `load_state`, which receives the weights, and caches prompts
+                                                    in small blocks (`KV_BLOCK`)
 `cpu_speed`                                         patches that only save time (see the table there)
 =================================================== ==================================================================
 """
@@ -73,6 +74,10 @@ HOST_LIMITS = {
     "ds.ring_attn_size": (1, "ring attention needs flash-attn"),
     "ds.zero_stage": (2, "the engines need whole weights, but ZeRO 3 shards them"),
 }
+
+# Tokens of a block of an engine's key-value cache. Responses share the whole blocks of their prompt, and vLLM's default
+# on a CPU, 128, is longer than many prompts.
+KV_BLOCK = 32
 
 # The host's actors each ask Ray for GPUs; without GPUs, Ray schedules with this number.
 PRETEND_GPUS = 16
@@ -192,7 +197,7 @@ def install() -> None:
         ("openrlhf.trainer.ray.ppo_actor", _patch_weight_sender),
         ("openrlhf.trainer.ray.ppo_actor", cpu_speed.patch_loader),
         ("openrlhf.models.actor", cpu_speed.patch_actor),
-        ("openrlhf.trainer.ray.vllm_engine", _patch_weight_receiver),
+        ("openrlhf.trainer.ray.vllm_engine", _patch_engine),
     ):
         wrapt.register_post_import_hook(patch, module)
 
@@ -302,14 +307,18 @@ def _patch_weight_sender(module: Any) -> None:
     module.ActorPPOTrainer.broadcast_to_vllm = broadcast_to_vllm
 
 
-def _patch_weight_receiver(module: Any) -> None:
+def _patch_engine(module: Any) -> None:
     import ray
+
+    async def small_blocks(self: Any, *args: Any, **kwargs: Any) -> None:
+        await original(self, *args, **{"block_size": KV_BLOCK} | kwargs)
 
     async def load_state(self: Any, state: bytes) -> None:
         await self.llm.collective_rpc(reload_weights, args=(state,))
 
     actor_class = module.RolloutRayActor.__ray_metadata__.modified_class
-    actor_class.load_state = load_state
+    original = actor_class.__init__
+    actor_class.__init__, actor_class.load_state = small_blocks, load_state
     module.RolloutRayActor = ray.remote(actor_class)
 
 

@@ -118,6 +118,7 @@ class Engine:
             enforce_eager=not torch.cuda.is_available(),
             worker_extension_cls=f"{SamplingSeed.__module__}.{SamplingSeed.__qualname__}",
             use_tqdm_on_load=False,
+            **({} if torch.cuda.is_available() else {"block_size": cpu.KV_BLOCK}),
         )
 
     def generate(self, requests: Sequence[Request], seed: int) -> list[list[Response]]:
