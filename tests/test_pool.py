@@ -29,9 +29,10 @@ from vpo_plugin.rewards.response import score_response
 from vpo_plugin.rewards.task import best_reward, known_answers, read_rows
 from vpo_plugin.search.collinear import read_matrices
 from vpo_plugin.search.comparison import Comparison
-from vpo_plugin.search.evaluate import as_columns, batch_seed
+from vpo_plugin.search.evaluate import as_columns, batch_seed, read_task
 from vpo_plugin.search.policy import Endpoint, EndpointError, Request, Response, SamplingSeed, fingerprint
 from vpo_plugin.search.pool import Pool, batch_file, claim_folder, load_pool, say_repeats, shared_prompts, write_rows
+from vpo_plugin.search.settings import PolicySettings
 
 SPEC = load_spec("maze_small")
 ROWS = [{"input": row["prompt"], "label": json.dumps(row["label"])} for row in read_rows(SPEC, "test", 6, 0)]
@@ -552,3 +553,18 @@ def test_an_engine_s_samplers_are_seeded_wherever_they_draw() -> None:
 
     assert drawn(3) == drawn(3)
     assert all(one != other for one, other in zip(drawn(3), drawn(4), strict=True))
+
+
+def test_pools_of_a_specification_in_two_places_can_be_compared(tmp_path: Path) -> None:
+    made = []
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        folder.mkdir()
+        (folder / "prompts.jsonl").write_text("{}")
+        text = "extends: maze_small\nname: here\ndataset: {args: {source: prompts.jsonl}}\n"
+        (folder / "spec.yaml").write_text(text)
+        row = {"input": "Go.", "label": "{}"}
+        spec, _rows, settings = read_task(PolicySettings(model=MODEL, spec=str(folder / "spec.yaml")), [row])
+        assert spec.dataset.args["source"] == str(folder / "prompts.jsonl")
+        made.append(settings)
+    assert made[0]["spec_digest"] == made[1]["spec_digest"]
+    assert made[0] | {"spec": ""} == made[1] | {"spec": ""}

@@ -198,7 +198,8 @@ def read_task(
             "url": settings.url,
             "api": settings.api if settings.url else None,
             "spec": settings.spec,
-            "spec_digest": files.digest(spec.model_dump(mode="json")),
+            # Without the dataset, whose prompts have a digest of their own: a file of prompts is named by its place.
+            "spec_digest": files.digest(spec.model_dump(mode="json", exclude={"dataset"})),
             "code_digest": code_digest(spec),
             "objectives": list(spec.objective_keys),
             "prompts": len(rows),
