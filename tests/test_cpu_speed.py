@@ -157,9 +157,18 @@ def test_short_responses_share_a_row_and_long_ones_do_not() -> None:
     def rollouts(size: int, tokens: int) -> list[Rollout]:
         return [Rollout((1,) * 100, [2] * tokens, (row, 0)) for row in range(size)]
 
-    assert [len(row) for row in share(rollouts(8, 40), hidden=576)] == [8]
-    assert [len(row) for row in share(rollouts(8, 2000), hidden=576)] == [1] * 8
-    assert 1 < len(share(rollouts(64, 75), hidden=576)[0]) < 64
+    smollm2 = SimpleNamespace(hidden_size=576, num_hidden_layers=30, vocab_size=49152)
+    assert [len(row) for row in share(rollouts(8, 40), smollm2)] == [8]
+    assert [len(row) for row in share(rollouts(8, 2000), smollm2)] == [1] * 8
+    assert 1 < len(share(rollouts(64, 75), smollm2)[0]) < 64
+
+
+def test_a_rows_responses_are_short_and_long_ones() -> None:
+    rollouts = [Rollout((1,) * 100, [2] * tokens, (row, 0)) for row, tokens in enumerate([10, 10, 10, 90, 90, 90])]
+    rows = share(rollouts, SimpleNamespace(hidden_size=8, num_hidden_layers=30, vocab_size=8))
+    lengths = [sum(len(rollout.response) for rollout in row) for row in rows]
+    assert 1 < len(rows) < 6
+    assert max(lengths) - min(lengths) <= 80
 
 
 def test_rows_place_each_response_token_once() -> None:
@@ -167,13 +176,12 @@ def test_rows_place_each_response_token_once() -> None:
     rollouts = read(sequences, actions, attention)
     assert [rollout.place[0] for rollout in rollouts] == list(range(8))
     assert [len(rollout.prompt) for rollout in rollouts] == [30, 30, 30, 22, 22, 22, 22, 25]
-    rows = lay_out(share(rollouts, 64))
-    places = list(zip(*(part.tolist() for part in rows.wanted), strict=True))
+    rows = lay_out(share(rollouts, SMALL))
+    places = list(zip(*(part.tolist() for part in rows.places), strict=True))
     assert len(set(places)) == len(places) == sum(len(rollout.response) for rollout in rollouts)
     assert set(places) >= {tuple(place) for place in actions.nonzero().tolist()}
-    labels = rows.labels[rows.found]
+    labels = rows.labels[rows.labels != -100]
     assert labels.tolist() == [int(sequences[row, column + 1]) for row, column in places]
-    assert (rows.labels != -100).sum() == len(places)
 
 
 def test_a_batch_without_a_response_has_log_probabilities_of_zero(actors: dict) -> None:

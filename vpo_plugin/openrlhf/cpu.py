@@ -294,13 +294,12 @@ def _patch_weight_sender(module: Any) -> None:
         import torch
 
         if torch.distributed.get_rank() == 0:
-            if getattr(self.strategy.args.vllm, "enable_prefix_caching", False):
-                ray.get([engine.reset_prefix_cache.remote() for engine in self.vllm_engines])
             state = {name: parameter.data for name, parameter in self.actor.model.module.named_parameters()}
             buffer = io.BytesIO()
             torch.save(state, buffer)
             reference = ray.put(buffer.getvalue())
-            ray.get([engine.load_state.remote(reference) for engine in self.vllm_engines])
+            cached = getattr(self.strategy.args.vllm, "enable_prefix_caching", False)
+            ray.get([engine.load_state.remote(reference, cached) for engine in self.vllm_engines])
         torch.distributed.barrier()
 
     module.ActorPPOTrainer._init_vllm_sync_group = _init_vllm_sync_group
@@ -311,10 +310,16 @@ def _patch_engine(module: Any) -> None:
     import ray
 
     async def small_blocks(self: Any, *args: Any, **kwargs: Any) -> None:
-        await original(self, *args, **{"block_size": KV_BLOCK} | kwargs)
+        await original(self, *args, block_size=KV_BLOCK, **kwargs)
 
-    async def load_state(self: Any, state: bytes) -> None:
+    async def load_state(self: Any, state: bytes, cached: bool) -> None:
         await self.llm.collective_rpc(reload_weights, args=(state,))
+        if cached and not await self.llm.reset_prefix_cache():
+            raise RuntimeError(
+                "vLLM still writes responses while its weights change, so it keeps the prompts that it has read with "
+                "the old ones: an agent must wait for all its responses, and --train.partial_rollout_enable excludes "
+                "--vllm.enable_prefix_caching without CUDA."
+            )
 
     actor_class = module.RolloutRayActor.__ray_metadata__.modified_class
     original = actor_class.__init__

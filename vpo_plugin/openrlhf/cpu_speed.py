@@ -1,4 +1,6 @@
-"""Save work in a training step on a machine without CUDA. Used by `cpu.install`; nothing here changes a loss.
+"""Save work in a training step on a machine without CUDA. Used by `cpu.install`.
+
+Nothing here changes a loss, except by what dropout drops (see `shared_prompts`).
 
 ===================================== ================================================================================
 symbol (OpenRLHF 0.11.1 and 0.11.2)   why
@@ -52,7 +54,7 @@ def patch_actor(module: Any) -> None:
             return forward(self, sequences, action_mask, attention_mask, **more)
         rollouts = shared_prompts.read(sequences, action_mask, attention_mask)
         if rollouts and not getattr(self, "is_vlm", False) and shared_prompts.fits(model):
-            rows = shared_prompts.share(rollouts, model.config.hidden_size)
+            rows = shared_prompts.share(rollouts, model.config.get_text_config())
             if len(rows) < len(rollouts):
                 found = _forward_shared(self, shared_prompts.lay_out(rows), action_mask)
                 return found if more.get("return_output") else found[0]
@@ -70,15 +72,22 @@ def patch_actor(module: Any) -> None:
 
 def _forward_shared(actor: Any, rows: Any, action_mask: Any) -> tuple[Any, Any]:
     """What `Actor.forward` returns, from `shared_prompts.Rows`."""
+    import torch
+
+    from vpo_plugin.openrlhf import shared_prompts
+
+    hidden = torch.zeros(rows.attention.shape, dtype=_unwrapped(actor.model).dtype)
     output = actor.model(
         rows.sequences,
-        attention_mask=rows.attention,
+        # Of the model's type: torch would make one from a boolean mask in every layer, and keep it for the gradients.
+        attention_mask=hidden.masked_fill_(~rows.attention, -torch.inf),
         position_ids=rows.positions,
         logits_to_keep=rows.labels.shape[1],
     )
     output["logits"] = output["logits"].float()
     log_probs = log_probs_from_logits(output["logits"], rows.labels, actor.temperature)
-    placed = log_probs.new_zeros(action_mask.shape).index_put(rows.wanted, log_probs[rows.found])
+    found = log_probs[rows.labels != shared_prompts.IGNORED]
+    placed = log_probs.new_zeros(action_mask.shape).index_put(rows.places, found)
     return placed * action_mask.float(), output
 
 
@@ -118,7 +127,8 @@ def patch_loader(module: Any) -> None:
 
     def knowing_the_step(self: Any, *rest: Any, **more: Any) -> Any:
         per_step = self.strategy.accumulated_gradient * self.micro_train_batch_size
-        self.replay_buffer.one_step = len(self.replay_buffer) == per_step
+        # A mixture of experts' auxiliary loss is no sum over rollouts: it depends on the micro-batch.
+        self.replay_buffer.one_step = len(self.replay_buffer) == per_step and not self.aux_loss
         return ppo_train(self, *rest, **more)
 
     module.DataLoader, module.ActorPPOTrainer.ppo_train = together, knowing_the_step

@@ -175,8 +175,8 @@ def read_arguments(
         # The host clips what it puts on the last token. Its default is not meant for advantages, which go there.
         defaults["reward.clip_range"] = (-math.inf, math.inf)
     if on_cpu and not given["train.partial_rollout_enable"]:
-        # The engines read a prompt once for all its responses. The host empties the cache when the weights change, for
-        # which no response may be unfinished.
+        # The engines read a prompt once for all its responses. When the weights change, the cache is emptied, which
+        # vLLM cannot do while it writes responses.
         defaults["vllm.enable_prefix_caching"] = True
     # The host prints its arguments, and sends them to W&B.
     secrets = {flag: value and Secret(value) for flag, value in given.items() if SECRET.fullmatch(f"--{flag}")}

@@ -2,9 +2,11 @@
 
 A row of two responses holds the tokens `p1 p2 | p3 r1 r2 | p3 s1`. Each response begins with its own copy of the
 prompt's last token and ends before its last token, so each of its positions predicts one token of it. Attention and
-positions are those of a row per rollout, so log-probabilities and gradients are the same, up to rounding.
+positions are those of a row per rollout, so log-probabilities and gradients are the same, up to rounding. (With
+dropout, the responses of a row share what it drops of their prompt.)
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +39,8 @@ class Rows:
     """Which positions a position sees, shape (rows, 1, length, length), boolean."""
     labels: torch.Tensor
     """Shape (rows, kept), `IGNORED` where no token is predicted."""
-    found: tuple[torch.Tensor, torch.Tensor]
-    """Rows and columns of `labels`, one pair for each token of a response."""
-    wanted: tuple[torch.Tensor, torch.Tensor]
-    """Rows and columns of the action mask, in the same order."""
+    places: tuple[torch.Tensor, ...]
+    """Rows and columns of the action mask to which the labels other than `IGNORED` belong, in their order."""
 
 
 def read(sequences: torch.Tensor, action_mask: torch.Tensor, attention_mask: torch.Tensor) -> list[Rollout]:
@@ -63,42 +63,57 @@ def read(sequences: torch.Tensor, action_mask: torch.Tensor, attention_mask: tor
     return rollouts
 
 
-def share(rollouts: list[Rollout], hidden: int) -> list[list[Rollout]]:
+def share(rollouts: list[Rollout], config: Any) -> list[list[Rollout]]:
     """Rollouts of one prompt in rows, with as many responses in each as make the batch cheapest to compute.
 
-    More responses save copies of the prompt, and make rows longer, in which each position is compared with each.
+    More responses save copies of the prompt, and make rows longer, in which each position is compared with each. A
+    layer costs a position about 24 hidden² operations and 4 hidden more for each position of its row, and the output
+    layer costs each of a response 2 hidden · vocabulary.
 
     Args:
         rollouts: at least one.
-        hidden: the model's hidden size: a layer costs a token about 24 hidden² operations, and 4 hidden more for each
-            position of its row.
+        config: the model's, with `hidden_size`, `num_hidden_layers` and `vocab_size`.
     """
     groups: dict[tuple[int, ...], list[Rollout]] = {}
     for rollout in rollouts:
         groups.setdefault(rollout.prompt, []).append(rollout)
 
-    def split(size: int) -> list[list[Rollout]]:
-        return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
+    for group in groups.values():
+        group.sort(key=lambda rollout: len(rollout.response))
 
-    def cost(size: int) -> int:
+    def split(size: int) -> list[list[Rollout]]:
+        counts = {prompt: math.ceil(len(group) / size) for prompt, group in groups.items()}
+        return [group[at :: counts[prompt]] for prompt, group in groups.items() for at in range(counts[prompt])]
+
+    def cost(size: int) -> float:
         rows = split(size)
-        length = max(len(row[0].prompt) - 1 + sum(len(rollout.response) for rollout in row) for row in rows)
-        return len(rows) * length * (6 * hidden + length)
+        length, kept = _widths(rows)
+        output = kept * config.vocab_size / (2 * config.num_hidden_layers)
+        return len(rows) * (length * (6 * config.hidden_size + length) + output)
 
     return split(min(range(1, max(map(len, groups.values())) + 1), key=cost))
 
 
+def _responses(row: list[Rollout]) -> int:
+    """Tokens of the responses of a row."""
+    return sum(len(rollout.response) for rollout in row)
+
+
+def _widths(rows: list[list[Rollout]]) -> tuple[int, int]:
+    """Positions of the longest row, and of the longest responses of a row."""
+    return max(len(row[0].prompt) - 1 + _responses(row) for row in rows), max(map(_responses, rows))
+
+
 def lay_out(rows: list[list[Rollout]]) -> Rows:
     """Tensors of rows; all rollouts of a row have the same prompt, of at least one token."""
-    kept = max(sum(len(rollout.response) for rollout in row) for row in rows)
-    length = max(len(row[0].prompt) - 1 + sum(len(rollout.response) for rollout in row) for row in rows)
+    length, kept = _widths(rows)
     sequences, positions = torch.zeros(2, len(rows), length, dtype=torch.long)
     owner = torch.full((len(rows), length), -1)  # 0 for the prompt, from 1 on for the responses, -1 for padding
     labels = torch.full((len(rows), kept), IGNORED)
-    found, wanted = [], []
+    places = []
     for number, row in enumerate(rows):
         prompt = row[0].prompt
-        end = length - sum(len(rollout.response) for rollout in row)
+        end = length - _responses(row)
         here = slice(end - len(prompt) + 1, end)
         sequences[number, here], owner[number, here] = torch.tensor(prompt[:-1], dtype=torch.long), 0
         positions[number, here] = torch.arange(len(prompt) - 1)
@@ -111,29 +126,23 @@ def lay_out(rows: list[list[Rollout]]) -> Rows:
             at = end - (length - kept)
             labels[number, at : at + size] = torch.tensor(rollout.response)
             source, first = rollout.place
-            found += [(number, at + token) for token in range(size)]
-            wanted += [(source, first + token) for token in range(size)]
+            places += [(source, first + token) for token in range(size)]
             end += size
     query, key = owner[:, :, None], owner[:, None, :]
     attention = ((key == query) | ((key == 0) & (query > 0))).tril()[:, None]
-    return Rows(sequences, positions, attention, labels, _pair(found), _pair(wanted))
-
-
-def _pair(places: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, columns = torch.tensor(places).T
-    return rows, columns
+    return Rows(sequences, positions, attention, labels, torch.tensor(places).unbind(1))
 
 
 def fits(model: Any) -> bool:
     """Whether a model, out of its wrappers, can read such rows: what a token sees is what the mask allows."""
-    config = model.config
+    config = model.config.get_text_config()
     sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     return (
         type(model).__module__.startswith("transformers.")  # a model's own code may make its own mask
-        and config._attn_implementation == "sdpa"  # takes a boolean mask
+        and config._attn_implementation == "sdpa"  # takes any mask
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and not sliding
         and not getattr(config, "alibi", False)  # positions from a mask of two dimensions
-        and not getattr(config, "output_router_logits", False)  # the same for their loss
+        and not getattr(config, "output_router_logits", False)  # their loss reads a mask of two dimensions
         and not model._is_stateful  # recurrent layers
     )
