@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from host import importable_host
-from transformers import LlamaConfig, LlamaForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from vpo_plugin.models import TINY, resolve_policy
 from vpo_plugin.openrlhf.cpu_speed import PromptsTogether, idle_cores, log_probs_from_logits
@@ -97,6 +98,27 @@ def test_a_prompt_is_computed_once_for_its_responses(actors: dict) -> None:
     gradients = [torch.autograd.grad((values * advantages).sum(), parameters) for values in (found, wanted)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_learned_positions_and_a_short_prompt_beside_a_long_one(lora: bool, actors: dict) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=800, n_embd=16, n_layer=2, n_head=2))
+    model.set_attn_implementation("sdpa")
+    if lora:
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, fan_in_fan_out=True))
+    actor = type(actors["fp32"])(model.eval(), temperature=0.7)
+    actor.packing_samples = False
+    sequences = torch.randint(3, 60, (4, 740), generator=torch.Generator().manual_seed(2))
+    actions, attention = torch.zeros(4, 739, dtype=torch.long), torch.ones(4, 740, dtype=torch.long)
+    for row, (prompt, end) in enumerate([(700, 720), (700, 740), (20, 60), (20, 30)]):
+        actions[row, prompt - 1 : end - 1] = 1
+        attention[row, end:] = 0
+        sequences[row, :prompt] = sequences[row // 2 * 2, :prompt]
+    found, output = actor(sequences, actions, attention_mask=attention, return_output=True)
+    assert len(output["logits"]) == 2
+    torch.testing.assert_close(found, expected(model, sequences, actions, attention), rtol=1e-4, atol=1e-4)
+    found.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def test_a_prompt_is_computed_once_with_checkpoints_of_activations(actors: dict) -> None:
