@@ -115,7 +115,7 @@ def _unwrapped(model: Any) -> Any:
 
 
 def patch_loader(module: Any) -> None:
-    """Patch `openrlhf.trainer.ray.ppo_actor`: micro-batches of similar lengths if one step takes all rollouts."""
+    """Patch `openrlhf.trainer.ray.ppo_actor`: prompts and similar lengths together, if one step takes all."""
     loader = module.DataLoader
 
     def together(dataset: Any, *, batch_size: int, shuffle: bool, drop_last: bool, **more: Any) -> Any:
