@@ -546,6 +546,9 @@ def test_without_cuda_the_engines_read_a_prompt_once_for_its_responses(training:
     assert cached()
     assert not cached("--train.async_enable", "--train.partial_rollout_enable")
     assert not cached(on_cpu=False)
+    both = ["--train.async_enable", "--train.partial_rollout_enable", "--vllm.enable_prefix_caching"]
+    _, _, mistakes = launcher.read_arguments(host_parser(), training.command(*both)[3:], on_cpu=True)
+    assert any("Drop one of them" in mistake for mistake in mistakes)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,11 @@ def check_cuda(given: Flags) -> Iterator[str]:
     for flag, (most, reason) in cpu.HOST_LIMITS.items():
         if given[flag] > most:
             yield f"--{flag} {given[flag]} needs CUDA, which this machine does not have: {reason}."
+    if given["train.partial_rollout_enable"] and given["vllm.enable_prefix_caching"]:
+        yield (
+            "--vllm.enable_prefix_caching needs CUDA with --train.partial_rollout_enable: vLLM keeps what it "
+            "cached with old weights while responses are unfinished. Drop one of them."
+        )
 
 
 def check_engines(given: Flags) -> Iterator[str]:

@@ -317,8 +317,7 @@ def _patch_engine(module: Any) -> None:
         if cached and not await self.llm.reset_prefix_cache():
             raise RuntimeError(
                 "vLLM still writes responses while its weights change, so it keeps the prompts that it has read with "
-                "the old ones: an agent must wait for all its responses, and --train.partial_rollout_enable excludes "
-                "--vllm.enable_prefix_caching without CUDA."
+                "the old ones: an agent must wait for all its responses."
             )
 
     actor_class = module.RolloutRayActor.__ray_metadata__.modified_class
